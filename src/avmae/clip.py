@@ -1,0 +1,83 @@
+"""What data and model must agree on: the shape of one clip."""
+
+from dataclasses import dataclass
+
+from avmae.errors import InputError
+
+HOP_SECONDS = 0.010
+"""One spectrogram frame, as AudioMAE and CAV-MAE use it."""
+
+SPECTROGRAM_MULTIPLE = 16
+"""Spectrogram frames are cut to a multiple of this, the usual patch, so that any stride and rate give whole patches."""
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """One window of a clip, as the datamodule hands it over and the model takes it.
+
+    The frames are those on display at ``start + i * stride / fps`` seconds, so the window lasts the same time whatever
+    a file's own frame rate, and its sound always has the same length. On a 25 fps file this is every ``stride``-th
+    frame.
+
+    Args:
+        frames: pictures per clip.
+        stride: distance of two pictures, in frames of the reference rate.
+        fps: the reference frame rate, in Hz. UCF101 is mostly 25.
+        size: height and width of the square picture, in pixels.
+        sample_rate: of the mono sound, in Hz.
+        mel_bins: height of the log-mel spectrogram.
+        pixel_mean: per RGB channel, of pixels in [0, 1].
+        pixel_std: per RGB channel, of pixels in [0, 1].
+        mel_mean: of the natural-log mel power spectrogram.
+        mel_std: of the natural-log mel power spectrogram.
+
+    Raises:
+        InputError: a count, rate or deviation is not positive, or the window is too short for one spectrogram patch.
+    """
+
+    frames: int = 16
+    stride: int = 4
+    fps: float = 25.0
+    size: int = 224
+    sample_rate: int = 16_000
+    mel_bins: int = 128
+    pixel_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    pixel_std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    mel_mean: float = -6.0
+    mel_std: float = 4.0
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "stride", "fps", "size", "sample_rate", "mel_bins", "mel_std"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"clip.{name} must be positive, not {getattr(self, name)}")
+        object.__setattr__(self, "pixel_mean", tuple(self.pixel_mean))
+        object.__setattr__(self, "pixel_std", tuple(self.pixel_std))
+        if len(self.pixel_mean) != 3 or len(self.pixel_std) != 3 or not all(s > 0 for s in self.pixel_std):
+            raise InputError("clip.pixel_mean and clip.pixel_std take three numbers each, and deviations above 0")
+        if self.spectrogram_frames == 0:
+            raise InputError(
+                f"clip: {self.frames} frames at stride {self.stride} and {self.fps:g} fps last {self.seconds:.3f} s, "
+                "too short for one spectrogram patch; raise clip.frames or clip.stride"
+            )
+
+    @property
+    def seconds(self) -> float:
+        """Length of the window."""
+        return self.frames * self.stride / self.fps
+
+    @property
+    def samples(self) -> int:
+        """Length of the window's sound."""
+        return round(self.seconds * self.sample_rate)
+
+    @property
+    def spectrogram_frames(self) -> int:
+        """Spectrogram columns of 10 ms, cut to whole patches."""
+        columns = int(self.seconds / HOP_SECONDS + 1e-6)
+        return columns - columns % SPECTROGRAM_MULTIPLE
+
+    @property
+    def canvas(self) -> tuple[int, int]:
+        """Height and width that workers scale every picture to: 240x320 at 224 px, UCF101's own frame, untouched."""
+        height = 2 * round(self.size * 15 / 28)
+        return height, 2 * round(height * 2 / 3)

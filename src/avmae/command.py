@@ -1,0 +1,211 @@
+"""What the commands share: composing, plain configs, errors that a user can read, and processes."""
+
+import dataclasses
+import functools
+import os
+import re
+import sys
+import uuid
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from avmae.errors import InputError
+
+CONF = str(Path(__file__).parent / "conf")
+Spec = TypeVar("Spec")
+
+
+def command(config_name: str) -> Callable[[Callable[[dict[str, Any]], Any]], Callable[[], Any]]:
+    """Make a function of a resolved plain config a command.
+
+    The config gets ``run_dir``, the folder that Hydra made for this run. Errors of users' making are printed as one
+    message, and the process ends with code 1.
+    """
+
+    def decorate(function: Callable[[dict[str, Any]], Any]) -> Callable[[], Any]:
+        @hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)
+        @functools.wraps(function)
+        def main(cfg: DictConfig) -> Any:
+            known = OmegaConf.load(f"{CONF}/{config_name}.yaml")
+            allowed = set(known) | {k for d in known.get("defaults", []) if isinstance(d, DictConfig) for k in map(str, d)}
+            unknown = sorted(set(map(str, cfg)) - {name.removeprefix("optional ") for name in allowed})
+            try:
+                if unknown:
+                    raise InputError(f"unknown key {unknown[0]}; the keys are {', '.join(sorted(map(str, cfg)))}")
+                config = plain(cfg)
+                config["run_dir"] = HydraConfig.get().runtime.output_dir
+                return function(config)
+            except (InputError, InstantiationException) as error:
+                fail(error)
+
+        return main
+
+    return decorate
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """A config as plain dicts and lists, every interpolation resolved; names what is missing.
+
+    Raises:
+        InputError: a mandatory value was not given.
+    """
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise InputError(f"{missing[0]} must be given: add {missing[0]}=VALUE to the command")
+    config = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config.items()}
+
+
+def fail(error: Exception) -> None:
+    """Print an error's own message and exit; AVMAE_TRACEBACK=1 shows where it was raised."""
+    if os.environ.get("AVMAE_TRACEBACK"):
+        raise error
+    message = str(error)
+    if isinstance(error, InstantiationException):
+        # Hydra wraps what the constructor raised; the user needs that alone.
+        message = str(error.__cause__ or error).splitlines()[0]
+        key = re.search(r"full_key: (\S+)", str(error))
+        message = f"{key[1]}: {message}" if key and not isinstance(error.__cause__, InputError) else message
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    raise SystemExit(1)
+
+
+def spec(cls: type[Spec], key: str, values: Mapping[str, Any]) -> Spec:
+    """Build a settings class from a config node.
+
+    Raises:
+        InputError: a key that the class does not have.
+    """
+    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(names))
+    if unknown:
+        raise InputError(f"unknown key {key}.{unknown[0]}; {key} has {', '.join(names)}")
+    return cls(**values)
+
+
+def run_folder(logs: str, name: str, resume: str | None) -> str:
+    """Where a run writes: a new folder, or that of the run it resumes."""
+    if resume is None:
+        return f"{logs}/{name}/{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    return str(resume_checkpoint(logs, name, resume).parent.parent)
+
+
+def resume_checkpoint(logs: str, name: str, resume: str) -> Path:
+    """The checkpoint that ``resume=`` means.
+
+    Raises:
+        InputError: there is none.
+    """
+    if resume != "last":
+        path = Path(resume).expanduser()
+        if not path.is_file():
+            raise InputError(f"resume={resume} is not a file; give a checkpoint's path, or resume=last")
+        return path.absolute()
+    found = sorted(Path(logs, name).glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise InputError(f"resume=last: no checkpoint under {logs}/{name}; start without resume=, or give a path")
+    return found[-1].absolute()
+
+
+def launch(function: Callable[[dict[str, Any]], Any], config: dict[str, Any], processes: int) -> Any:
+    """Run a function of a config in this process, or in several local ones that know each other.
+
+    The processes are torchrun's, started from here with the resolved config, so it works the same inside a sweep: if one
+    dies, all end. Where torchrun or SLURM has started us, this process is one of those already.
+
+    Returns:
+        What the first process returned.
+
+    Raises:
+        InputError: a process failed with one, or died.
+    """
+    external = "RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1
+    if processes == 1 or external:
+        return function(config)
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    settings = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
+    try:
+        return elastic_launch(settings, _Process(function))(config)[0]
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        message = re.sub(r"^(InputError|MediaError): ", "", failure.message)
+        raise InputError(f"process {rank} of {processes} failed: {message}") from error
+
+
+class _Process:
+    """One of several processes; leaves its error where the launcher reads it."""
+
+    def __init__(self, function: Callable[[dict[str, Any]], Any]) -> None:
+        self.function = function
+        self.__name__ = self.__qualname__ = function.__name__
+
+    def __call__(self, config: dict[str, Any]) -> Any:
+        from torch.distributed.elastic.multiprocessing.errors import record
+
+        try:
+            return record(self.function)(config)
+        except (InputError, InstantiationException):
+            raise SystemExit(1) from None
+
+
+class SweepTable(Callback):
+    """Ends a multirun with one table over its jobs, on the terminal and in `sweep.csv`."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, str]] = []
+
+    def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
+        """Keep what the job returned."""
+        if config.hydra.mode != RunMode.MULTIRUN or not isinstance(job_return._return_value, dict):
+            return
+        overrides = dict(o.lstrip("+").split("=", 1) for o in job_return.overrides)
+        metrics = {k: f"{v:.4g}" for k, v in job_return._return_value.items() if isinstance(v, float | int)}
+        self.rows.append({"job": str(config.hydra.job.num), **overrides, **metrics})
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Print and write the table."""
+        if not self.rows:
+            return
+        import csv
+
+        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        # What all jobs share, such as a long path, says nothing about the sweep.
+        varied = [n for n in names if n == "job" or len({row.get(n, "") for row in self.rows}) > 1 or len(self.rows) == 1]
+        print_table(varied, [[row.get(name, "") for name in varied] for row in self.rows])
+        file = Path(config.hydra.sweep.dir, "sweep.csv")
+        with file.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, names)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        print(f"wrote {file}")
+
+
+def print_table(header: list[str], rows: list[list[str]]) -> None:
+    """Print aligned columns."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in (header, ["-" * width for width in widths], *rows):
+        print("  ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))))
+
+
+OmegaConf.register_new_resolver("run_folder", run_folder, use_cache=True, replace=True)

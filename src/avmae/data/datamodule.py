@@ -1,0 +1,192 @@
+"""A data set to batches on the device, for training, validation and test."""
+
+from pathlib import Path
+from typing import Any, TypedDict
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from avmae.clip import ClipSpec
+from avmae.data.augment import cut_boxes
+from avmae.data.csv import read_csv
+from avmae.data.dataset import AugmentSpec, ClipDataset, Sample, collate
+from avmae.data.sampling import EvalSampler, TrainSampler
+from avmae.data.spectrogram import LogMel
+from avmae.data.splits import ClipEntry, Splits
+from avmae.data.synthetic import write_synthetic
+from avmae.data.ucf101 import read_ucf101
+from avmae.errors import InputError
+
+LOADER_TIMEOUT_SECONDS = 180
+
+
+class Batch(TypedDict):
+    """What the tasks get; B counts views.
+
+    Keys:
+        video: (B, 3, T, H, W) float32, normalised.
+        audio: (B, 1, L, F) float32, normalised log-mel; of no meaning where ``has_audio`` is False.
+        has_audio: (B,) bool.
+        label: (B,) int64.
+        clip_id: (B,) int64; -1 where the view is not to be scored.
+        view: (B,) int64.
+        unreadable: what went wrong with clips that could not be read.
+    """
+
+    video: Tensor
+    audio: Tensor
+    has_audio: Tensor
+    label: Tensor
+    clip_id: Tensor
+    view: Tensor
+    unreadable: list[str]
+
+
+class BatchTransform:
+    """Samples to a `Batch`, on the device the samples are on: cut, normalise, spectrogram."""
+
+    def __init__(self, clip: ClipSpec) -> None:
+        self.clip = clip
+        self.spectrogram = LogMel(clip)
+
+    def __call__(self, sample: Sample) -> Batch:
+        """Expand each of B samples into its R views."""
+        device = sample["frames"].device
+        mean, std = (
+            torch.tensor(values, device=device).view(3, 1, 1, 1) for values in (self.clip.pixel_mean, self.clip.pixel_std)
+        )
+        repeats = sample["boxes"].shape[1]
+        view = sample["view"][:, None] + torch.arange(repeats, device=device)
+        return Batch(
+            video=(cut_boxes(sample["frames"], sample["boxes"], self.clip.size) - mean) / std,
+            audio=self.spectrogram.to(device)(sample["waveform"]).repeat_interleave(repeats, 0),
+            has_audio=sample["has_audio"].repeat_interleave(repeats),
+            label=sample["label"].repeat_interleave(repeats),
+            clip_id=sample["clip_id"].repeat_interleave(repeats),
+            view=view.flatten(),
+            unreadable=sample["unreadable"],
+        )
+
+
+class ClipDataModule(L.LightningDataModule):
+    """Reads clips by the lists of a data set.
+
+    Args:
+        splits: the clips of each part.
+        clip: shape of a window.
+        audio: read the sound, too; False for systems of pictures alone.
+        batch_size: windows a process and step.
+        workers: reading processes for each training process.
+        segments: windows of each clip at test time.
+        crops: boxes of each test window.
+        augment: how training views are drawn.
+        seed: of the run.
+    """
+
+    def __init__(
+        self,
+        splits: Splits,
+        clip: ClipSpec,
+        audio: bool = True,
+        batch_size: int = 8,
+        workers: int = 2,
+        segments: int = 1,
+        crops: int = 1,
+        augment: AugmentSpec | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.splits = splits
+        self.clip, self.audio, self.batch_size, self.workers = clip, audio, batch_size, workers
+        self.segments, self.crops, self.seed = segments, crops, seed
+        self.augment = augment or AugmentSpec()
+        self.transform = BatchTransform(clip)
+
+    @property
+    def classes(self) -> list[str]:
+        """Names by label."""
+        return self.splits.classes
+
+    def _loader(self, dataset: ClipDataset, sampler: TrainSampler | EvalSampler) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            collate_fn=collate,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            timeout=LOADER_TIMEOUT_SECONDS if self.workers else 0,
+        )
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches of random windows, going on where a resumed run stopped."""
+        if not self.splits.train:
+            raise InputError("the data set has no training clips; set data.train")
+        trainer = self.trainer
+        assert trainer is not None
+        dataset = ClipDataset(self.splits.train, self.clip, self.audio, self.augment)
+        sampler = TrainSampler(len(dataset), self.batch_size, self.seed, trainer.global_rank, trainer.world_size)
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        finished, sampler.start = divmod(done, len(sampler))
+        sampler.epoch = trainer.current_epoch + finished
+        return self._loader(dataset, sampler)
+
+    def _eval_loader(self, entries: list[ClipEntry], segments: int, crops: int) -> DataLoader:
+        dataset = ClipDataset(entries, self.clip, self.audio, None, segments, crops)
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return self._loader(dataset, EvalSampler(len(entries), segments, self.batch_size, self.seed, rank, world))
+
+    def val_dataloader(self) -> DataLoader | list:
+        """The centre of each validation clip."""
+        return self._eval_loader(self.splits.val, 1, 1) if self.splits.val else []
+
+    def test_dataloader(self) -> DataLoader | list:
+        """Segments x crops of each test clip."""
+        return self._eval_loader(self.splits.test, self.segments, self.crops) if self.splits.test else []
+
+    def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Batch:
+        """Cut, normalise and take spectrograms on the device."""
+        return self.transform(batch)
+
+    def transfer_batch_to_device(self, batch: Sample, device: torch.device, dataloader_idx: int) -> Any:
+        """Move the tensors; messages stay."""
+        return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+
+class UCF101DataModule(ClipDataModule):
+    """UCF101 by its official lists.
+
+    Args:
+        root: see `read_ucf101`.
+        fold: 1, 2 or 3.
+        val_groups: see `read_ucf101`.
+        reading: see `ClipDataModule`.
+    """
+
+    def __init__(self, root: str, fold: int = 1, val_groups: int = 2, **reading: Any) -> None:
+        super().__init__(read_ucf101(root, fold, val_groups), **reading)
+
+
+class CSVDataModule(ClipDataModule):
+    """Lists of `path label`; see `read_csv`."""
+
+    def __init__(
+        self,
+        train: str | None = None,
+        val: str | None = None,
+        test: str | None = None,
+        root: str | None = None,
+        classes: int | list[str] | None = None,
+        **reading: Any,
+    ) -> None:
+        super().__init__(read_csv(train, val, test, root, classes), **reading)
+
+
+class SyntheticDataModule(UCF101DataModule):
+    """The embedded miniature of UCF101, written at first use; see `write_synthetic`."""
+
+    def __init__(self, root: str, **reading: Any) -> None:
+        write_synthetic(Path(root))
+        super().__init__(root, **reading)

@@ -1,0 +1,153 @@
+"""Requests to samples: what a worker does for one clip."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from avmae.clip import ClipSpec
+from avmae.data.augment import Box, center_boxes, random_box
+from avmae.data.media import Window, read_window
+from avmae.data.sampling import Request
+from avmae.data.splits import ClipEntry
+from avmae.errors import MediaError
+
+TRIES = 10
+
+
+@dataclass(frozen=True)
+class AugmentSpec:
+    """How training views are drawn.
+
+    Args:
+        scale: smallest and largest share of the picture's area that is cut.
+        ratio: smallest and largest width / height of what is cut.
+        flip: probability of mirroring.
+        repeats: views cut from each decoded window (VideoMAE's repeated sampling).
+    """
+
+    scale: tuple[float, float] = (0.5, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    repeats: int = 1
+
+
+class Sample(TypedDict):
+    """One decoded window and the boxes to cut from it; a batch of them has a leading axis B.
+
+    Keys:
+        frames: (T, H, W, 3) uint8 on the clip's canvas.
+        waveform: (samples,) float32 in [-1, 1].
+        boxes: (R, 4) float32.
+        has_audio: () bool.
+        label: () int64.
+        clip_id: () int64, the clip's index in its part; -1 where it is not to be scored.
+        view: () int64, number of the first of the R views.
+        unreadable: what went wrong with clips that could not be read.
+    """
+
+    frames: Tensor
+    waveform: Tensor
+    boxes: Tensor
+    has_audio: Tensor
+    label: Tensor
+    clip_id: Tensor
+    view: Tensor
+    unreadable: list[str]
+
+
+class ClipDataset(Dataset[Sample]):
+    """Reads one window a request.
+
+    In training the window is placed at random and its boxes are drawn; a clip that cannot be read is replaced by another
+    and named in the sample. At test time the windows are evenly spaced, and a clip that cannot be read comes back empty
+    with ``clip_id`` -1.
+
+    Args:
+        entries: the clips.
+        clip: shape of a window.
+        audio: read the sound, too.
+        augment: how training views are drawn; None for test.
+        segments: windows of each clip, at test time.
+        crops: boxes of each window, at test time.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[ClipEntry],
+        clip: ClipSpec,
+        audio: bool = True,
+        augment: AugmentSpec | None = None,
+        segments: int = 1,
+        crops: int = 1,
+    ) -> None:
+        self.entries, self.clip, self.audio, self.augment = entries, clip, audio, augment
+        self.segments, self.crops = segments, crops
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, request: Request) -> Sample:
+        rng = np.random.default_rng(request.seed)
+        if self.augment is None:
+            return self._test_sample(request)
+        index, unreadable = request.index, []
+        for _ in range(TRIES):
+            try:
+                window = self._read(index, rng.random())
+            except MediaError as error:
+                unreadable.append(str(error))
+                index = int(rng.integers(len(self.entries)))
+                continue
+            spec = self.augment
+            boxes = [random_box(rng, window.aspect, spec.scale, spec.ratio, spec.flip) for _ in range(spec.repeats)]
+            return make_sample(window, boxes, self.entries[index].label, index, 0, unreadable)
+        raise MediaError(f"{TRIES} clips in a row cannot be read; the last: {unreadable[-1]}")
+
+    def _test_sample(self, request: Request) -> Sample:
+        position = 0.5 if self.segments == 1 else request.segment / (self.segments - 1)
+        unreadable = []
+        try:
+            window = self._read(request.index, position)
+        except MediaError as error:
+            unreadable.append(str(error))
+            height, width = self.clip.canvas
+            frames = np.zeros((self.clip.frames, height, width, 3), np.uint8)
+            window = Window(frames, np.zeros(self.clip.samples, np.float32), False, 0.0, width / height)
+        clip_id = request.index if request.scored and not unreadable else -1
+        boxes = center_boxes(window.aspect, self.crops)
+        label = self.entries[request.index].label
+        return make_sample(window, boxes, label, clip_id, request.segment * self.crops, unreadable)
+
+    def _read(self, index: int, position: float) -> Window:
+        return read_window(self.entries[index].path, self.clip, position, self.clip.canvas, self.audio)
+
+
+def make_sample(
+    window: Window, boxes: list[Box], label: int, clip_id: int = 0, view: int = 0, unreadable: list[str] | None = None
+) -> Sample:
+    """A window and the boxes to cut from it as tensors."""
+    return Sample(
+        frames=torch.from_numpy(window.frames),
+        waveform=torch.from_numpy(window.waveform),
+        boxes=torch.tensor(boxes, dtype=torch.float32),
+        has_audio=torch.tensor(window.has_audio),
+        label=torch.tensor(label),
+        clip_id=torch.tensor(clip_id),
+        view=torch.tensor(view),
+        unreadable=unreadable or [],
+    )
+
+
+def collate(samples: list[Sample]) -> Sample:
+    """Stack samples; the messages of all are joined."""
+    stacked = {
+        key: torch.stack([sample[key] for sample in samples])  # type: ignore[literal-required]
+        for key in samples[0]
+        if key != "unreadable"
+    }
+    return Sample(**stacked, unreadable=[m for sample in samples for m in sample["unreadable"]])  # type: ignore[typeddict-item]

@@ -1,0 +1,109 @@
+"""Which clips make up each batch, as a function of seed and epoch alone.
+
+A request carries all that a worker needs to know, so what is read does not depend on how many workers or processes
+share the reading, and a run can go on from any batch.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from avmae.errors import InputError
+
+
+@dataclass(frozen=True)
+class Request:
+    """One reading of one clip.
+
+    Args:
+        index: of the clip in its part of the data set.
+        seed: of the reading's random choices.
+        segment: of the clip, at test time.
+        scored: False for repetitions that only fill the last batch.
+    """
+
+    index: int
+    seed: tuple[int, ...] = (0,)
+    segment: int = 0
+    scored: bool = True
+
+
+class TrainSampler(Sampler[list[Request]]):
+    """Batches of a new permutation each epoch; what does not fill a last batch is left out.
+
+    A batch of all processes is cut into contiguous parts, one a process: 2 processes with b clips each see what 1 process
+    with 2b clips sees.
+
+    Args:
+        clips: how many there are.
+        batch_size: clips a process.
+        seed: of the run.
+        rank: of this process.
+        world: number of processes.
+        epoch: to start from.
+        start: batches of that epoch already seen.
+
+    Raises:
+        InputError: fewer clips than one batch of all processes.
+    """
+
+    def __init__(
+        self, clips: int, batch_size: int, seed: int, rank: int = 0, world: int = 1, epoch: int = 0, start: int = 0
+    ) -> None:
+        if clips < batch_size * world:
+            raise InputError(
+                f"{clips} training clips do not fill one batch of {batch_size} clips x {world} processes; "
+                f"lower data.batch_size to {max(1, clips // world)}"
+            )
+        self.clips, self.batch_size, self.seed, self.rank, self.world = clips, batch_size, seed, rank, world
+        self.epoch, self.start = epoch, start
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go on to a later epoch; Lightning calls this before each."""
+        if epoch > self.epoch:
+            self.epoch, self.start = epoch, 0
+
+    def __len__(self) -> int:
+        return self.clips // (self.batch_size * self.world)
+
+    def __iter__(self) -> Iterator[list[Request]]:
+        epoch = self.epoch
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.clips)
+        for batch in range(self.start, len(self)):
+            first = (batch * self.world + self.rank) * self.batch_size
+            yield [Request(int(i), (self.seed, epoch, int(i))) for i in order[first : first + self.batch_size]]
+
+
+class EvalSampler(Sampler[list[Request]]):
+    """Every segment of every clip once, in order, in batches of one size on every process.
+
+    The end is filled with repetitions that are not scored: the number and shape of batches is the same on all processes,
+    as collective operations and compiled models want it.
+
+    Args:
+        clips: how many there are.
+        segments: windows of each, evenly spaced.
+        batch_size: windows a process.
+        seed: of the run; readings are seeded by it and the clip.
+        rank: of this process.
+        world: number of processes.
+    """
+
+    def __init__(self, clips: int, segments: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
+        self.clips, self.segments, self.batch_size, self.seed = clips, segments, batch_size, seed
+        self.rank, self.world = rank, world
+
+    def __len__(self) -> int:
+        return -(-self.clips * self.segments // (self.batch_size * self.world))
+
+    def __iter__(self) -> Iterator[list[Request]]:
+        windows = self.clips * self.segments
+        for batch in range(len(self)):
+            first = (batch * self.world + self.rank) * self.batch_size
+            numbers = range(first, first + self.batch_size)
+            yield [
+                Request((n % windows) // self.segments, (self.seed, n % windows), n % self.segments, scored=n < windows)
+                for n in numbers
+            ]

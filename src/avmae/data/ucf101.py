@@ -1,0 +1,97 @@
+"""UCF101 as it is distributed: `UCF-101/<Class>/v_<Class>_gGG_cCC.avi` and the official lists in `ucfTrainTestlist/`."""
+
+import re
+from pathlib import Path
+
+from avmae.data.splits import ClipEntry, Splits
+from avmae.errors import InputError
+
+VIDEOS, LISTS = "UCF-101", "ucfTrainTestlist"
+
+
+def read_ucf101(root: str | Path, fold: int = 1, val_groups: int = 2) -> Splits:
+    """Read the official train and test lists of one fold.
+
+    Validation takes whole groups off the end of the train list (the highest-numbered ones), because clips of a group show
+    the same scene: a random validation set would leak.
+
+    The folder `HandstandPushups` holds files named `v_HandStandPushups_*`, and some copies spell the folder like the
+    files, so names are matched without regard to case.
+
+    Args:
+        root: folder that holds `UCF-101` and `ucfTrainTestlist`.
+        fold: 1, 2 or 3.
+        val_groups: how many of the fold's train groups validate; 0 trains on the whole list, as published results do.
+
+    Raises:
+        InputError: a folder, list or listed file is missing, a line is malformed, or no group is left for training.
+    """
+    root = Path(root).expanduser()
+    if fold not in (1, 2, 3):
+        raise InputError(f"data.fold must be 1, 2 or 3, not {fold}")
+    for folder in (root, root / VIDEOS, root / LISTS):
+        if not folder.is_dir():
+            raise InputError(
+                f"{folder} is not a folder; data.root must hold {VIDEOS}/<Class>/*.avi and the official lists in {LISTS}/"
+            )
+    classes = [name for _, name in _numbered_classes(root / LISTS / "classInd.txt")]
+    files = {
+        f"{file.parent.name}/{file.name}".casefold(): file for file in sorted((root / VIDEOS).glob("*/*")) if file.is_file()
+    }
+    if not files:
+        raise InputError(f"{root / VIDEOS} holds no clips; unpack UCF101.rar there so that it has a folder per class")
+    train = _read_list(root / LISTS / f"trainlist0{fold}.txt", files, classes)
+    test = _read_list(root / LISTS / f"testlist0{fold}.txt", files, classes)
+
+    groups = sorted({entry.group for entry in train})
+    if not 0 <= val_groups < len(groups):
+        raise InputError(f"data.val_groups={val_groups} must leave some of the {len(groups)} train groups of fold {fold}")
+    held_out = set(groups[len(groups) - val_groups :])
+    return Splits(
+        train=[entry for entry in train if entry.group not in held_out],
+        val=[entry for entry in train if entry.group in held_out],
+        test=test,
+        classes=classes,
+    )
+
+
+def _lines(file: Path) -> list[str]:
+    if not file.is_file():
+        raise InputError(f"{file} is missing; put UCF101's official lists (UCF101TrainTestSplits) in {file.parent}")
+    return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _numbered_classes(file: Path) -> list[tuple[int, str]]:
+    numbered = []
+    for number, line in enumerate(_lines(file), start=1):
+        match = re.fullmatch(r"(\d+)\s+(\S+)", line)
+        if not match or int(match[1]) != number:
+            raise InputError(f"{file}:{number}: expected '{number} ClassName', found '{line}'")
+        numbered.append((number, match[2]))
+    return numbered
+
+
+def _read_list(file: Path, files: dict[str, Path], classes: list[str]) -> list[ClipEntry]:
+    labels = {name.casefold(): label for label, name in enumerate(classes)}
+    # Where a copy spells a folder another way than the lists do, the file's own class still tells.
+    by_name = {path.name.casefold(): path for path in files.values()}
+    entries, missing = [], []
+    for number, line in enumerate(_lines(file), start=1):
+        name, _, label = line.partition(" ")
+        match = re.fullmatch(r"(?P<folder>[^/]+)/(?P<file>v_.+_(?P<group>g\d+)_c\d+\.\w+)", name)
+        if not match or match["folder"].casefold() not in labels:
+            raise InputError(f"{file}:{number}: expected 'Class/v_Class_gGG_cCC.avi' of a known class, found '{line}'")
+        expected = labels[match["folder"].casefold()]
+        if label and label != str(expected + 1):
+            raise InputError(f"{file}:{number}: label {label} is not class {match['folder']} ({expected + 1}) of classInd.txt")
+        path = files.get(name.casefold()) or by_name.get(match["file"].casefold())
+        if path is None:
+            missing.append(name)
+        else:
+            entries.append(ClipEntry(path, expected, match["group"]))
+    if missing:
+        raise InputError(
+            f"{file} names {len(missing)} file{'s' if len(missing) > 1 else ''} that are not under {VIDEOS}/, the first "
+            f"{', '.join(missing[:3])}; restore them or take their lines off the list"
+        )
+    return entries

@@ -1,0 +1,215 @@
+"""The masked autoencoder: hide most tokens, encode the rest, fuse, predict what was hidden.
+
+What is notable:
+- the paper's four systems are settings of this one class: which modalities, how they are fused;
+- both modalities run through the same code, a picture stack being a grid of 3 axes and a spectrogram one of 2;
+- patches are cut once and serve as input where visible and as target where hidden;
+- only visible tokens are embedded and encoded, only hidden ones go through the head, only hidden ones count in the loss;
+- masks are an argument, so the model is deterministic given them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Generator, Tensor, nn
+
+from avmae.models.encoder import LAYERS, Encoder, Transformer
+from avmae.models.masking import Mask, Masking
+from avmae.models.tokens import Grid, gather_tokens, scatter_tokens, sincos_positions
+
+
+class Decoder(nn.Module):
+    """Predicts the hidden patches of one modality from its fused visible tokens (VideoMAE section 3.4).
+
+    Args:
+        grid: how the modality is cut.
+        encoder_dim: of the fused tokens.
+        dim: of the decoder's tokens.
+        depth: blocks.
+        heads: of each block.
+    """
+
+    positions: Tensor
+
+    def __init__(self, grid: Grid, encoder_dim: int, dim: int, depth: int, heads: int) -> None:
+        super().__init__()
+        self.grid = grid
+        self.encoder_norm = nn.LayerNorm(encoder_dim)
+        self.project = nn.Linear(encoder_dim, dim, bias=False)
+        self.mask_token = nn.Parameter(torch.zeros(dim))
+        self.register_buffer("positions", sincos_positions(grid.tokens, dim), persistent=False)
+        self.blocks = Transformer(dim, depth, heads)
+        self.norm = nn.LayerNorm(dim)
+        self.head = nn.Linear(dim, grid.patch_dim)
+
+    def forward(self, tokens: Tensor, mask: Mask) -> Tensor:
+        """Predict from (B, V, encoder_dim) the hidden patches (B, H, P, C)."""
+        visible = self.project(self.encoder_norm(tokens)) + self.positions[mask.visible]
+        hidden = self.mask_token + self.positions[mask.hidden]
+        decoded = self.blocks(torch.cat([visible, hidden.to(visible.dtype)], 1))[:, visible.shape[1] :]
+        return self.head(self.norm(decoded)).unflatten(-1, (-1, self.grid.channels))
+
+
+@dataclass
+class Reconstruction:
+    """What the autoencoder says of one batch.
+
+    Args:
+        loss: scalar float32, the weighted sum over modalities of the batch mean; an absent modality counts as 0, so that
+            the mean over processes is the mean over clips.
+        losses: by modality (B,) float32, the mean squared error over hidden patches; 0 where the clip lacks it.
+        predictions: by modality (B, H, P, C) of the hidden patches, in the units of the target.
+    """
+
+    loss: Tensor
+    losses: dict[str, Tensor]
+    predictions: dict[str, Tensor]
+
+
+def normalize_patches(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalise (B, N, P, C) over the P elements of each patch and channel.
+
+    As VideoMAE: the variance is unbiased and the epsilon of 1e-6 is added outside the root.
+
+    Returns:
+        The normalised patches, and mean and root with epsilon, both (B, N, 1, C).
+    """
+    mean = patches.mean(2, keepdim=True)
+    std = patches.var(2, keepdim=True, unbiased=True).sqrt() + 1e-6
+    return (patches - mean) / std, mean, std
+
+
+class MaskedAutoencoder(nn.Module):
+    """Encoder, a decoder for each modality, and their masks.
+
+    Args:
+        encoder: shared with the classifier.
+        decoders: by modality.
+        maskings: by modality.
+        normalize_target: predict patches normalised by their own mean and variance (MAE section 4, VideoMAE).
+        loss_weights: by modality.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        decoders: Mapping[str, Decoder],
+        maskings: Mapping[str, Masking],
+        normalize_target: bool = True,
+        loss_weights: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoders = nn.ModuleDict(decoders)
+        self.maskings = nn.ModuleDict(maskings)
+        self.normalize_target = normalize_target
+        self.loss_weights = {name: (loss_weights or {}).get(name, 1.0) for name in decoders}
+        self.apply(_initialize)
+        for decoder in decoders.values():
+            nn.init.trunc_normal_(decoder.mask_token, std=0.02)
+
+    def draw_masks(self, clips: int, generator: Generator, rank: int = 0, world: int = 1) -> dict[str, Mask]:
+        """Draw every modality's masks for ``clips`` clips of this process; see `Masking`."""
+        return {
+            name: masking(clips * self.decoders[name].grid.stack, generator, rank, world)
+            for name, masking in self.maskings.items()
+        }
+
+    def forward(self, batch: Mapping[str, Tensor], masks: Mapping[str, Mask]) -> Reconstruction:
+        """Reconstruct the hidden patches.
+
+        Args:
+            batch: video (B, 3, T, H, W), audio (B, 1, L, F), has_audio (B,) bool; what a system has no use for may lack.
+            masks: by modality.
+        """
+        patches = self.encoder.patchify(batch)
+        tokens = self.encoder(patches, batch["has_audio"], {name: mask.visible for name, mask in masks.items()})
+        predictions = {name: decoder(tokens[name], masks[name]) for name, decoder in self.decoders.items()}
+
+        losses = {}
+        for name, prediction in predictions.items():
+            target = gather_tokens(patches[name], masks[name].hidden)
+            if self.normalize_target:
+                target, _, _ = normalize_patches(target)
+            error = (prediction.float() - target).square().mean((1, 2, 3))
+            losses[name] = torch.where(batch["has_audio"], error, 0.0) if name == "audio" else error
+        loss = torch.stack([self.loss_weights[name] * error.mean() for name, error in losses.items()]).sum()
+        return Reconstruction(loss, losses, predictions)
+
+    @torch.no_grad()
+    def reconstruct(
+        self,
+        batch: Mapping[str, Tensor],
+        masks: Mapping[str, Mask],
+        statistics: Literal["true", "visible"] = "true",
+    ) -> dict[str, Tensor]:
+        """The whole clip, visible patches as they are and hidden ones as predicted, by modality (B, C, *shape).
+
+        A model trained on normalised targets predicts each patch but for its mean and deviation. `true` takes these from
+        the hidden patches themselves, as the papers' figures do; `visible` estimates them from the visible patches
+        around, so nothing hidden is used.
+        """
+        patches = self.encoder.patchify(batch)
+        predictions = self(batch, masks).predictions
+        whole = {}
+        for name, prediction in predictions.items():
+            mask = masks[name]
+            visible, hidden = gather_tokens(patches[name], mask.visible), gather_tokens(patches[name], mask.hidden)
+            filled = prediction.float()
+            if self.normalize_target:
+                _, mean, std = normalize_patches(hidden if statistics == "true" else visible)
+                if statistics == "visible":
+                    mean, std = (_spread(x, mask, self.decoders[name].grid) for x in (mean, std))
+                filled = filled * std + mean
+            tokens = scatter_tokens([(visible, mask.visible), (filled, mask.hidden)])
+            whole[name] = self.decoders[name].grid.unpatchify(tokens)
+        return whole
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Layers by parameter name, for timm's layer-wise learning rate decay; see `LAYERS`."""
+        return LAYERS
+
+    def encode(self, video: Tensor, audio: Tensor | None = None, has_audio: Tensor | None = None) -> Tensor:
+        """Fused tokens of whole clips; see `encode`."""
+        return encode(self.encoder, video, audio, has_audio)
+
+
+def encode(encoder: Encoder, video: Tensor, audio: Tensor | None, has_audio: Tensor | None) -> Tensor:
+    """Fused tokens of whole clips, nothing hidden.
+
+    Args:
+        encoder: of an autoencoder or classifier.
+        video: (B, 3, T, H, W) float32, normalised.
+        audio: (B, 1, L, F) float32 log-mel; None for silent clips.
+        has_audio: (B,) bool; None where ``audio`` tells.
+
+    Returns:
+        (B, tokens of all modalities, dim), picture tokens first.
+    """
+    clips = video.shape[0]
+    if has_audio is None:
+        has_audio = torch.full((clips,), audio is not None, device=video.device)
+    if audio is None and "audio" in encoder.modalities:
+        grid = encoder.modalities["audio"].grid
+        audio = video.new_zeros(clips, grid.channels, *grid.shape)
+    batch = {"video": video} if audio is None else {"video": video, "audio": audio}
+    tokens = encoder(encoder.patchify(batch), has_audio)
+    return torch.cat([x.reshape(clips, -1, encoder.dim) for x in tokens.values()], 1)
+
+
+def _spread(values: Tensor, mask: Mask, grid: Grid) -> Tensor:
+    """Estimate the hidden tokens' values (B, H, 1, C) from the visible ones' (B, V, 1, C), nearer ones counting more."""
+    places = torch.cartesian_prod(*(torch.arange(n, device=values.device, dtype=torch.float32) for n in grid.size))
+    places = places.reshape(grid.tokens, -1)
+    weights = (-2 * torch.cdist(places[mask.hidden], places[mask.visible])).softmax(-1)
+    return torch.einsum("bhv,bvpc->bhpc", weights, values)
+
+
+def _initialize(module: nn.Module) -> None:
+    """Xavier-uniform projections and zero biases, as VideoMAE and MAE."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

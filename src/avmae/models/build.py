@@ -1,0 +1,179 @@
+"""Plain settings to models: the four systems and five sizes are values of these."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from avmae.clip import ClipSpec
+from avmae.errors import InputError
+from avmae.models.autoencoder import Decoder, MaskedAutoencoder
+from avmae.models.classifier import Classifier
+from avmae.models.encoder import Encoder, ModalityEncoder
+from avmae.models.fusion import ConcatFusion, JointCrossAttention, NoFusion
+from avmae.models.masking import Masking
+from avmae.models.tokens import Grid
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A system: what it takes in and how it fuses.
+
+    Args:
+        name: of the system.
+        modalities: `video`, and `audio` for systems that hear.
+        fusion: `none`, `concat` or `cross_attention`.
+        fusion_depth: layers of cross-attention.
+        video_patch: frames, height, width of a tubelet.
+        audio_patch: spectrogram frames and mel bins of a patch.
+        frames_apart: encode each frame on its own (ImageMAE); the tubelet is then one frame long.
+        drop_path: rate of the last block.
+        checkpointing: recompute activations in the backward pass.
+        normalize_target: see `MaskedAutoencoder`.
+        loss_weights: by modality, 1 by default.
+
+    Raises:
+        InputError: the settings contradict each other.
+    """
+
+    name: str
+    modalities: tuple[str, ...] = ("video", "audio")
+    fusion: str = "cross_attention"
+    fusion_depth: int = 1
+    video_patch: tuple[int, ...] = (2, 16, 16)
+    audio_patch: tuple[int, ...] = (16, 16)
+    frames_apart: bool = False
+    drop_path: float = 0.0
+    checkpointing: bool = False
+    normalize_target: bool = True
+    loss_weights: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("modalities", "video_patch", "audio_patch"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.modalities not in (("video",), ("video", "audio")):
+            raise InputError(f"model.modalities must be [video] or [video, audio], not {list(self.modalities)}")
+        if self.fusion not in ("none", "concat", "cross_attention"):
+            raise InputError(f"model.fusion={self.fusion} is unknown; choose from none, concat, cross_attention")
+        if (self.fusion == "none") != (len(self.modalities) == 1):
+            raise InputError("model.fusion is none for systems of pictures alone, and only for them")
+        if self.frames_apart and (self.video_patch[0] != 1 or len(self.modalities) > 1):
+            raise InputError("model.frames_apart needs a tubelet of one frame (model.video_patch=[1,..]) and no sound")
+
+
+@dataclass(frozen=True)
+class SizeSpec:
+    """Width and depth. The decoders of small to huge are official VideoMAE's.
+
+    Args:
+        name: tiny, small, base, large or huge.
+        dim: of the encoder's tokens.
+        depth: blocks of the picture encoder.
+        heads: of each.
+        audio_depth: blocks of the sound encoder.
+        decoder_dim: of the decoders' tokens.
+        decoder_depth: blocks of each decoder.
+        decoder_heads: of each.
+
+    Raises:
+        InputError: heads do not divide the width.
+    """
+
+    name: str
+    dim: int
+    depth: int
+    heads: int
+    audio_depth: int
+    decoder_dim: int
+    decoder_depth: int
+    decoder_heads: int
+
+    def __post_init__(self) -> None:
+        if self.dim % self.heads or self.decoder_dim % self.decoder_heads:
+            raise InputError("size.dim must be a multiple of size.heads, size.decoder_dim of size.decoder_heads")
+
+
+@dataclass(frozen=True)
+class MaskSpec:
+    """What is hidden in pretraining.
+
+    Args:
+        video: strategy for pictures: tube, random or frame.
+        ratio: share of picture places hidden.
+        audio: strategy for sound: random, time or frequency.
+        audio_ratio: share of sound places hidden.
+    """
+
+    video: str = "tube"
+    ratio: float = 0.75
+    audio: str = "random"
+    audio_ratio: float = 0.75
+
+
+def _grids(clip: ClipSpec, model: ModelSpec) -> dict[str, Grid]:
+    frames = (1 if model.frames_apart else clip.frames, clip.size, clip.size)
+    grids = {
+        "video": Grid("video", 3, frames, model.video_patch, stack=clip.frames if model.frames_apart else 1),
+    }
+    if "audio" in model.modalities:
+        grids["audio"] = Grid("audio", 1, (clip.spectrogram_frames, clip.mel_bins), model.audio_patch)
+    return grids
+
+
+def _encoder(clip: ClipSpec, model: ModelSpec, size: SizeSpec) -> Encoder:
+    modalities = {
+        name: ModalityEncoder(
+            grid,
+            size.dim,
+            size.audio_depth if name == "audio" else size.depth,
+            size.heads,
+            drop_path=model.drop_path,
+            may_be_absent=name == "audio",
+            checkpointing=model.checkpointing,
+        )
+        for name, grid in _grids(clip, model).items()
+    }
+    names = list(modalities)
+    fusion: nn.Module = NoFusion()
+    if model.fusion == "concat":
+        fusion = ConcatFusion(names, size.dim)
+    elif model.fusion == "cross_attention":
+        fusion = nn.Sequential(*(JointCrossAttention(names, size.dim, size.heads) for _ in range(model.fusion_depth)))
+    return Encoder(modalities, fusion, size.dim)
+
+
+def build_autoencoder(clip: ClipSpec, model: ModelSpec, size: SizeSpec, mask: MaskSpec) -> MaskedAutoencoder:
+    """The model of pretraining, freshly initialised from torch's global random state."""
+    grids = _grids(clip, model)
+    strategies = {"video": (mask.video, mask.ratio), "audio": (mask.audio, mask.audio_ratio)}
+    maskings = {name: Masking(name, *strategies[name], grid.size) for name, grid in grids.items()}
+    decoders = {
+        name: Decoder(grid, size.dim, size.decoder_dim, size.decoder_depth, size.decoder_heads)
+        for name, grid in grids.items()
+    }
+    return MaskedAutoencoder(
+        _encoder(clip, model, size), decoders, maskings, model.normalize_target, model.loss_weights
+    )
+
+
+def build_classifier(
+    clip: ClipSpec, model: ModelSpec, size: SizeSpec, classes: int, dropout: float = 0.0
+) -> Classifier:
+    """The model of fine-tuning, freshly initialised from torch's global random state."""
+    return Classifier(_encoder(clip, model, size), classes, dropout)
+
+
+def build_from_config(config: Mapping[str, Any]) -> MaskedAutoencoder | Classifier:
+    """The model that a checkpoint's config (plain data: clip, model, size, and mask or classes) describes.
+
+    Raises:
+        InputError: a key is missing or unknown.
+    """
+    try:
+        clip, model, size = ClipSpec(**config["clip"]), ModelSpec(**config["model"]), SizeSpec(**config["size"])
+        if config["task"] == "pretrain":
+            return build_autoencoder(clip, model, size, MaskSpec(**config["mask"]))
+        return build_classifier(clip, model, size, config["classes"], config["dropout"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"the config does not describe a model of this version: {error}") from error

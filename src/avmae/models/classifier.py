@@ -1,0 +1,60 @@
+"""The encoder with a linear head for each modality's mean token."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from avmae.models.autoencoder import encode
+from avmae.models.encoder import LAYERS, Encoder
+
+
+class Classifier(nn.Module):
+    """Classifies clips; nothing is hidden.
+
+    The logits are a sum over modalities of normalise(mean token) times weights, that is, one linear layer on the
+    concatenated means. All but the pictures' weights start at zero, so a classifier that starts from picture-only weights
+    equals it at step 0.
+
+    Args:
+        encoder: shared with the autoencoder.
+        classes: number of classes.
+        dropout: before the head (VideoMAE fine-tunes UCF101 with 0.5).
+    """
+
+    def __init__(self, encoder: Encoder, classes: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.classes = classes
+        self.norms = nn.ModuleDict({name: nn.LayerNorm(encoder.dim) for name in encoder.modalities})
+        self.dropout = nn.Dropout(dropout)
+        self.heads = nn.ModuleDict({name: nn.Linear(encoder.dim, classes) for name in encoder.modalities})
+        for module in self.encoder.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for name, head in self.heads.items():
+            nn.init.zeros_(head.bias)
+            # Official VideoMAE scales its freshly drawn head by 0.001.
+            nn.init.trunc_normal_(head.weight, std=2e-5) if name == "video" else nn.init.zeros_(head.weight)
+
+    def features(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Normalised mean token of each modality, (B, dim)."""
+        tokens = self.encoder(self.encoder.patchify(batch), batch["has_audio"])
+        clips = batch["has_audio"].shape[0]
+        return {name: self.norms[name](x.reshape(clips, -1, self.encoder.dim).mean(1)) for name, x in tokens.items()}
+
+    def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Logits (B, classes) of a batch with video, audio where the system hears, and has_audio."""
+        logits = [self.heads[name](self.dropout(x)) for name, x in self.features(batch).items()]
+        return torch.stack(logits).sum(0)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Layers by parameter name, for timm's layer-wise learning rate decay; see `LAYERS`."""
+        return LAYERS
+
+    def encode(self, video: Tensor, audio: Tensor | None = None, has_audio: Tensor | None = None) -> Tensor:
+        """Fused tokens of whole clips; see `avmae.models.autoencoder.encode`."""
+        return encode(self.encoder, video, audio, has_audio)

@@ -1,0 +1,125 @@
+"""Tokens of each modality, encoded and fused: the part that pretraining leaves behind."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from avmae.models.tokens import Grid, gather_tokens, sincos_positions
+
+LAYERS: dict[str, Any] = {
+    "stem": r"^encoder\.modalities\.\w+\.(embed|absent)",
+    "blocks": [(r"^encoder\.modalities\.\w+\.blocks\.(\d+)", None), (r"^", (99_999,))],
+}
+"""timm's group matcher: embeddings, then the blocks of all modalities by number, then whatever follows them."""
+
+
+class Transformer(nn.Sequential):
+    """A stack of timm's pre-norm blocks, the drop path rate rising linearly to ``drop_path`` (VideoMAE, MAE, DeiT)."""
+
+    def __init__(self, dim: int, depth: int, heads: int, drop_path: float = 0.0, checkpointing: bool = False) -> None:
+        rates = torch.linspace(0, drop_path, depth).tolist()
+        super().__init__(*(Block(dim=dim, num_heads=heads, qkv_bias=True, drop_path=rate) for rate in rates))
+        self.checkpointing = checkpointing
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, dim) to the same."""
+        for block in self:
+            x = checkpoint(block, x, use_reentrant=False) if self.checkpointing and self.training else block(x)
+        return x
+
+
+class ModalityEncoder(nn.Module):
+    """One modality's patches to encoded tokens.
+
+    Args:
+        grid: how the modality is cut.
+        dim: of the tokens.
+        depth: blocks.
+        heads: of each block.
+        drop_path: rate of the last block.
+        may_be_absent: clips may lack this modality; their tokens are one learned token instead.
+        checkpointing: recompute activations in the backward pass to save memory.
+    """
+
+    positions: Tensor
+
+    def __init__(
+        self,
+        grid: Grid,
+        dim: int,
+        depth: int,
+        heads: int,
+        drop_path: float = 0.0,
+        may_be_absent: bool = False,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.grid = grid
+        self.embed = nn.Linear(grid.patch_dim, dim)
+        self.absent = nn.Parameter(torch.zeros(dim)) if may_be_absent else None
+        self.register_buffer("positions", sincos_positions(grid.tokens, dim), persistent=False)
+        self.blocks = Transformer(dim, depth, heads, drop_path, checkpointing)
+
+    def forward(self, patches: Tensor, visible: Tensor | None = None, present: Tensor | None = None) -> Tensor:
+        """Encode the tokens that can be seen.
+
+        Args:
+            patches: (B, V, P, C), of the visible tokens only.
+            visible: (B, V) int64, their numbers; None where all N are visible, in order.
+            present: (B,) bool, whether the clip has this modality at all; only read if it may be absent.
+
+        Returns:
+            (B, V, dim).
+        """
+        tokens = self.embed(patches.flatten(2))
+        if self.absent is not None and present is not None:
+            tokens = torch.where(present[:, None, None], tokens, self.absent.to(tokens.dtype))
+        positions = self.positions if visible is None else self.positions[visible]
+        return self.blocks(tokens + positions)
+
+
+class Encoder(nn.Module):
+    """The modalities' encoders and their fusion.
+
+    Args:
+        modalities: encoder of each modality by name; all of the same dim.
+        fusion: see `avmae.models.fusion`.
+        dim: of the tokens.
+    """
+
+    def __init__(self, modalities: Mapping[str, ModalityEncoder], fusion: nn.Module, dim: int) -> None:
+        super().__init__()
+        self.modalities = nn.ModuleDict(modalities)
+        self.fusion = fusion
+        self.dim = dim
+
+    def patchify(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Cut each modality of a batch, (B, C, *shape), into (B, N, P, C); others are not read."""
+        return {name: encoder.grid.patchify(batch[name]) for name, encoder in self.modalities.items()}
+
+    def forward(
+        self,
+        patches: Mapping[str, Tensor],
+        has_audio: Tensor,
+        visible: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Encode and fuse.
+
+        Args:
+            patches: by modality (B, N, P, C).
+            has_audio: (B,) bool.
+            visible: by modality (B, V) int64, the tokens that can be seen; None for all.
+
+        Returns:
+            By modality (B, V, dim), not normalised.
+        """
+        encoded = {}
+        for name, encoder in self.modalities.items():
+            index = None if visible is None else visible[name]
+            seen = patches[name] if index is None else gather_tokens(patches[name], index)
+            encoded[name] = encoder(seen, index, has_audio)
+        return self.fusion(encoded)

@@ -1,0 +1,84 @@
+"""Which tokens are hidden: index tensors of the same count for every clip, so shapes are static and nothing waits."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor, nn
+
+from avmae.errors import InputError
+
+
+class Mask(NamedTuple):
+    """Token numbers of each clip; together they cover all tokens once.
+
+    Args:
+        visible: (B, V) int64.
+        hidden: (B, H) int64.
+    """
+
+    visible: Tensor
+    hidden: Tensor
+
+
+STRATEGIES: dict[str, dict[str, tuple[int, ...]]] = {
+    # The axes along which places are drawn; a drawn place is hidden along all other axes.
+    "video": {"tube": (1, 2), "random": (0, 1, 2), "frame": (0,)},
+    "audio": {"random": (0, 1), "time": (0,), "frequency": (1,)},
+}
+
+
+class Masking(nn.Module):
+    """Draws which tokens of one modality's grid are hidden.
+
+    A place is a point of the axes that the strategy draws along, and is hidden whole: for `tube` a patch position
+    through all times (VideoMAE section 3.3), for `frame` and `time` all patches of one time, for `frequency` all of one
+    band, for `random` one token. floor(ratio x places) are hidden, as in VideoMAE.
+
+    Args:
+        modality: `video` or `audio`.
+        strategy: a key of `STRATEGIES[modality]`.
+        ratio: share of places hidden, 0 < ratio < 1.
+        size: tokens along each axis of the grid.
+
+    Raises:
+        InputError: unknown strategy, or a ratio that leaves nothing hidden or nothing visible.
+    """
+
+    members: Tensor
+
+    def __init__(self, modality: str, strategy: str, ratio: float, size: tuple[int, ...]) -> None:
+        super().__init__()
+        if strategy not in STRATEGIES[modality]:
+            raise InputError(f"mask.{modality}={strategy} is unknown; choose from {', '.join(STRATEGIES[modality])}")
+        key = "mask.ratio" if modality == "video" else "mask.audio_ratio"
+        if not 0 < ratio < 1:
+            raise InputError(f"{key} must lie between 0 and 1, both excluded, not {ratio}")
+        axes = STRATEGIES[modality][strategy]
+        rest = [axis for axis in range(len(size)) if axis not in axes]
+        self.places = math.prod(size[axis] for axis in axes)
+        # The margin keeps 0.7 x 10 at 7 in binary floating point.
+        self.hidden_places = int(ratio * self.places + 1e-9)
+        if not 0 < self.hidden_places < self.places:
+            what = "hidden" if self.hidden_places == 0 else "visible"
+            raise InputError(
+                f"{key}={ratio} leaves nothing {what}: the {strategy} strategy draws from {self.places} "
+                f"place{'s' if self.places > 1 else ''} of the {'x'.join(map(str, size))} {modality} tokens; "
+                "change the ratio, the strategy or clip"
+            )
+        numbers = torch.arange(math.prod(size)).reshape(size).permute(*axes, *rest)
+        self.register_buffer("members", numbers.reshape(self.places, -1), persistent=False)
+
+    def forward(self, batch: int, generator: Generator, rank: int = 0, world: int = 1) -> Mask:
+        """Draw the masks of ``batch`` clips on the generator's device.
+
+        Noise is drawn for the clips of all ``world`` processes and each keeps its own rows, so the masks of a step do
+        not depend on how many processes share it.
+        """
+        noise = torch.rand(world * batch, self.places, generator=generator, device=generator.device)
+        order = noise[rank * batch : (rank + 1) * batch].argsort(dim=1)
+        tokens = self.members.to(order.device)[order]
+        return Mask(
+            visible=tokens[:, self.hidden_places :].flatten(1),
+            hidden=tokens[:, : self.hidden_places].flatten(1),
+        )

@@ -1,0 +1,101 @@
+"""Weights from files. Nothing is unpickled but tensors and plain data."""
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from avmae.errors import InputError
+from avmae.models.autoencoder import MaskedAutoencoder
+from avmae.models.build import build_from_config
+from avmae.models.classifier import Classifier
+
+MIN_MATCHED = 0.9
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint of ours holds for a model.
+
+    Args:
+        path: of the file.
+        config: plain data: clip, model, size, task, and what the task needs.
+        weights: by name in the network.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    weights: dict[str, Tensor]
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint of ours.
+
+    Raises:
+        InputError: the file is missing, is no checkpoint, would run code, or is not ours.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise InputError(f"ckpt={path} is not a file; give the path of a checkpoint, such as logs/NAME/TIME/checkpoints/last.ckpt")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise InputError(f"{path} is not a checkpoint that can be read safely: {str(error).splitlines()[0]}") from error
+    if not (isinstance(state, Mapping) and isinstance(state.get("config"), Mapping) and "state_dict" in state):
+        raise InputError(f"{path} is not a checkpoint of avmae: it holds no config to build the model from")
+    weights = {k.removeprefix("network."): v for k, v in state["state_dict"].items() if k.startswith("network.")}
+    return Checkpoint(path, dict(state["config"]), weights)
+
+
+def load_model(path: str | Path) -> MaskedAutoencoder | Classifier:
+    """Build the model that a checkpoint describes, with its weights, in evaluation mode on the CPU.
+
+    Raises:
+        InputError: see `read_checkpoint`; or the weights do not fit the model of this version.
+    """
+    checkpoint = read_checkpoint(path)
+    model = build_from_config(checkpoint.config)
+    missing, unexpected = model.load_state_dict(checkpoint.weights, strict=False)
+    if missing or unexpected:
+        raise InputError(
+            f"{path} does not fit this version of avmae: missing {list(missing)[:3]}, unexpected {list(unexpected)[:3]}"
+        )
+    return model.eval()
+
+
+def start_from(network: nn.Module, path: str | Path) -> str:
+    """Copy the weights of a checkpoint into a network of the same system and size; a head of another shape is left.
+
+    Args:
+        network: autoencoder or classifier, changed in place.
+        path: of the checkpoint.
+
+    Returns:
+        One line that says what was matched.
+
+    Raises:
+        InputError: less than 90 % of the network's encoder is matched by name and shape; the network is unchanged then.
+    """
+    checkpoint = read_checkpoint(path)
+    own = network.state_dict()
+    matched = {k: v for k, v in checkpoint.weights.items() if k in own and own[k].shape == v.shape}
+    reshaped = [k for k, v in checkpoint.weights.items() if k in own and own[k].shape != v.shape]
+    encoder = [k for k in own if k.startswith("encoder.")]
+    share = sum(own[k].numel() for k in encoder if k in matched) / sum(own[k].numel() for k in encoder)
+    if share < MIN_MATCHED:
+        example = next((f", for example {k}: {tuple(checkpoint.weights[k].shape)} for {tuple(own[k].shape)}" for k in reshaped), "")
+        raise InputError(
+            f"{path} matches {share:.0%} of the encoder{example}; it was made with model={checkpoint.config['model']['name']} "
+            f"size={checkpoint.config['size']['name']}: choose the same here"
+        )
+    network.load_state_dict(matched, strict=False)
+    unused = [k for k in checkpoint.weights if k not in own]
+    new = [k for k in own if k not in matched]
+    return (
+        f"weights from {path}: {len(matched)} tensors matched ({share:.0%} of the encoder), "
+        f"{len(new)} of the network freshly initialised, {len(unused)} of the file not used, {len(reshaped)} of another shape"
+    )

@@ -1,0 +1,184 @@
+"""`python -m avmae.train experiment=NAME`: pretrain or fine-tune, and test what was fine-tuned."""
+
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from avmae.command import command, launch, print_table, resume_checkpoint, spec
+
+
+@command("train")
+def main(config: dict[str, Any]) -> dict[str, float]:
+    """Train; see `python -m avmae.train --help`."""
+    return launch(run, config, process_count(config))
+
+
+def process_count(config: dict[str, Any]) -> int:
+    """Processes on this machine: one, or for a strategy that shares the work, as many as devices.
+
+    Raises:
+        InputError: GPUs are asked for where there are none.
+    """
+    import torch
+
+    from avmae.errors import InputError
+
+    trainer, gpus = config["trainer"], torch.cuda.device_count()
+    if trainer["accelerator"] in ("gpu", "cuda") and not gpus:
+        raise InputError("trainer.accelerator=gpu, but no GPU is to be seen here; use trainer.accelerator=cpu or auto")
+    single = config["strategy"].get("_args_") == ["auto"]
+    devices = trainer["devices"]
+    if devices == "auto":
+        devices = 1 if single or trainer["accelerator"] == "cpu" else max(1, gpus)
+    if not isinstance(devices, int) or devices < 1:
+        raise InputError(f"trainer.devices must be a number of processes from 1, or auto, not {devices}")
+    if single and devices > 1:
+        raise InputError(f"trainer.devices={devices} needs a strategy that shares the work: strategy=ddp or fsdp")
+    if gpus and trainer["accelerator"] != "cpu" and devices > gpus:
+        raise InputError(f"trainer.devices={devices}, but only {gpus} GPUs are to be seen here")
+    trainer["devices"] = devices
+    return devices
+
+
+def run(config: dict[str, Any]) -> dict[str, float]:
+    """Train in this process, which may be one of several.
+
+    Args:
+        config: of `conf/train.yaml`, resolved, and ``run_dir``.
+
+    Returns:
+        The final metrics by name.
+    """
+    import lightning as L
+    import torch
+    from hydra.utils import instantiate
+    from lightning.pytorch.utilities import rank_zero_info
+
+    from avmae.clip import ClipSpec
+    from avmae.data.dataset import AugmentSpec
+    from avmae.models.build import MaskSpec, ModelSpec, SizeSpec, build_autoencoder, build_classifier
+    from avmae.models.weights import start_from
+    from avmae.training.classification import Classification
+    from avmae.training.optim import OptimSpec
+    from avmae.training.pretraining import Pretraining
+    from avmae.training.task import Task
+
+    quiet_libraries()
+    seed, task_config = config["seed"], config["task"]
+    clip, model = spec(ClipSpec, "clip", config["clip"]), spec(ModelSpec, "model", config["model"])
+    size, mask = spec(SizeSpec, "size", config["size"]), spec(MaskSpec, "mask", config["mask"])
+    optim = spec(OptimSpec, "optim", config["optim"])
+    datamodule = instantiate(
+        config["data"],
+        clip=clip,
+        audio="audio" in model.modalities,
+        augment=spec(AugmentSpec, "augment", config["augment"]),
+        seed=seed,
+    )
+
+    torch.manual_seed(seed)
+    model_config: dict[str, Any] = {key: config[key] for key in ("clip", "model", "size", "data", "seed")}
+    if task_config["name"] == "pretrain":
+        network: torch.nn.Module = build_autoencoder(clip, model, size, mask)
+        model_config |= {"task": "pretrain", "mask": config["mask"]}
+    else:
+        classes, dropout = datamodule.classes, task_config["dropout"]
+        network = build_classifier(clip, model, size, len(classes), dropout)
+        model_config |= {"task": "classify", "classes": len(classes), "dropout": dropout, "class_names": classes}
+    if config["ckpt"]:
+        rank_zero_info(start_from(network, config["ckpt"]))
+    compile = config["trainer"].pop("compile")
+    task: Task
+    if task_config["name"] == "pretrain":
+        task = Pretraining(network, optim, model_config, seed, compile)
+    else:
+        task = Classification(network, optim, model_config, seed, compile, task_config["label_smoothing"])
+
+    if not datamodule.splits.val:
+        config["callbacks"]["checkpoint"]["monitor"] = None
+    trainer: L.Trainer = instantiate(
+        config["trainer"] | {"precision": precision(config["trainer"])},
+        strategy=instantiate(config["strategy"]),
+        logger=[instantiate(logger) for logger in config["logger"].values()] if first_process() else [],
+        callbacks=[instantiate(callback) for callback in config["callbacks"].values()],
+        default_root_dir=config["run_dir"],
+    )
+    describe(network, config, trainer)
+    for logger in trainer.loggers:
+        logger.log_hyperparams({key: config[key] for key in ("name", *model_config.keys() & config.keys(), "optim", "augment")})
+    resume = resume_checkpoint(config["logs"], config["name"], config["resume"]) if config["resume"] else None
+    trainer.fit(task, datamodule=datamodule, ckpt_path=resume, weights_only=True)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    if task_config["name"] == "classify" and datamodule.splits.test and trainer.state.status == "finished":
+        best = getattr(trainer.checkpoint_callback, "best_model_path", None) if datamodule.splits.val else None
+        trainer.test(task, datamodule=datamodule, ckpt_path=best or None, weights_only=True, verbose=False)
+        metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+    if trainer.is_global_zero:
+        run_dir = Path(config["run_dir"])
+        (run_dir / "summary.json").write_text(json.dumps(metrics, indent=2, sort_keys=True))
+        print_table(["metric", "value"], [[name, f"{value:.4g}"] for name, value in sorted(metrics.items())])
+        print(f"wrote {run_dir}: checkpoints/last.ckpt, metrics.csv, summary.json")
+    for logger in trainer.loggers:
+        finish = getattr(logger.experiment, "finish", None)
+        if finish is not None:
+            # The next job of a sweep is a run of its own.
+            finish()
+    return metrics
+
+
+def precision(trainer: dict[str, Any]) -> str:
+    """Precision by device: bf16 autocast on GPUs that have it, full elsewhere."""
+    import torch
+
+    if trainer["precision"] != "auto":
+        return trainer["precision"]
+    on_gpu = trainer["accelerator"] != "cpu" and torch.cuda.is_available()
+    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+
+
+def first_process() -> bool:
+    """Whether this is the process that logs."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0
+
+
+def describe(network: Any, config: dict[str, Any], trainer: Any) -> None:
+    """Print what is trained, on the first process."""
+    if not trainer.is_global_zero:
+        return
+    parameters = sum(p.numel() for p in network.parameters())
+    tokens = {name: encoder.grid.tokens * encoder.grid.stack for name, encoder in network.encoder.modalities.items()}
+    print(
+        f"{config['name']}: {config['task']['name']} {config['model']['name']} {config['size']['name']}, "
+        f"{parameters / 1e6:.1f} M parameters, {' + '.join(f'{n} {name}' for name, n in tokens.items())} tokens a clip, "
+        f"{trainer.world_size} process{'es' if trainer.world_size > 1 else ''} on {trainer.strategy.root_device.type}, "
+        f"{trainer.precision}",
+        flush=True,
+    )
+
+
+def quiet_libraries() -> None:
+    """Silence advice that does not apply here; errors and our own lines stay."""
+    import logging
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR if not first_process() else logging.WARNING)
+    for line in (
+        ".*does not have many workers.*",
+        ".*smaller than the logging interval.*",
+        ".*dataloader is not resumable.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*exists and is not empty.*",
+        ".*LeafSpec.*",
+        ".*isinstance.treespec.*",
+        ".*lr_scheduler.step.*before.*optimizer.step.*",
+        ".*You defined a `validation_step` but have no `val_dataloader`.*",
+        ".*mel filterbank.*",
+    ):
+        warnings.filterwarnings("ignore", line)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""What is watched while training: speed, unreadable clips, progress."""
+
+import sys
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+
+from avmae.data.datamodule import Batch
+from avmae.errors import InputError
+
+
+class Throughput(Callback):
+    """Logs `train/clips_per_second` over all processes and `train/data_wait`, the share of time spent waiting for data.
+
+    Both cover the steps since the last log, so nothing has to wait for the device.
+    """
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._since = self._ended = time.perf_counter()
+        self._waited, self._clips = 0.0, 0
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int) -> None:
+        """Time since the last batch went into reading this one."""
+        self._waited += time.perf_counter() - self._ended
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Log on the steps on which the trainer logs."""
+        self._ended = time.perf_counter()
+        self._clips += batch["label"].shape[0] * trainer.world_size
+        if (batch_idx + 1) % trainer.log_every_n_steps == 0 or trainer.is_last_batch:
+            elapsed = self._ended - self._since
+            pl_module.log_dict(
+                {"train/clips_per_second": self._clips / elapsed, "train/data_wait": self._waited / elapsed}
+            )
+            self._since, self._waited, self._clips = self._ended, 0.0, 0
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Validation is no part of the training speed."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._since = self._ended = time.perf_counter()
+            self._waited, self._clips = 0.0, 0
+
+
+class UnreadableClips(Callback):
+    """Names clips that could not be read at the end of each epoch, and stops a run in which too many are.
+
+    Args:
+        max_share: of all readings of an epoch (or of a test) that may fail.
+    """
+
+    def __init__(self, max_share: float = 0.05) -> None:
+        self.max_share = max_share
+        self._messages: set[str] = set()
+        self._bad = self._read = 0
+
+    def _count(self, batch: Batch) -> None:
+        self._messages.update(batch["unreadable"])
+        self._bad += len(batch["unreadable"])
+        self._read += batch["label"].shape[0]
+        # Enough to tell a bad data set from a bad clip, long before a large epoch ends.
+        if self._read >= 200 and self._bad > 2 * self.max_share * self._read:
+            self._report()
+
+    def _report(self) -> None:
+        bad, read, messages = self._bad, self._read, sorted(self._messages)
+        self._bad = self._read = 0
+        self._messages = set()
+        if not bad:
+            return
+        text = f"{bad} of {read} readings failed ({len(messages)} clips), for example:\n  " + "\n  ".join(messages[:5])
+        if bad > self.max_share * read:
+            raise InputError(
+                f"{text}\nmore than callbacks.unreadable.max_share={self.max_share:g} of the data cannot be read; "
+                "repair it, take the clips off the lists, or raise the share"
+            )
+        print(f"skipped: {text}", file=sys.stderr)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Count."""
+        self._count(batch)
+
+    def on_test_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int, *_: int
+    ) -> None:
+        """Count."""
+        self._count(batch)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say what was skipped."""
+        self._report()
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say what was not scored."""
+        self._report()
+
+
+class Progress(TQDMProgressBar):
+    """A bar on a terminal; elsewhere a line now and then, so that log files stay readable.
+
+    Args:
+        seconds: between two lines, or two updates of the bar's figures.
+    """
+
+    def __init__(self, seconds: float = 15.0) -> None:
+        self.terminal = sys.stderr.isatty()
+        super().__init__(refresh_rate=5 if self.terminal else 0)
+        self.seconds = seconds
+        self._printed = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        super().on_train_start(trainer, pl_module)
+        self._printed = self._started = time.monotonic()
+        self._first_step = trainer.global_step
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """The few figures one wants to see move."""
+        names = ("train/loss", "train/clips_per_second", "train/data_wait", "val/loss", "val/top1")
+        metrics = trainer.logged_metrics
+        return {name.removeprefix("train/"): f"{float(metrics[name]):.3g}" for name in names if name in metrics}
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Print a line if it is time."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        now, steps = time.monotonic(), trainer.global_step
+        total = int(trainer.estimated_stepping_batches)
+        due = now - self._printed >= self.seconds or steps >= total
+        if self.terminal or not trainer.is_global_zero or not due:
+            return
+        self._printed = now
+        left = (now - self._started) / max(1, steps - self._first_step) * (total - steps)
+        figures = "  ".join(f"{name} {value}" for name, value in self.get_metrics(trainer, pl_module).items())
+        print(f"step {steps}/{total}  epoch {trainer.current_epoch}  {figures}  left {left:.0f} s", flush=True)
+

@@ -1,0 +1,145 @@
+"""Fine-tuning as a Lightning task, and scores by clip."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.functional.classification import multiclass_accuracy
+
+from avmae.data.datamodule import Batch
+from avmae.errors import InputError
+from avmae.models.classifier import Classifier
+from avmae.training.optim import OptimSpec
+from avmae.training.task import Task
+
+
+class ClipScores(Metric):
+    """Adds up the class probabilities of each clip's views; summed over processes, each view counts once.
+
+    Args:
+        clips: how many there are.
+        classes: how many there are.
+    """
+
+    full_state_update = False
+    scores: Tensor
+    views: Tensor
+    labels: Tensor
+    sounding: Tensor
+
+    def __init__(self, clips: int, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+        self.add_state("scores", torch.zeros(clips, classes), dist_reduce_fx="sum")
+        self.add_state("views", torch.zeros(clips, dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("labels", torch.full((clips,), -1), dist_reduce_fx="max")
+        self.add_state("sounding", torch.zeros(clips, dtype=torch.long), dist_reduce_fx="max")
+
+    def update(self, logits: Tensor, batch: Batch) -> None:
+        """Take (B, classes) logits; views with ``clip_id`` -1 are left out."""
+        scored = batch["clip_id"] >= 0
+        clip_id = batch["clip_id"].clamp(min=0)
+        self.scores.index_add_(0, clip_id, logits.float().softmax(-1) * scored[:, None])
+        self.views.index_add_(0, clip_id, scored.long())
+        # A clip sounds if any of its windows does; unscored views must not overwrite clip 0.
+        self.labels.scatter_reduce_(0, clip_id, torch.where(scored, batch["label"], -1), "amax")
+        self.sounding.scatter_reduce_(0, clip_id, (scored & batch["has_audio"]).long(), "amax")
+
+    def compute(self) -> dict[str, Any]:
+        """Accuracies as shares of 1, for all clips and for the sounding and silent ones, and what they are made of.
+
+        Returns:
+            `top1`, `top5` (0-d float tensors; of each non-empty subset with the prefix `sound/` or `silent/`), `clips`
+            and `unscored` (counts), and `predictions` (clips,) int64 with -1 for clips without a score.
+        """
+        seen = self.views > 0
+        scores = self.scores / self.views.clamp(min=1)[:, None]
+        result: dict[str, Any] = {"clips": int(seen.sum()), "unscored": int((~seen).sum())}
+        subsets = {"": seen, "sound/": seen & (self.sounding > 0), "silent/": seen & (self.sounding == 0)}
+        for prefix, rows in subsets.items():
+            if rows.any():
+                for k in (1, 5):
+                    result[f"{prefix}top{k}"] = multiclass_accuracy(
+                        scores[rows],
+                        self.labels[rows],
+                        num_classes=self.classes,
+                        average="micro",
+                        top_k=min(k, self.classes),
+                    )
+        result["predictions"] = torch.where(seen, scores.argmax(-1), -1)
+        return result
+
+
+class Classification(Task):
+    """Trains a `Classifier` and scores it by clip.
+
+    Args:
+        network: the classifier.
+        optim: the recipe's optimiser.
+        config: see `Task`.
+        seed: of the run.
+        compile: see `Task`.
+        label_smoothing: of the training loss (VideoMAE: 0.1).
+    """
+
+    network: Classifier
+
+    def __init__(
+        self,
+        network: Classifier,
+        optim: OptimSpec,
+        config: Mapping[str, Any],
+        seed: int = 0,
+        compile: bool = False,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(network, optim, config, seed, compile)
+        self.label_smoothing = label_smoothing
+        self.results: dict[str, Any] = {}
+        """What the last test found, as `ClipScores.compute`."""
+
+    def setup(self, stage: str) -> None:
+        """Tables of scores for the clips at hand."""
+        splits = self.trainer.datamodule.splits  # type: ignore[attr-defined]
+        if len(splits.classes) != self.network.classes:
+            raise InputError(
+                f"the data set has {len(splits.classes)} classes, the classifier {self.network.classes}; "
+                "fine-tune on this data set first, or evaluate on the one it was trained on"
+            )
+        self.scores = torch.nn.ModuleDict(
+            {part: ClipScores(len(getattr(splits, part)), self.network.classes) for part in ("val", "test")}
+        )
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Cross-entropy of one batch."""
+        logits = self.network(batch)
+        loss = F.cross_entropy(logits.float(), batch["label"], label_smoothing=self.label_smoothing)
+        self.log("train/loss", loss.detach())
+        self.log("train/top1", (logits.detach().argmax(-1) == batch["label"]).float().mean())
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Score validation views."""
+        self.scores["val"].update(self.network(batch), batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Score test views."""
+        self.scores["test"].update(self.network(batch), batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log accuracies by clip."""
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log accuracies by clip and keep the details."""
+        self.results = self._log_scores("test")
+
+    def _log_scores(self, part: str) -> dict[str, Any]:
+        result = self.scores[part].compute()
+        self.scores[part].reset()
+        # Already summed over processes by the metric.
+        self.log_dict({f"{part}/{key}": value for key, value in result.items() if "top" in key}, rank_zero_only=False)
+        return result

@@ -1,0 +1,76 @@
+"""Loggers that go on where a resumed run stopped, and that never ask."""
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+import wandb
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.utilities import rank_zero_info
+
+
+class _AppendingWriter(ExperimentWriter):
+    """Keeps the rows of the run so far, where Lightning's writer deletes them; rows after the resumed step go."""
+
+    def _check_log_dir_exists(self) -> None:
+        file = Path(self.metrics_file_path)
+        if file.is_file():
+            with file.open(newline="") as stream:
+                self.metrics = [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(stream)]  # type: ignore[misc]
+            file.unlink()
+        self._kept = len(self.metrics)
+
+    def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
+        if self._kept and step is not None:
+            self.metrics = [row for row in self.metrics if int(row["step"]) < step]
+        self._kept = 0
+        super().log_metrics(metrics_dict, step)
+
+
+class RunCSVLogger(CSVLogger):
+    """Writes `metrics.csv` into the run's folder.
+
+    Args:
+        run_dir: the run's folder.
+    """
+
+    def __init__(self, run_dir: str) -> None:
+        super().__init__(run_dir, name="", version="")
+
+    @property
+    def experiment(self) -> Any:
+        """The writer; made when first used, on the first process alone."""
+        if self._experiment is None:
+            os.makedirs(self.log_dir, exist_ok=True)
+            self._experiment = _AppendingWriter(self.log_dir)
+        return self._experiment
+
+
+def wandb_logger(run_dir: str, project: str, name: str, offline: bool | None = None, **settings: Any) -> WandbLogger:
+    """W&B, offline where there is no login, and the same W&B run when the run is resumed.
+
+    Args:
+        run_dir: the run's folder; the W&B id is kept there in `wandb_id.txt`.
+        project: in W&B.
+        name: of the run.
+        offline: None decides by whether there is a login.
+        settings: passed on to `wandb.init`: entity, group, tags, notes.
+    """
+    if offline is None:
+        offline = os.environ.get("WANDB_MODE") == "offline" or not wandb.api.api_key
+        if offline:
+            rank_zero_info(f"W&B: no login, logging offline; upload later with: wandb sync {run_dir}/wandb/offline-run-*")
+    id_file = Path(run_dir) / "wandb_id.txt"
+    if not id_file.is_file():
+        id_file.write_text(wandb.util.generate_id())
+    return WandbLogger(
+        project=project,
+        name=name,
+        save_dir=run_dir,
+        id=id_file.read_text().strip(),
+        offline=offline,
+        resume=None if offline else "allow",
+        **settings,
+    )

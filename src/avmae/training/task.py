@@ -1,0 +1,96 @@
+"""What pretraining and classification share: optimiser, schedule, sharding, and randomness by step."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_info
+from timm.models.vision_transformer import Block
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+
+from avmae.errors import InputError
+from avmae.training.optim import OptimSpec, build_optimizer, warmup_cosine
+
+
+class Task(L.LightningModule):
+    """Trains a network that was built elsewhere.
+
+    All randomness of a step is a function of the run's seed, the step and the process, so a resumed run needs no random
+    state to equal an uninterrupted one.
+
+    Args:
+        network: autoencoder or classifier.
+        optim: the recipe's optimiser.
+        config: plain data from which the network can be built again; kept in the checkpoint.
+        seed: of the run.
+        compile: compile the network in place, so that its weights keep their names.
+    """
+
+    def __init__(
+        self, network: nn.Module, optim: OptimSpec, config: Mapping[str, Any], seed: int = 0, compile: bool = False
+    ) -> None:
+        super().__init__()
+        self.network, self.optim, self.config, self.seed = network, optim, dict(config), seed
+        if compile:
+            network.compile()
+
+    def step_seed(self, *numbers: int) -> int:
+        """A seed that depends on the run's seed and the numbers given."""
+        return int(np.random.SeedSequence((self.seed, *numbers)).generate_state(1, np.uint64)[0] >> 1)
+
+    def configure_model(self) -> None:
+        """Shard block by block where the strategy shards (FSDP2); nothing elsewhere."""
+        if isinstance(self.trainer.strategy, ModelParallelStrategy) and not hasattr(self, "_sharded"):
+            mesh = self.device_mesh["data_parallel"]
+            for block in [m for m in self.network.modules() if isinstance(m, Block)]:
+                fully_shard(block, mesh=mesh)
+            fully_shard(self.network, mesh=mesh)
+            self._sharded = True
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed dropout and drop path by step and process."""
+        torch.manual_seed(self.step_seed(self.trainer.fit_loop.epoch_loop.total_batch_idx, self.global_rank))
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW and its schedule; says what the learning rate is made of.
+
+        Raises:
+            InputError: more batches are accumulated than an epoch has.
+        """
+        trainer = self.trainer
+        steps = int(trainer.estimated_stepping_batches)
+        accumulated = trainer.accumulate_grad_batches
+        if accumulated > trainer.num_training_batches:
+            raise InputError(
+                f"trainer.accumulate_grad_batches={accumulated} exceeds the {trainer.num_training_batches} batches of an "
+                "epoch; lower it or data.batch_size"
+            )
+        effective = trainer.datamodule.batch_size * trainer.world_size * accumulated  # type: ignore[attr-defined]
+        sharded = isinstance(trainer.strategy, ModelParallelStrategy)
+        # DTensor has no fused AdamW on CPU.
+        optimizer = build_optimizer(self.network, self.optim, effective, fused=not sharded)
+        rank_zero_info(
+            f"lr {self.optim.base_lr * effective / 256:.3g} = {self.optim.base_lr:g} x {effective} clips a step / 256, "
+            f"{steps} steps, {int(self.optim.warmup * steps)} of them warm-up"
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(self.optim, steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the recipe's norm, and log the norm and the learning rate either way."""
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.optim.clip_norm or float("inf"))
+        self.log("train/grad_norm", norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        self.log("train/lr", max(group["lr"] for group in optimizer.param_groups))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the network can be built from."""
+        checkpoint["config"] = self.config
