@@ -46,7 +46,7 @@ def _read_list(file: Path, root: str | Path | None, classes: int | None) -> list
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():
             continue
-        match = re.fullmatch(r"(.*\S)(?:\s*,\s*|\s+)(-?\d+)", line.strip())
+        match = re.fullmatch(r"(.*[^\s,])\s*[,\s]\s*(-?\d+)", line.strip())
         if not match:
             raise InputError(f"{file}:{number}: expected 'path label' with a whole number as label, found '{line}'")
         path, label = base / match[1], int(match[2])

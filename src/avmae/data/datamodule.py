@@ -187,6 +187,10 @@ class CSVDataModule(ClipDataModule):
 class SyntheticDataModule(UCF101DataModule):
     """The embedded miniature of UCF101, written at first use; see `write_synthetic`."""
 
-    def __init__(self, root: str, **reading: Any) -> None:
-        write_synthetic(Path(root))
-        super().__init__(root, **reading)
+    def __init__(
+        self, root: str, groups: int = 25, clips_per_group: int = 4, classes: int = 12, workers: int = 2, **reading: Any
+    ) -> None:
+        write_synthetic(
+            Path(root), groups=groups, clips_per_group=clips_per_group, classes=classes, workers=max(1, workers)
+        )
+        super().__init__(root, workers=workers, **reading)

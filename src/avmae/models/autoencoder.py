@@ -16,7 +16,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from avmae.models.encoder import LAYERS, Encoder, Transformer
-from avmae.models.masking import Mask, Masking
+from avmae.models.masking import Mask
 from avmae.models.tokens import Grid, gather_tokens, scatter_tokens, sincos_positions
 
 
@@ -87,7 +87,7 @@ class MaskedAutoencoder(nn.Module):
     Args:
         encoder: shared with the classifier.
         decoders: by modality.
-        maskings: by modality.
+        maskings: a `Masking` by modality.
         normalize_target: predict patches normalised by their own mean and variance (MAE section 4, VideoMAE).
         loss_weights: by modality.
     """
@@ -96,14 +96,14 @@ class MaskedAutoencoder(nn.Module):
         self,
         encoder: Encoder,
         decoders: Mapping[str, Decoder],
-        maskings: Mapping[str, Masking],
+        maskings: nn.ModuleDict,
         normalize_target: bool = True,
         loss_weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoders = nn.ModuleDict(decoders)
-        self.maskings = nn.ModuleDict(maskings)
+        self.maskings = maskings
         self.normalize_target = normalize_target
         self.loss_weights = {name: (loss_weights or {}).get(name, 1.0) for name in decoders}
         self.apply(_initialize)

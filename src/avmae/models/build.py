@@ -145,15 +145,20 @@ def _encoder(clip: ClipSpec, model: ModelSpec, size: SizeSpec) -> Encoder:
 
 def build_autoencoder(clip: ClipSpec, model: ModelSpec, size: SizeSpec, mask: MaskSpec) -> MaskedAutoencoder:
     """The model of pretraining, freshly initialised from torch's global random state."""
-    grids = _grids(clip, model)
-    strategies = {"video": (mask.video, mask.ratio), "audio": (mask.audio, mask.audio_ratio)}
-    maskings = {name: Masking(name, *strategies[name], grid.size) for name, grid in grids.items()}
+    encoder = _encoder(clip, model, size)
     decoders = {
-        name: Decoder(grid, size.dim, size.decoder_dim, size.decoder_depth, size.decoder_heads)
-        for name, grid in grids.items()
+        name: Decoder(modality.grid, size.dim, size.decoder_dim, size.decoder_depth, size.decoder_heads)
+        for name, modality in encoder.modalities.items()
     }
-    return MaskedAutoencoder(
-        _encoder(clip, model, size), decoders, maskings, model.normalize_target, model.loss_weights
+    maskings = build_maskings(encoder, mask)
+    return MaskedAutoencoder(encoder, decoders, maskings, model.normalize_target, model.loss_weights)
+
+
+def build_maskings(encoder: Encoder, mask: MaskSpec) -> nn.ModuleDict:
+    """How each modality of an encoder is hidden."""
+    strategies = {"video": (mask.video, mask.ratio), "audio": (mask.audio, mask.audio_ratio)}
+    return nn.ModuleDict(
+        {name: Masking(name, *strategies[name], modality.grid.size) for name, modality in encoder.modalities.items()}
     )
 
 

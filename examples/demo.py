@@ -1,0 +1,69 @@
+"""What `make demo` runs: the whole way from files to a pretrained, fine-tuned and visible model, with the commands alone.
+
+On the embedded miniature data set: pretrain `avmae`, fine-tune it, evaluate it, reconstruct a test clip it has not seen.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+LOGS = Path("logs/demo")
+DATA = Path(".cache/synthetic")
+
+
+def run(command: str, *overrides: str) -> float:
+    """Run one command of avmae and return the seconds it took."""
+    print(f"\n$ python -m avmae.{command} {' '.join(overrides)}", flush=True)
+    start = time.monotonic()
+    subprocess.run([sys.executable, "-m", f"avmae.{command}", *overrides], check=True)
+    return time.monotonic() - start
+
+
+def main() -> None:
+    """Run everything and print what came out."""
+    shutil.rmtree(LOGS, ignore_errors=True)
+    pretrained, finetuned = LOGS / "pretrain", LOGS / "finetune"
+    data = f"data.root={DATA}"
+    seconds = {
+        "pretrain": run("train", "experiment=demo_pretrain", data, f"hydra.run.dir={pretrained}"),
+        "fine-tune": run(
+            "train",
+            "experiment=demo_finetune",
+            data,
+            f"ckpt={pretrained}/checkpoints/last.ckpt",
+            f"hydra.run.dir={finetuned}",
+        ),
+        "evaluate": run("evaluate", f"ckpt={finetuned}/checkpoints/best.ckpt", f"output={LOGS}/results.json"),
+    }
+    clip = sorted((DATA / "UCF-101").glob("*/*_g03_c01.avi"))[0]
+    reconstruction = LOGS / "reconstruction"
+    seconds["reconstruct"] = run(
+        "reconstruct", f"ckpt={pretrained}/checkpoints/last.ckpt", f"input={clip}", f"output={reconstruction}"
+    )
+    run("predict", f"ckpt={finetuned}/checkpoints/best.ckpt", f"input={clip}")
+
+    results = json.loads((LOGS / "results.json").read_text())
+    figures = json.loads((reconstruction / "metrics.json").read_text())
+    loss = json.loads((pretrained / "summary.json").read_text())
+    classes = len(results["per_class"])
+    rows = [
+        ("test clips, of groups not trained on", f"{results['clips']}"),
+        ("top-1 accuracy", f"{results['top1']:.1%}"),
+        ("top-5 accuracy", f"{results['top5']:.1%}"),
+        ("top-1, clips with sound", f"{results['sound/top1']:.1%}"),
+        ("top-1, silent clips", f"{results['silent/top1']:.1%}"),
+        ("chance", f"{1 / classes:.1%}"),
+        ("validation loss, pictures + sound", f"{loss['val/loss_video']:.3f} + {loss['val/loss_audio']:.3f}"),
+        *((name.replace("_", " "), f"{value:.3g}") for name, value in figures.items() if isinstance(value, float)),
+        *((f"time to {name}", f"{value:.0f} s") for name, value in seconds.items()),
+    ]
+    width = max(len(name) for name, _ in rows)
+    print("\n" + "\n".join(f"{name:<{width}}  {value:>15}" for name, value in rows))
+    print(f"\npictures: {reconstruction}/reconstruction.png and reconstruction.mp4 (with sound)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Arrays to pictures that people look at: contact sheets and labelled videos of reconstructions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+INK, PAPER, HIDDEN = (32, 32, 36), (255, 255, 255), (128, 128, 128)
+MARGIN = 8
+# Corners of matplotlib's "magma", dark to bright; enough for a spectrogram.
+MAGMA = np.array([[0, 0, 4], [81, 18, 124], [183, 55, 121], [252, 137, 97], [252, 253, 191]])
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a contact sheet.
+
+    Args:
+        label: what the row shows.
+        images: (H, W, 3) uint8 each.
+    """
+
+    label: str
+    images: Sequence[np.ndarray]
+
+
+def pixels(video: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """Normalised (3, T, H, W) float to (T, H, W, 3) uint8; NaN, what is hidden, becomes grey."""
+    values = np.moveaxis(video, 0, -1) * np.asarray(std) + np.asarray(mean)
+    colours = (values.clip(0, 1) * 255).round()
+    return np.where(np.isnan(colours), HIDDEN, np.nan_to_num(colours)).astype(np.uint8)
+
+
+def spectrogram_picture(spectrogram: np.ndarray, low: float, high: float, height: int) -> np.ndarray:
+    """(L, F) float, with NaN where hidden, to (height, W, 3) uint8: time runs right, frequency up; low to high brightens."""
+    level = ((spectrogram.T[::-1] - low) / max(high - low, 1e-6)).clip(0, 1)
+    stops = np.linspace(0, 1, len(MAGMA))
+    colours = np.stack([np.interp(np.nan_to_num(level), stops, MAGMA[:, c]) for c in range(3)], -1)
+    colours[np.isnan(level)] = HIDDEN
+    image = Image.fromarray(colours.round().astype(np.uint8))
+    width = max(1, round(image.width * height / image.height))
+    return np.asarray(image.resize((width, height), Image.Resampling.NEAREST))
+
+
+def contact_sheet(title: str, rows: Sequence[Row], note: str = "") -> Image.Image:
+    """Labelled rows of images under a title, and a note below; small images are enlarged by a whole factor."""
+    tallest = max(image.shape[0] for row in rows for image in row.images)
+    factor = max(1, 96 // tallest)
+    font, bold = ImageFont.load_default(15), ImageFont.load_default(20)
+    label_width = int(max(font.getlength(row.label) for row in rows)) + 2 * MARGIN
+    scaled = [[_enlarge(image, factor) for image in row.images] for row in rows]
+    width = label_width + max(sum(image.width + MARGIN for image in images) for images in scaled) + MARGIN
+    width = max(width, int(max(bold.getlength(title), font.getlength(note))) + 2 * MARGIN)
+    heights = [max(image.height for image in images) for images in scaled]
+    sheet = Image.new("RGB", (width, 44 + sum(h + MARGIN for h in heights) + (30 if note else MARGIN)), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((MARGIN, 10), title, INK, bold)
+    top = 44
+    for row, images, height in zip(rows, scaled, heights, strict=True):
+        draw.text((MARGIN, top + height / 2), row.label, INK, font, anchor="lm")
+        left = label_width
+        for image in images:
+            sheet.paste(image, (left, top))
+            left += image.width + MARGIN
+        top += height + MARGIN
+    draw.text((MARGIN, top), note, INK, font)
+    return sheet
+
+
+def side_by_side(panels: dict[str, np.ndarray]) -> np.ndarray:
+    """Videos (T, H, W, 3) uint8 next to each other under their labels, as one of the same kind."""
+    factor = max(1, -(-192 // next(iter(panels.values())).shape[1]))
+    font = ImageFont.load_default(15)
+    labels = []
+    for label, frames in panels.items():
+        strip = Image.new("RGB", (frames.shape[2] * factor + MARGIN, 28), PAPER)
+        ImageDraw.Draw(strip).text((MARGIN, 14), label, INK, font, anchor="lm")
+        labels.append(np.asarray(strip))
+    head = np.concatenate(labels, 1)
+    pictures = []
+    for time in range(len(next(iter(panels.values())))):
+        parts = [np.pad(np.asarray(_enlarge(f[time], factor)), ((0, 0), (0, MARGIN), (0, 0)), constant_values=255)
+                 for f in panels.values()]
+        pictures.append(np.concatenate([head, np.concatenate(parts, 1)], 0))
+    return np.stack(pictures)
+
+
+def _enlarge(image: np.ndarray, factor: int) -> Image.Image:
+    picture = Image.fromarray(image)
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)

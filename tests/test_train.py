@@ -1,0 +1,198 @@
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from commands import error, run, train
+
+
+def load(path: Path) -> dict:
+    return torch.load(path, weights_only=True)
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return load(path)["state_dict"]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Weights, optimiser and schedule, to the bit."""
+    first, second = load(one), load(other)
+    for name, value in first["state_dict"].items():
+        assert torch.equal(value, second["state_dict"][name]), name
+    for a, b in zip(first["optimizer_states"], second["optimizer_states"], strict=True):
+        for key, state in a["state"].items():
+            assert all(torch.equal(v, b["state"][key][n]) for n, v in state.items())
+    assert first["lr_schedulers"] == second["lr_schedulers"]
+    assert first["global_step"] == second["global_step"]
+
+
+def metrics(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.fixture(scope="module")
+def pretrained(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of 2 epochs (4 steps) of pretraining."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    train("hydra.run.dir=run", "trainer.max_epochs=2", "trainer.log_every_n_steps=1", cwd=folder, miniature=miniature)
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def finetuned(miniature: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finetuned")
+    ckpt = f"ckpt={pretrained}/checkpoints/last.ckpt"
+    arguments = ("task=classify", "optim=finetune", "trainer.max_epochs=1", "data.segments=2", "augment.repeats=2")
+    train("hydra.run.dir=run", *arguments, ckpt, cwd=folder, miniature=miniature)
+    return folder / "run"
+
+
+def test_a_run_leaves_what_it_promises(pretrained: Path) -> None:
+    assert {"last.ckpt", "best.ckpt"} <= {file.name for file in (pretrained / "checkpoints").iterdir()}
+    assert (pretrained / ".hydra" / "overrides.yaml").is_file()
+    summary = json.loads((pretrained / "summary.json").read_text())
+    logged = {"loss", "loss_video", "loss_audio", "lr", "grad_norm", "data_wait", "clips_per_second"}
+    assert {f"train/{name}" for name in logged} | {"val/loss", "val/loss_video", "val/loss_audio"} <= summary.keys()
+    rows = metrics(pretrained)
+    assert [int(row["step"]) for row in rows if row["train/loss"]] == [0, 1, 2, 3]
+
+
+def test_fine_tuning_starts_from_the_pretrained_encoder_and_is_tested_by_clip(finetuned: Path) -> None:
+    summary = json.loads((finetuned / "summary.json").read_text())
+    assert {"test/top1", "test/top5", "test/sound/top1", "test/silent/top1", "val/top1"} <= summary.keys()
+    assert summary["test/top5"] == 1.0, "there are 4 classes"
+
+
+def test_other_commands_need_the_checkpoint_alone(
+    pretrained: Path, finetuned: Path, miniature: Path, tmp_path: Path
+) -> None:
+    clip = next((miniature / "UCF-101").glob("*/*.avi"))
+    ckpt = f"ckpt={finetuned}/checkpoints/last.ckpt"
+    run("evaluate", ckpt, f"output={tmp_path}/results.json", cwd=tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert (results["clips"], results["unscored"]) == (28, 0)
+    assert sum(c["clips"] for c in results["per_class"].values()) == 28
+    mean = sum(c["top1"] * c["clips"] for c in results["per_class"].values()) / 28
+    assert results["top1"] == pytest.approx(mean)
+
+    printed = run("predict", ckpt, f"input={clip}", "format=json", "crops=1", cwd=tmp_path)
+    classes = json.loads(printed)["classes"]
+    assert sum(row["score"] for row in classes) == pytest.approx(1, abs=1e-4)
+
+    last = f"ckpt={pretrained}/checkpoints/last.ckpt"
+    run("reconstruct", last, f"input={clip}", f"output={tmp_path}/out", "mask.ratio=0.5", cwd=tmp_path)
+    assert {f.name for f in (tmp_path / "out").iterdir()} == {"reconstruction.mp4", "reconstruction.png", "metrics.json"}
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["mask"]["ratio"] == 0.5
+
+
+@pytest.mark.parametrize("system", ["imagemae", "videomae", "avmae_concat"])
+def test_every_system_trains(system: str, miniature: Path, tmp_path: Path) -> None:
+    patch = "model.video_patch=[1,8,8]" if system == "imagemae" else "model.video_patch=[2,8,8]"
+    printed = train(f"model={system}", patch, "trainer.max_steps=1", cwd=tmp_path, miniature=miniature)
+    assert "train/loss" in printed
+    assert ("train/loss_audio" in printed) == (system == "avmae_concat")
+
+
+@pytest.mark.parametrize("stop", [3, 4], ids=["in mid-epoch", "at the end of an epoch"])
+def test_interrupted_and_resumed_equals_uninterrupted_to_the_bit(stop: int, miniature: Path, tmp_path: Path) -> None:
+    # The run ends at step 6 either way; a checkpoint of step `stop` is what the interruption leaves.
+    arguments = ("name=run", "trainer.max_epochs=3", "trainer.log_every_n_steps=1", "model.drop_path=0.5")
+    keep = (f"callbacks.checkpoint.every_n_train_steps={stop}", "callbacks.checkpoint.every_n_epochs=null")
+    train(*arguments, "logs=whole", cwd=tmp_path, miniature=miniature)
+    train(*arguments, *keep, "logs=cut", "+trainer.limit_val_batches=0", cwd=tmp_path, miniature=miniature)
+    folder = next((tmp_path / "cut/run").iterdir())
+    (folder / "checkpoints/best.ckpt").replace(folder / "checkpoints/last.ckpt")
+    assert load(folder / "checkpoints/last.ckpt")["global_step"] == stop
+
+    train(*arguments, "logs=cut", "resume=last", cwd=tmp_path, miniature=miniature)
+    assert list((tmp_path / "cut/run").iterdir()) == [folder], "a resumed run goes on in its own folder"
+    whole = next((tmp_path / "whole/run").iterdir())
+    assert_same_run(whole / "checkpoints/last.ckpt", folder / "checkpoints/last.ckpt")
+    losses = [[row["train/loss"] for row in metrics(f) if row["train/loss"]] for f in (whole, folder)]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 6
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_equal_one_of_twice_the_batch(strategy: str, miniature: Path, tmp_path: Path) -> None:
+    # SGD-like comparison needs no Adam: its first steps turn rounding errors of near-zero gradients into full steps.
+    common = ("trainer.max_steps=2", "trainer.log_every_n_steps=1", "optim.warmup=0")
+    train("hydra.run.dir=one", "data.batch_size=4", *common, cwd=tmp_path, miniature=miniature)
+    two = (f"strategy={strategy}", "trainer.devices=2", "data.batch_size=2", "hydra.run.dir=two")
+    train(*two, *common, cwd=tmp_path, miniature=miniature)
+    for name in ("train/loss", "train/grad_norm"):
+        one, both = ([float(r[name]) for r in metrics(tmp_path / f) if r.get(name)] for f in ("one", "two"))
+        assert both == pytest.approx(one, rel=1e-5)
+    lr = float(metrics(tmp_path / "one")[0]["train/lr"])
+    expected = weights(tmp_path / "one/checkpoints/last.ckpt")
+    for name, value in weights(tmp_path / "two/checkpoints/last.ckpt").items():
+        torch.testing.assert_close(value, expected[name], atol=lr * 1e-2, rtol=1e-4, msg=name)
+
+
+def test_a_sweep_of_two_processes_keeps_its_jobs_apart_and_ends_with_a_table(miniature: Path, tmp_path: Path) -> None:
+    arguments = ("mask.ratio=0.5,0.75", "strategy=ddp", "trainer.devices=2", "data.batch_size=2", "name=sweep")
+    printed = train("-m", *arguments, "trainer.max_steps=1", "logger=wandb", cwd=tmp_path, miniature=miniature)
+    sweep = next((tmp_path / "logs/sweep").iterdir())
+    assert {path.name for path in sweep.iterdir()} == {"0", "1", "multirun.yaml", "sweep.csv"}
+    with (sweep / "sweep.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["mask.ratio"] for row in rows] == ["0.5", "0.75"]
+    assert all(float(row["val/loss"]) > 0 for row in rows)
+    table = printed[printed.rindex("job") :]
+    assert "0.75" in table
+    for job in ("0", "1"):
+        configuration = load(sweep / job / "checkpoints/last.ckpt")["config"]
+        assert configuration["mask"]["ratio"] == [0.5, 0.75][int(job)]
+        assert len(list((sweep / job / "wandb").glob("offline-run-*"))) == 1, "one W&B run a job, whatever the processes"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["mask.ratio=1.0"], "mask.ratio"),
+        (["mask.ratio=0.01"], "leaves nothing hidden"),
+        (["mask.video=stripes"], "mask.video=stripes"),
+        (["+nonsense=1"], "nonsense"),
+        (["+optim.momentum=0.9"], "optim.momentum"),
+        (["+model.depth=3"], "model.depth"),
+        (["+trainer.epochs=3"], "epochs"),
+        (["data.batch_size=400"], "data.batch_size"),
+        (["data.fold=4"], "data.fold"),
+        (["trainer.accumulate_grad_batches=50"], "accumulate_grad_batches"),
+        (["trainer.accelerator=gpu"], "accelerator"),
+        (["trainer.devices=2"], "strategy=ddp"),
+        (["ckpt=gone.ckpt"], "gone.ckpt"),
+        (["resume=last"], "resume=last"),
+        (["model.video_patch=[2,7,7]"], "7x7"),
+    ],
+)
+def test_bad_settings_are_named(overrides: list[str], named: str, miniature: Path, tmp_path: Path) -> None:
+    printed = train(*overrides, "trainer.max_steps=1", cwd=tmp_path, miniature=miniature, ok=False)
+    assert named in error(printed)
+
+
+def test_a_missing_root_and_a_typo(tmp_path: Path) -> None:
+    assert "data.root" in error(train("data=ucf101", cwd=tmp_path, ok=False))
+    assert "nowhere" in error(train("data=ucf101", "data.root=nowhere", cwd=tmp_path, ok=False))
+    printed = train("mask.ration=0.5", cwd=tmp_path, ok=False)
+    assert "ration" in printed
+    assert "Traceback" not in printed
+
+
+def test_unreadable_clips_are_skipped_and_named_until_there_are_too_many(
+    miniature: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    root = Path(shutil.copytree(miniature, tmp_path / "data"))
+    files = sorted((root / "UCF-101").glob("*/*_g08_*.avi"))
+    files[0].write_bytes(b"not a video")
+    printed = train("trainer.max_epochs=1", "callbacks.unreadable.max_share=0.5", cwd=tmp_path, miniature=root)
+    assert f"{files[0]}" in printed
+    assert "1 of 8 readings failed" in printed
+    for file in files:
+        file.write_bytes(b"not a video")
+    printed = train("trainer.max_epochs=1", cwd=tmp_path, miniature=root, ok=False)
+    assert "max_share" in error(printed)
