@@ -7,13 +7,15 @@ from pathlib import Path
 
 from conftest import TINY
 
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
 
 def run(command: str, *overrides: str, cwd: Path, ok: bool = True, timeout: float = 240) -> str:
     """Run `python -m avmae.COMMAND` and return what it printed; fails unless it ends well (or, with ok=False, badly)."""
     process = subprocess.run(
         [sys.executable, "-m", f"avmae.{command}", *overrides],
         cwd=cwd,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        env=ENVIRONMENT,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -26,8 +28,20 @@ def run(command: str, *overrides: str, cwd: Path, ok: bool = True, timeout: floa
 
 def train(*overrides: str, cwd: Path, miniature: Path | None = None, **kwargs) -> str:
     """Run a tiny training."""
+    return run("train", *_arguments(overrides, miniature), cwd=cwd, **kwargs)
+
+
+def start_train(*overrides: str, cwd: Path, miniature: Path) -> subprocess.Popen:
+    """Start a tiny training and leave it running."""
+    arguments = [sys.executable, "-m", "avmae.train", *_arguments(overrides, miniature)]
+    return subprocess.Popen(arguments, cwd=cwd, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def _arguments(overrides: tuple[str, ...], miniature: Path | None) -> list[str]:
     data = ["data=ucf101", f"data.root={miniature}", "data.val_groups=1"] if miniature else []
-    return run("train", *data, *TINY, *overrides, cwd=cwd, **kwargs)
+    # Flags come first, for Hydra wants its overrides in one piece; later overrides win.
+    flags = [o for o in overrides if o.startswith("-")]
+    return [*flags, *data, *TINY, *(o for o in overrides if o not in flags)]
 
 
 def error(output: str) -> str:

@@ -149,7 +149,8 @@ def launch(function: Callable[[dict[str, Any]], Any], config: dict[str, Any], pr
         return elastic_launch(settings, _Process(function))(config)[0]
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        message = re.sub(r"^(InputError|MediaError): ", "", failure.message)
+        message = failure.message["message"] if isinstance(failure.message, dict) else failure.message
+        message = re.sub(r"^(InputError|MediaError): ", "", message)
         raise InputError(f"process {rank} of {processes} failed: {message}") from error
 
 

@@ -30,7 +30,7 @@ def main(config: dict[str, Any]) -> None:
     # Data as in training, but for what is given.
     data = settings["data"] | {key: value for key, value in config["data"].items() if value is not None}
     audio = "audio" in model.encoder.modalities
-    datamodule = instantiate(data, clip=ClipSpec(**settings["clip"]), audio=audio, seed=settings["seed"])
+    datamodule = instantiate(data, _partial_=True)(clip=ClipSpec(**settings["clip"]), audio=audio, seed=settings["seed"])
     if not datamodule.splits.test:
         raise InputError("the data set has no test clips; set data.test")
     trainer = L.Trainer(

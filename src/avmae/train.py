@@ -55,7 +55,6 @@ def run(config: dict[str, Any]) -> dict[str, float]:
     import lightning as L
     import torch
     from hydra.utils import instantiate
-    from lightning.pytorch.utilities import rank_zero_info
 
     from avmae.clip import ClipSpec
     from avmae.data.dataset import AugmentSpec
@@ -71,8 +70,8 @@ def run(config: dict[str, Any]) -> dict[str, float]:
     clip, model = spec(ClipSpec, "clip", config["clip"]), spec(ModelSpec, "model", config["model"])
     size, mask = spec(SizeSpec, "size", config["size"]), spec(MaskSpec, "mask", config["mask"])
     optim = spec(OptimSpec, "optim", config["optim"])
-    datamodule = instantiate(
-        config["data"],
+    # Partial: Hydra would turn settings objects into configs.
+    datamodule = instantiate(config["data"], _partial_=True)(
         clip=clip,
         audio="audio" in model.modalities,
         augment=spec(AugmentSpec, "augment", config["augment"]),
@@ -89,7 +88,9 @@ def run(config: dict[str, Any]) -> dict[str, float]:
         network = build_classifier(clip, model, size, len(classes), dropout)
         model_config |= {"task": "classify", "classes": len(classes), "dropout": dropout, "class_names": classes}
     if config["ckpt"]:
-        rank_zero_info(start_from(network, config["ckpt"]))
+        matched = start_from(network, config["ckpt"])
+        if first_process():
+            print(matched)
     compile = config["trainer"].pop("compile")
     task: Task
     if task_config["name"] == "pretrain":
@@ -100,7 +101,8 @@ def run(config: dict[str, Any]) -> dict[str, float]:
     if not datamodule.splits.val:
         config["callbacks"]["checkpoint"]["monitor"] = None
     trainer: L.Trainer = instantiate(
-        config["trainer"] | {"precision": precision(config["trainer"])},
+        config["trainer"] | {"precision": precision(config["trainer"])}, _partial_=True
+    )(
         strategy=instantiate(config["strategy"]),
         logger=[instantiate(logger) for logger in config["logger"].values()] if first_process() else [],
         callbacks=[instantiate(callback) for callback in config["callbacks"].values()],

@@ -120,18 +120,26 @@ class ClipDataModule(L.LightningDataModule):
             timeout=LOADER_TIMEOUT_SECONDS if self.workers else 0,
         )
 
-    def train_dataloader(self) -> DataLoader:
-        """Batches of random windows, going on where a resumed run stopped."""
+    def train_sampler(self) -> TrainSampler:
+        """This process's part of each epoch.
+
+        Raises:
+            InputError: there are no training clips, or fewer than one batch.
+        """
         if not self.splits.train:
             raise InputError("the data set has no training clips; set data.train")
         trainer = self.trainer
         assert trainer is not None
-        dataset = ClipDataset(self.splits.train, self.clip, self.audio, self.augment)
-        sampler = TrainSampler(len(dataset), self.batch_size, self.seed, trainer.global_rank, trainer.world_size)
-        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        return TrainSampler(len(self.splits.train), self.batch_size, self.seed, trainer.global_rank, trainer.world_size)
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches of random windows, going on where a resumed run stopped."""
+        assert self.trainer is not None
+        sampler = self.train_sampler()
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
         finished, sampler.start = divmod(done, len(sampler))
-        sampler.epoch = trainer.current_epoch + finished
-        return self._loader(dataset, sampler)
+        sampler.epoch = self.trainer.current_epoch + finished
+        return self._loader(ClipDataset(self.splits.train, self.clip, self.audio, self.augment), sampler)
 
     def _eval_loader(self, entries: list[ClipEntry], segments: int, crops: int) -> DataLoader:
         dataset = ClipDataset(entries, self.clip, self.audio, None, segments, crops)

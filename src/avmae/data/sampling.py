@@ -60,6 +60,11 @@ class TrainSampler(Sampler[list[Request]]):
         self.clips, self.batch_size, self.seed, self.rank, self.world = clips, batch_size, seed, rank, world
         self.epoch, self.start = epoch, start
 
+    @property
+    def sampler(self) -> "TrainSampler":
+        """Itself: Lightning tells the epoch to the sampler of a batch sampler, not to the batch sampler."""
+        return self
+
     def set_epoch(self, epoch: int) -> None:
         """Go on to a later epoch; Lightning calls this before each."""
         if epoch > self.epoch:

@@ -4,13 +4,13 @@ What is notable:
 - the paper's four systems are settings of this one class: which modalities, how they are fused;
 - both modalities run through the same code, a picture stack being a grid of 3 axes and a spectrogram one of 2;
 - patches are cut once and serve as input where visible and as target where hidden;
-- only visible tokens are embedded and encoded, only hidden ones go through the head, only hidden ones count in the loss;
+- only visible tokens are embedded and encoded, only hidden ones go through the head and count in the loss;
 - masks are an argument, so the model is deterministic given them.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Generator, Tensor, nn
@@ -57,8 +57,8 @@ class Reconstruction:
     """What the autoencoder says of one batch.
 
     Args:
-        loss: scalar float32, the weighted sum over modalities of the batch mean; an absent modality counts as 0, so that
-            the mean over processes is the mean over clips.
+        loss: scalar float32, the weighted sum over modalities of the batch mean; an absent modality counts as 0, so
+            that the mean over processes is the mean over clips.
         losses: by modality (B,) float32, the mean squared error over hidden patches; 0 where the clip lacks it.
         predictions: by modality (B, H, P, C) of the hidden patches, in the units of the target.
     """
@@ -102,7 +102,7 @@ class MaskedAutoencoder(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = encoder
-        self.decoders = nn.ModuleDict(decoders)
+        self.decoders = cast(dict[str, Decoder], nn.ModuleDict(decoders))
         self.maskings = maskings
         self.normalize_target = normalize_target
         self.loss_weights = {name: (loss_weights or {}).get(name, 1.0) for name in decoders}
@@ -121,7 +121,7 @@ class MaskedAutoencoder(nn.Module):
         """Reconstruct the hidden patches.
 
         Args:
-            batch: video (B, 3, T, H, W), audio (B, 1, L, F), has_audio (B,) bool; what a system has no use for may lack.
+            batch: video (B, 3, T, H, W), audio (B, 1, L, F), has_audio (B,) bool; what a system does not use may lack.
             masks: by modality.
         """
         patches = self.encoder.patchify(batch)
@@ -147,8 +147,8 @@ class MaskedAutoencoder(nn.Module):
     ) -> dict[str, Tensor]:
         """The whole clip, visible patches as they are and hidden ones as predicted, by modality (B, C, *shape).
 
-        A model trained on normalised targets predicts each patch but for its mean and deviation. `true` takes these from
-        the hidden patches themselves, as the papers' figures do; `visible` estimates them from the visible patches
+        A model trained on normalised targets predicts each patch but for its mean and deviation. `true` takes these
+        from the hidden patches themselves, as the papers' figures do; `visible` estimates them from the visible patches
         around, so nothing hidden is used.
         """
         patches = self.encoder.patchify(batch)
@@ -200,7 +200,7 @@ def encode(encoder: Encoder, video: Tensor, audio: Tensor | None, has_audio: Ten
 
 
 def _spread(values: Tensor, mask: Mask, grid: Grid) -> Tensor:
-    """Estimate the hidden tokens' values (B, H, 1, C) from the visible ones' (B, V, 1, C), nearer ones counting more."""
+    """Estimate the hidden tokens' values (B, H, 1, C) from the visible ones' (B, V, 1, C); near ones count more."""
     places = torch.cartesian_prod(*(torch.arange(n, device=values.device, dtype=torch.float32) for n in grid.size))
     places = places.reshape(grid.tokens, -1)
     weights = (-2 * torch.cdist(places[mask.hidden], places[mask.visible])).softmax(-1)

@@ -14,8 +14,8 @@ class Classifier(nn.Module):
     """Classifies clips; nothing is hidden.
 
     The logits are a sum over modalities of normalise(mean token) times weights, that is, one linear layer on the
-    concatenated means. All but the pictures' weights start at zero, so a classifier that starts from picture-only weights
-    equals it at step 0.
+    concatenated means. All but the pictures' weights start at zero, so a classifier that starts from picture-only
+    weights equals it at step 0.
 
     Args:
         encoder: shared with the autoencoder.
@@ -29,13 +29,14 @@ class Classifier(nn.Module):
         self.classes = classes
         self.norms = nn.ModuleDict({name: nn.LayerNorm(encoder.dim) for name in encoder.modalities})
         self.dropout = nn.Dropout(dropout)
-        self.heads = nn.ModuleDict({name: nn.Linear(encoder.dim, classes) for name in encoder.modalities})
+        heads = {name: nn.Linear(encoder.dim, classes) for name in encoder.modalities}
+        self.heads = nn.ModuleDict(heads)
         for module in self.encoder.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for name, head in self.heads.items():
+        for name, head in heads.items():
             nn.init.zeros_(head.bias)
             # Official VideoMAE scales its freshly drawn head by 0.001.
             nn.init.trunc_normal_(head.weight, std=2e-5) if name == "video" else nn.init.zeros_(head.weight)

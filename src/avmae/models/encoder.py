@@ -1,7 +1,7 @@
 """Tokens of each modality, encoded and fused: the part that pretraining leaves behind."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.models.vision_transformer import Block
@@ -11,17 +11,17 @@ from torch.utils.checkpoint import checkpoint
 from avmae.models.tokens import Grid, gather_tokens, sincos_positions
 
 LAYERS: dict[str, Any] = {
-    "stem": r"^encoder\.modalities\.\w+\.(embed|absent)",
-    "blocks": [(r"^encoder\.modalities\.\w+\.blocks\.(\d+)", None), (r"^", (99_999,))],
+    "stem": r"^encoder\.modalities\.\w+\.(?:embed|absent)",
+    "blocks": r"^encoder\.modalities\.\w+\.blocks\.(\d+)",
 }
-"""timm's group matcher: embeddings, then the blocks of all modalities by number, then whatever follows them."""
+"""timm's group matcher: embeddings, then the blocks of all modalities by number; all else is the last."""
 
 
 class Transformer(nn.Sequential):
     """A stack of timm's pre-norm blocks, the drop path rate rising linearly to ``drop_path`` (VideoMAE, MAE, DeiT)."""
 
     def __init__(self, dim: int, depth: int, heads: int, drop_path: float = 0.0, checkpointing: bool = False) -> None:
-        rates = torch.linspace(0, drop_path, depth).tolist()
+        rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
         super().__init__(*(Block(dim=dim, num_heads=heads, qkv_bias=True, drop_path=rate) for rate in rates))
         self.checkpointing = checkpointing
 
@@ -93,7 +93,7 @@ class Encoder(nn.Module):
 
     def __init__(self, modalities: Mapping[str, ModalityEncoder], fusion: nn.Module, dim: int) -> None:
         super().__init__()
-        self.modalities = nn.ModuleDict(modalities)
+        self.modalities = cast(dict[str, ModalityEncoder], nn.ModuleDict(modalities))
         self.fusion = fusion
         self.dim = dim
 

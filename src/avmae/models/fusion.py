@@ -1,4 +1,4 @@
-"""How the modalities' encoded tokens look at each other: one signature, tokens of each modality in, the same shapes out.
+"""How the modalities' encoded tokens look at each other: tokens of each modality in, the same shapes out.
 
 Each fusion adds to its input through gates that start at zero, so a model that starts from picture-only weights equals
 the picture-only model exactly at step 0, whatever the sound.

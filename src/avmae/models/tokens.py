@@ -1,7 +1,7 @@
 """Arrays to tokens and back, written once for a grid of any number of axes.
 
-A stack of pictures is a grid of three axes (time, height, width), a spectrogram one of two (time, frequency). Tokens are
-numbered with the last axis running fastest, as in VideoMAE and MAE.
+A stack of pictures is a grid of three axes (time, height, width), a spectrogram one of two (time, frequency). Tokens
+are numbered with the last axis running fastest, as in VideoMAE and MAE.
 """
 
 import math
@@ -37,7 +37,9 @@ class Grid:
     stack: int = 1
 
     def __post_init__(self) -> None:
-        if len(self.shape) != len(self.patch) or any(s % p or s < p for s, p in zip(self.shape, self.patch, strict=False)):
+        if len(self.shape) != len(self.patch) or any(
+            s % p or s < p for s, p in zip(self.shape, self.patch, strict=False)
+        ):
             raise InputError(
                 f"model: {self.name} of shape {'x'.join(map(str, self.shape))} cannot be cut into patches of "
                 f"{'x'.join(map(str, self.patch))}; choose a patch that divides it, or change clip"
@@ -85,7 +87,7 @@ class Grid:
 
 
 def sincos_positions(tokens: int, dim: int) -> Tensor:
-    """Fixed sine-cosine table (tokens, dim) float32 over the token's number, as VideoMAE's `get_sinusoid_encoding_table`.
+    """Fixed sine-cosine table (tokens, dim) float32 over the token's number, as VideoMAE's.
 
     Column 2i is sin(n / 10000^(2i/dim)), column 2i + 1 the cosine of the same angle (Attention Is All You Need, 3.5).
     """
@@ -102,6 +104,6 @@ def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
 
 
 def scatter_tokens(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """Put pairs of tokens (B, K, ...) and index (B, K), which together cover all N places, back in order: (B, N, ...)."""
+    """Put pairs of tokens (B, K, ...) and index (B, K), together covering all N places, back in order: (B, N, ...)."""
     tokens, index = torch.cat([t for t, _ in parts], 1), torch.cat([i for _, i in parts], 1)
     return gather_tokens(tokens, index.argsort(1))

@@ -40,12 +40,17 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise InputError(f"ckpt={path} is not a file; give the path of a checkpoint, such as logs/NAME/TIME/checkpoints/last.ckpt")
+        raise InputError(
+            f"ckpt={path} is not a file; give the path of a checkpoint, such as logs/NAME/TIME/checkpoints/last.ckpt"
+        )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise InputError(f"{path} is not a checkpoint that can be read safely: {str(error).splitlines()[0]}") from error
-    if not (isinstance(state, Mapping) and isinstance(state.get("config"), Mapping) and "state_dict" in state):
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"{path} is not a checkpoint that can be read safely: {reason}") from error
+    if not (
+        isinstance(state, Mapping) and all(isinstance(state.get(key), Mapping) for key in ("config", "state_dict"))
+    ):
         raise InputError(f"{path} is not a checkpoint of avmae: it holds no config to build the model from")
     weights = {k.removeprefix("network."): v for k, v in state["state_dict"].items() if k.startswith("network.")}
     return Checkpoint(path, dict(state["config"]), weights)
@@ -59,11 +64,13 @@ def load_model(path: str | Path) -> MaskedAutoencoder | Classifier:
     """
     checkpoint = read_checkpoint(path)
     model = build_from_config(checkpoint.config)
-    missing, unexpected = model.load_state_dict(checkpoint.weights, strict=False)
-    if missing or unexpected:
+    try:
+        model.load_state_dict(checkpoint.weights)
+    except RuntimeError as error:
+        wrong = str(error).splitlines()[1:]
         raise InputError(
-            f"{path} does not fit this version of avmae: missing {list(missing)[:3]}, unexpected {list(unexpected)[:3]}"
-        )
+            f"{path} does not fit this version of avmae: {' '.join(map(str.strip, wrong))[:300]}"
+        ) from error
     return model.eval()
 
 
@@ -87,15 +94,19 @@ def start_from(network: nn.Module, path: str | Path) -> str:
     encoder = [k for k in own if k.startswith("encoder.")]
     share = sum(own[k].numel() for k in encoder if k in matched) / sum(own[k].numel() for k in encoder)
     if share < MIN_MATCHED:
-        example = next((f", for example {k}: {tuple(checkpoint.weights[k].shape)} for {tuple(own[k].shape)}" for k in reshaped), "")
+        shapes = (
+            f", for example {k}: {tuple(checkpoint.weights[k].shape)} for {tuple(own[k].shape)}" for k in reshaped
+        )
+        model, size = (checkpoint.config[key]["name"] for key in ("model", "size"))
         raise InputError(
-            f"{path} matches {share:.0%} of the encoder{example}; it was made with model={checkpoint.config['model']['name']} "
-            f"size={checkpoint.config['size']['name']}: choose the same here"
+            f"{path} matches {share:.0%} of the encoder{next(shapes, '')}; "
+            f"it was made with model={model} size={size}: choose the same here"
         )
     network.load_state_dict(matched, strict=False)
     unused = [k for k in checkpoint.weights if k not in own]
     new = [k for k in own if k not in matched]
     return (
         f"weights from {path}: {len(matched)} tensors matched ({share:.0%} of the encoder), "
-        f"{len(new)} of the network freshly initialised, {len(unused)} of the file not used, {len(reshaped)} of another shape"
+        f"{len(new)} of the network freshly initialised, {len(unused)} of the file not used, "
+        f"{len(reshaped)} of another shape"
     )

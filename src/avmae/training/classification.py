@@ -117,8 +117,8 @@ class Classification(Task):
         """Cross-entropy of one batch."""
         logits = self.network(batch)
         loss = F.cross_entropy(logits.float(), batch["label"], label_smoothing=self.label_smoothing)
-        self.log("train/loss", loss.detach())
-        self.log("train/top1", (logits.detach().argmax(-1) == batch["label"]).float().mean())
+        self.log("train/loss", loss.detach(), sync_dist=True)
+        self.log("train/top1", (logits.detach().argmax(-1) == batch["label"]).float().mean(), sync_dist=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

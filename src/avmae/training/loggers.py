@@ -2,13 +2,13 @@
 
 import csv
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
 import wandb
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from lightning.pytorch.utilities import rank_zero_info
 
 
 class _AppendingWriter(ExperimentWriter):
@@ -61,10 +61,10 @@ def wandb_logger(run_dir: str, project: str, name: str, offline: bool | None = N
     if offline is None:
         offline = os.environ.get("WANDB_MODE") == "offline" or not wandb.api.api_key
         if offline:
-            rank_zero_info(f"W&B: no login, logging offline; upload later with: wandb sync {run_dir}/wandb/offline-run-*")
+            print(f"W&B: no login, logging offline; upload later with: wandb sync {run_dir}/wandb/offline-run-*")
     id_file = Path(run_dir) / "wandb_id.txt"
     if not id_file.is_file():
-        id_file.write_text(wandb.util.generate_id())
+        id_file.write_text(uuid.uuid4().hex[:8])
     return WandbLogger(
         project=project,
         name=name,

@@ -6,10 +6,7 @@ from torchmetrics import MeanMetric
 
 from avmae.data.datamodule import Batch
 from avmae.models.autoencoder import MaskedAutoencoder, Reconstruction
-from avmae.training.task import Task
-
-VALIDATION = 1
-"""Sets the seeds of validation masks apart from those of training."""
+from avmae.training.task import Stream, Task
 
 
 class Pretraining(Task):
@@ -25,25 +22,26 @@ class Pretraining(Task):
         names = ["loss", *(f"loss_{name}" for name in self.network.decoders)]
         self.val_metrics = torch.nn.ModuleDict({name: MeanMetric() for name in names})
 
-    def reconstruct(self, batch: Batch, *seed: int) -> Reconstruction:
+    def reconstruct(self, batch: Batch, seed: int) -> Reconstruction:
         """Draw masks from a seed and reconstruct. The masks do not depend on how many processes share the batch."""
-        generator = torch.Generator(self.device).manual_seed(self.step_seed(*seed))
+        generator = torch.Generator(self.device).manual_seed(seed)
         world, rank = self.trainer.world_size, self.global_rank
         masks = self.network.draw_masks(batch["label"].shape[0], generator, rank, world)
         return self.network(batch, masks)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
-        result = self.reconstruct(batch, self.trainer.fit_loop.epoch_loop.total_batch_idx)
+        result = self.reconstruct(batch, self.step_seed(Stream.MASKS, self.trainer.fit_loop.epoch_loop.total_batch_idx))
         sounding = batch["has_audio"].sum().clamp(min=1)
-        self.log("train/loss", result.loss.detach())
+        self.log("train/loss", result.loss.detach(), sync_dist=True)
         for name, losses in result.losses.items():
-            self.log(f"train/loss_{name}", losses.detach().sum() / (sounding if name == "audio" else losses.numel()))
+            mean = losses.detach().sum() / (sounding if name == "audio" else losses.numel())
+            self.log(f"train/loss_{name}", mean, sync_dist=True)
         return result.loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss on validation clips, each once, under masks that are the same every time."""
-        result = self.reconstruct(batch, VALIDATION, batch_idx)
+        result = self.reconstruct(batch, self.step_seed(Stream.VALIDATION_MASKS, batch_idx))
         scored = (batch["clip_id"] >= 0).float()
         total = torch.zeros_like(scored)
         for name, losses in result.losses.items():

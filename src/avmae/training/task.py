@@ -1,19 +1,28 @@
 """What pretraining and classification share: optimiser, schedule, sharding, and randomness by step."""
 
+import math
 from collections.abc import Mapping
+from enum import IntEnum
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
-from lightning.pytorch.utilities import rank_zero_info
 from timm.models.vision_transformer import Block
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from avmae.errors import InputError
 from avmae.training.optim import OptimSpec, build_optimizer, warmup_cosine
+
+
+class Stream(IntEnum):
+    """What randomness is for."""
+
+    MASKS = 0
+    VALIDATION_MASKS = 1
+    NETWORK = 2
 
 
 class Task(L.LightningModule):
@@ -38,9 +47,9 @@ class Task(L.LightningModule):
         if compile:
             network.compile()
 
-    def step_seed(self, *numbers: int) -> int:
-        """A seed that depends on the run's seed and the numbers given."""
-        return int(np.random.SeedSequence((self.seed, *numbers)).generate_state(1, np.uint64)[0] >> 1)
+    def step_seed(self, stream: Stream, step: int, rank: int = 0) -> int:
+        """A seed of its own for each purpose, step and process."""
+        return int(np.random.SeedSequence((self.seed, stream, step, rank)).generate_state(1, np.uint64)[0] >> 1)
 
     def configure_model(self) -> None:
         """Shard block by block where the strategy shards (FSDP2); nothing elsewhere."""
@@ -53,7 +62,8 @@ class Task(L.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed dropout and drop path by step and process."""
-        torch.manual_seed(self.step_seed(self.trainer.fit_loop.epoch_loop.total_batch_idx, self.global_rank))
+        step = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        torch.manual_seed(self.step_seed(Stream.NETWORK, step, self.global_rank))
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW and its schedule; says what the learning rate is made of.
@@ -62,18 +72,24 @@ class Task(L.LightningModule):
             InputError: more batches are accumulated than an epoch has.
         """
         trainer = self.trainer
-        steps = int(trainer.estimated_stepping_batches)
+        # Not trainer.estimated_stepping_batches: that starts the loader before a resumed run knows where it stopped.
+        batches, limit = len(trainer.datamodule.train_sampler()), trainer.limit_train_batches  # type: ignore[attr-defined]
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
         accumulated = trainer.accumulate_grad_batches
-        if accumulated > trainer.num_training_batches:
+        if accumulated > batches:
             raise InputError(
-                f"trainer.accumulate_grad_batches={accumulated} exceeds the {trainer.num_training_batches} batches of an "
-                "epoch; lower it or data.batch_size"
+                f"trainer.accumulate_grad_batches={accumulated} exceeds the {batches} batches of an epoch; "
+                "lower it or data.batch_size"
             )
+        ends = [(trainer.max_epochs or -1) * math.ceil(batches / accumulated), trainer.max_steps]
+        steps = min((end for end in ends if end > 0), default=0)
+        if not steps:
+            raise InputError("trainer.max_epochs or trainer.max_steps must say when training ends")
         effective = trainer.datamodule.batch_size * trainer.world_size * accumulated  # type: ignore[attr-defined]
         sharded = isinstance(trainer.strategy, ModelParallelStrategy)
         # DTensor has no fused AdamW on CPU.
         optimizer = build_optimizer(self.network, self.optim, effective, fused=not sharded)
-        rank_zero_info(
+        self.print(
             f"lr {self.optim.base_lr * effective / 256:.3g} = {self.optim.base_lr:g} x {effective} clips a step / 256, "
             f"{steps} steps, {int(self.optim.warmup * steps)} of them warm-up"
         )
