@@ -1,6 +1,6 @@
-"""What `make demo` runs: the whole way from files to a pretrained, fine-tuned and visible model, with the commands alone.
+"""What `make demo` runs: the whole way from files to a pretrained, fine-tuned and visible model, by commands alone.
 
-On the embedded miniature data set: pretrain `avmae`, fine-tune it, evaluate it, reconstruct a test clip it has not seen.
+On the embedded miniature data set: pretrain `avmae`, fine-tune it, evaluate it, reconstruct a clip it has not seen.
 """
 
 import json

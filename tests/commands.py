@@ -11,7 +11,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
 def run(command: str, *overrides: str, cwd: Path, ok: bool = True, timeout: float = 240) -> str:
-    """Run `python -m avmae.COMMAND` and return what it printed; fails unless it ends well (or, with ok=False, badly)."""
+    """Run `python -m avmae.COMMAND` and return what it printed; it must end well, or badly with ok=False."""
     process = subprocess.run(
         [sys.executable, "-m", f"avmae.{command}", *overrides],
         cwd=cwd,
@@ -45,8 +45,7 @@ def _arguments(overrides: tuple[str, ...], miniature: Path | None) -> list[str]:
 
 
 def error(output: str) -> str:
-    """The one message of a failed command; a traceback is none."""
+    """The message of a failed command; a traceback is none."""
     assert "Traceback" not in output, output
-    messages = [line for line in output.splitlines() if line.startswith("error: ")]
-    assert len(messages) == 1, output
-    return messages[0]
+    assert output.count("error: ") == 1, output
+    return output[output.index("error: ") :]

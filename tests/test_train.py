@@ -84,7 +84,11 @@ def test_other_commands_need_the_checkpoint_alone(
 
     last = f"ckpt={pretrained}/checkpoints/last.ckpt"
     run("reconstruct", last, f"input={clip}", f"output={tmp_path}/out", "mask.ratio=0.5", cwd=tmp_path)
-    assert {f.name for f in (tmp_path / "out").iterdir()} == {"reconstruction.mp4", "reconstruction.png", "metrics.json"}
+    assert {f.name for f in (tmp_path / "out").iterdir()} == {
+        "reconstruction.mp4",
+        "reconstruction.png",
+        "metrics.json",
+    }
     assert json.loads((tmp_path / "out/metrics.json").read_text())["mask"]["ratio"] == 0.5
 
 
@@ -152,7 +156,9 @@ def test_a_sweep_of_two_processes_keeps_its_jobs_apart_and_ends_with_a_table(min
     for job in ("0", "1"):
         configuration = load(sweep / job / "checkpoints/last.ckpt")["config"]
         assert configuration["mask"]["ratio"] == [0.5, 0.75][int(job)]
-        assert len(list((sweep / job / "wandb").glob("offline-run-*"))) == 1, "one W&B run a job, whatever the processes"
+        assert len(list((sweep / job / "wandb").glob("offline-run-*"))) == 1, (
+            "one W&B run a job, whatever the processes"
+        )
 
 
 @pytest.mark.parametrize(
@@ -188,9 +194,7 @@ def test_a_missing_root_and_a_typo(tmp_path: Path) -> None:
     assert "Traceback" not in printed
 
 
-def test_unreadable_clips_are_skipped_and_named_until_there_are_too_many(
-    miniature: Path, tmp_path: Path
-) -> None:
+def test_unreadable_clips_are_skipped_and_named_until_there_are_too_many(miniature: Path, tmp_path: Path) -> None:
     import shutil
 
     root = Path(shutil.copytree(miniature, tmp_path / "data"))

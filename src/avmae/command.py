@@ -1,15 +1,18 @@
 """What the commands share: composing, plain configs, errors that a user can read, and processes."""
 
+import csv
 import dataclasses
 import functools
+import logging
 import os
 import re
 import sys
 import uuid
+import warnings
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -35,8 +38,10 @@ def command(config_name: str) -> Callable[[Callable[[dict[str, Any]], Any]], Cal
         @hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)
         @functools.wraps(function)
         def main(cfg: DictConfig) -> Any:
-            known = OmegaConf.load(f"{CONF}/{config_name}.yaml")
-            allowed = set(known) | {k for d in known.get("defaults", []) if isinstance(d, DictConfig) for k in map(str, d)}
+            known: Any = OmegaConf.load(f"{CONF}/{config_name}.yaml")
+            allowed = set(known) | {
+                k for d in known.get("defaults", []) if isinstance(d, DictConfig) for k in map(str, d)
+            }
             unknown = sorted(set(map(str, cfg)) - {name.removeprefix("optional ") for name in allowed})
             try:
                 if unknown:
@@ -66,7 +71,7 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in config.items()}
 
 
-def fail(error: Exception) -> None:
+def fail(error: Exception) -> NoReturn:
     """Print an error's own message and exit; AVMAE_TRACEBACK=1 shows where it was raised."""
     if os.environ.get("AVMAE_TRACEBACK"):
         raise error
@@ -93,11 +98,31 @@ def spec(cls: type[Spec], key: str, values: Mapping[str, Any]) -> Spec:
     return cls(**values)
 
 
+def construct(key: str, config: Mapping[str, Any], **objects: Any) -> Any:
+    """Build what a config node's ``_target_`` names, from its settings and from objects made elsewhere.
+
+    Raises:
+        InputError: a key that the target does not take.
+    """
+    # Partial, or Hydra would turn settings objects into configs.
+    target = hydra.utils.instantiate(config, _partial_=True)
+    try:
+        return target(**objects)
+    except TypeError as error:
+        if "unexpected keyword argument" in str(error):
+            raise InputError(f"unknown key in {key}: {str(error).split('()')[-1].strip()}") from error
+        raise
+
+
 def run_folder(logs: str, name: str, resume: str | None) -> str:
     """Where a run writes: a new folder, or that of the run it resumes."""
     if resume is None:
         return f"{logs}/{name}/{datetime.now():%Y-%m-%d_%H-%M-%S}"
-    return str(resume_checkpoint(logs, name, resume).parent.parent)
+    try:
+        return str(resume_checkpoint(logs, name, resume).parent.parent)
+    except InputError as error:
+        # Hydra asks for the folder before it calls the command, and would show where it asked.
+        fail(error)
 
 
 def resume_checkpoint(logs: str, name: str, resume: str) -> Path:
@@ -120,8 +145,8 @@ def resume_checkpoint(logs: str, name: str, resume: str) -> Path:
 def launch(function: Callable[[dict[str, Any]], Any], config: dict[str, Any], processes: int) -> Any:
     """Run a function of a config in this process, or in several local ones that know each other.
 
-    The processes are torchrun's, started from here with the resolved config, so it works the same inside a sweep: if one
-    dies, all end. Where torchrun or SLURM has started us, this process is one of those already.
+    The processes are torchrun's, started from here with the resolved config, so it works the same inside a sweep. If
+    one dies, all end. Where torchrun or SLURM has started us, this process is one of those already.
 
     Returns:
         What the first process returned.
@@ -170,6 +195,39 @@ class _Process:
             raise SystemExit(1) from None
 
 
+def first_process() -> bool:
+    """Whether this is the process that logs."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0
+
+
+def precision(trainer: dict[str, Any]) -> str:
+    """Precision by device: bf16 autocast on GPUs that have it, full elsewhere."""
+    import torch
+
+    if trainer["precision"] != "auto":
+        return trainer["precision"]
+    on_gpu = trainer["accelerator"] != "cpu" and torch.cuda.is_available()
+    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+
+
+def quiet_libraries() -> None:
+    """Silence advice that does not apply here; errors and our own lines stay."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR if not first_process() else logging.WARNING)
+    for line in (
+        ".*does not have many workers.*",
+        ".*smaller than the logging interval.*",
+        ".*dataloader is not resumable.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*exists and is not empty.*",
+        ".*LeafSpec.*",
+        ".*isinstance.treespec.*",
+        ".*lr_scheduler.step.*before.*optimizer.step.*",
+        ".*You defined a `validation_step` but have no `val_dataloader`.*",
+        ".*mel filterbank.*",
+    ):
+        warnings.filterwarnings("ignore", line)
+
+
 class SweepTable(Callback):
     """Ends a multirun with one table over its jobs, on the terminal and in `sweep.csv`."""
 
@@ -188,11 +246,11 @@ class SweepTable(Callback):
         """Print and write the table."""
         if not self.rows:
             return
-        import csv
-
         names = list(dict.fromkeys(name for row in self.rows for name in row))
         # What all jobs share, such as a long path, says nothing about the sweep.
-        varied = [n for n in names if n == "job" or len({row.get(n, "") for row in self.rows}) > 1 or len(self.rows) == 1]
+        varied = [
+            n for n in names if n == "job" or len({row.get(n, "") for row in self.rows}) > 1 or len(self.rows) == 1
+        ]
         print_table(varied, [[row.get(name, "") for name in varied] for row in self.rows])
         file = Path(config.hydra.sweep.dir, "sweep.csv")
         with file.open("w", newline="") as stream:
@@ -206,7 +264,8 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
     """Print aligned columns."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     for row in (header, ["-" * width for width in widths], *rows):
-        print("  ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))))
+        first, *rest = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join([row[0].ljust(len(first)), *rest]))
 
 
 OmegaConf.register_new_resolver("run_folder", run_folder, use_cache=True, replace=True)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from avmae.command import command, print_table
+from avmae.command import command, construct, precision, print_table, quiet_libraries
 from avmae.errors import InputError
 
 
@@ -12,12 +12,10 @@ from avmae.errors import InputError
 def main(config: dict[str, Any]) -> None:
     """Score every test clip once over segments x crops; see `python -m avmae.evaluate --help`."""
     import lightning as L
-    from hydra.utils import instantiate
 
     from avmae.clip import ClipSpec
     from avmae.models.classifier import Classifier
     from avmae.models.weights import load_model, read_checkpoint
-    from avmae.train import precision, quiet_libraries
     from avmae.training.callbacks import Progress, UnreadableClips
     from avmae.training.classification import Classification
     from avmae.training.optim import OptimSpec
@@ -30,7 +28,7 @@ def main(config: dict[str, Any]) -> None:
     # Data as in training, but for what is given.
     data = settings["data"] | {key: value for key, value in config["data"].items() if value is not None}
     audio = "audio" in model.encoder.modalities
-    datamodule = instantiate(data, _partial_=True)(clip=ClipSpec(**settings["clip"]), audio=audio, seed=settings["seed"])
+    datamodule = construct("data", data, clip=ClipSpec(**settings["clip"]), audio=audio, seed=settings["seed"])
     if not datamodule.splits.test:
         raise InputError("the data set has no test clips; set data.test")
     trainer = L.Trainer(

@@ -33,7 +33,7 @@ def pixels(video: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np
 
 
 def spectrogram_picture(spectrogram: np.ndarray, low: float, high: float, height: int) -> np.ndarray:
-    """(L, F) float, with NaN where hidden, to (height, W, 3) uint8: time runs right, frequency up; low to high brightens."""
+    """(L, F) float, NaN where hidden, to (height, W, 3) uint8: time runs right, frequency up, low to high brightens."""
     level = ((spectrogram.T[::-1] - low) / max(high - low, 1e-6)).clip(0, 1)
     stops = np.linspace(0, 1, len(MAGMA))
     colours = np.stack([np.interp(np.nan_to_num(level), stops, MAGMA[:, c]) for c in range(3)], -1)
@@ -80,8 +80,10 @@ def side_by_side(panels: dict[str, np.ndarray]) -> np.ndarray:
     head = np.concatenate(labels, 1)
     pictures = []
     for time in range(len(next(iter(panels.values())))):
-        parts = [np.pad(np.asarray(_enlarge(f[time], factor)), ((0, 0), (0, MARGIN), (0, 0)), constant_values=255)
-                 for f in panels.values()]
+        parts = [
+            np.pad(np.asarray(_enlarge(f[time], factor)), ((0, 0), (0, MARGIN), (0, 0)), constant_values=255)
+            for f in panels.values()
+        ]
         pictures.append(np.concatenate([head, np.concatenate(parts, 1)], 0))
     return np.stack(pictures)
 

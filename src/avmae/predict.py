@@ -1,7 +1,6 @@
 """`python -m avmae.predict ckpt=PATH input=FILE`: the most probable classes of a video."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 from avmae.command import command, print_table
@@ -24,8 +23,10 @@ def main(config: dict[str, Any]) -> None:
     settings = read_checkpoint(config["ckpt"]).config
     model = load_model(config["ckpt"])
     if not isinstance(model, Classifier):
-        raise InputError(f"{config['ckpt']} is a pretraining checkpoint and knows no classes; fine-tune it first: "
-                         "python -m avmae.train experiment=finetune_ucf101 ckpt=...")
+        raise InputError(
+            f"{config['ckpt']} is a pretraining checkpoint and knows no classes; fine-tune it first: "
+            "python -m avmae.train experiment=finetune_ucf101 ckpt=..."
+        )
     clip, segments = ClipSpec(**settings["clip"]), config["segments"]
     probabilities = []
     for segment in range(segments):
@@ -39,7 +40,7 @@ def main(config: dict[str, Any]) -> None:
         for score, label in zip(scores.tolist(), labels.tolist(), strict=True)
     ]
     if config["format"] == "json":
-        print(json.dumps({"input": str(Path(config["input"])), "has_audio": window.has_audio, "classes": top}, indent=2))
+        print(json.dumps({"input": str(config["input"]), "has_audio": window.has_audio, "classes": top}, indent=2))
     else:
         print(f"{config['input']} ({'with sound' if window.has_audio else 'silent'})")
         print_table(["class", "score"], [[row["class"], f"{row['score']:.3f}"] for row in top])

@@ -28,7 +28,9 @@ def main(config: dict[str, Any]) -> None:
     settings = read_checkpoint(config["ckpt"]).config
     model = load_model(config["ckpt"])
     if not isinstance(model, MaskedAutoencoder):
-        raise InputError(f"{config['ckpt']} is a classifier, which has no decoder; give the checkpoint it was fine-tuned from")
+        raise InputError(
+            f"{config['ckpt']} is a classifier, which has no decoder; give the checkpoint it was fine-tuned from"
+        )
     clip = spec(ClipSpec, "clip", settings["clip"])
     mask = settings["mask"] | {key: value for key, value in config["mask"].items() if value is not None}
     model.maskings = build_maskings(model.encoder, spec(MaskSpec, "mask", mask))
@@ -57,11 +59,13 @@ def main(config: dict[str, Any]) -> None:
         heard = name == "video" or window.has_audio
         metrics[f"{name}/masked_mse"] = result.losses[name].mean().item() if heard else None
         for view, arrays in views.items():
-            error = (gather_tokens(grid.patchify(arrays[name]), hidden) - gather_tokens(patches[name], hidden)).square()
+            squared = (
+                gather_tokens(grid.patchify(arrays[name]), hidden) - gather_tokens(patches[name], hidden)
+            ).square()
             if name == "video":
                 # In pixels of [0, 1]: the normalisation's deviation differs by channel.
-                error = error * torch.tensor(clip.pixel_std).square()
-                metrics[f"video/psnr_hidden_{view}_statistics"] = -10 * error.mean().log10().item()
+                squared = squared * torch.tensor(clip.pixel_std).square()
+                metrics[f"video/psnr_hidden_{view}_statistics"] = -10 * squared.mean().log10().item()
 
     def picture(array: Any) -> Any:
         return pixels(array["video"][0].numpy(), clip.pixel_mean, clip.pixel_std)
@@ -69,7 +73,7 @@ def main(config: dict[str, Any]) -> None:
     labels = {"true": "reconstructed", "visible": "reconstructed"}
     if model.normalize_target:
         labels = {"true": "with true patch statistics", "visible": "from visible patches alone"}
-    ratio = model.maskings["video"].hidden_places / model.maskings["video"].places
+    ratio = masks["video"].hidden.shape[1] / patches["video"].shape[1]
     videos = {"original": picture(batch), f"masked, {ratio:.0%} hidden": picture(masked)}
     videos |= {labels[view]: picture(arrays) for view, arrays in views.items()}
     columns = np.unique(np.linspace(0, clip.frames - 1, COLUMNS).round().astype(int))

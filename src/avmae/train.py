@@ -1,13 +1,20 @@
 """`python -m avmae.train experiment=NAME`: pretrain or fine-tune, and test what was fine-tuned."""
 
 import json
-import os
-import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
-from avmae.command import command, launch, print_table, resume_checkpoint, spec
+from avmae.command import (
+    command,
+    construct,
+    first_process,
+    launch,
+    precision,
+    print_table,
+    quiet_libraries,
+    resume_checkpoint,
+    spec,
+)
 
 
 @command("train")
@@ -58,7 +65,9 @@ def run(config: dict[str, Any]) -> dict[str, float]:
 
     from avmae.clip import ClipSpec
     from avmae.data.dataset import AugmentSpec
+    from avmae.models.autoencoder import MaskedAutoencoder
     from avmae.models.build import MaskSpec, ModelSpec, SizeSpec, build_autoencoder, build_classifier
+    from avmae.models.classifier import Classifier
     from avmae.models.weights import start_from
     from avmae.training.classification import Classification
     from avmae.training.optim import OptimSpec
@@ -70,8 +79,9 @@ def run(config: dict[str, Any]) -> dict[str, float]:
     clip, model = spec(ClipSpec, "clip", config["clip"]), spec(ModelSpec, "model", config["model"])
     size, mask = spec(SizeSpec, "size", config["size"]), spec(MaskSpec, "mask", config["mask"])
     optim = spec(OptimSpec, "optim", config["optim"])
-    # Partial: Hydra would turn settings objects into configs.
-    datamodule = instantiate(config["data"], _partial_=True)(
+    datamodule = construct(
+        "data",
+        config["data"],
         clip=clip,
         audio="audio" in model.modalities,
         augment=spec(AugmentSpec, "augment", config["augment"]),
@@ -81,7 +91,7 @@ def run(config: dict[str, Any]) -> dict[str, float]:
     torch.manual_seed(seed)
     model_config: dict[str, Any] = {key: config[key] for key in ("clip", "model", "size", "data", "seed")}
     if task_config["name"] == "pretrain":
-        network: torch.nn.Module = build_autoencoder(clip, model, size, mask)
+        network: MaskedAutoencoder | Classifier = build_autoencoder(clip, model, size, mask)
         model_config |= {"task": "pretrain", "mask": config["mask"]}
     else:
         classes, dropout = datamodule.classes, task_config["dropout"]
@@ -93,16 +103,16 @@ def run(config: dict[str, Any]) -> dict[str, float]:
             print(matched)
     compile = config["trainer"].pop("compile")
     task: Task
-    if task_config["name"] == "pretrain":
+    if isinstance(network, MaskedAutoencoder):
         task = Pretraining(network, optim, model_config, seed, compile)
     else:
         task = Classification(network, optim, model_config, seed, compile, task_config["label_smoothing"])
 
     if not datamodule.splits.val:
         config["callbacks"]["checkpoint"]["monitor"] = None
-    trainer: L.Trainer = instantiate(
-        config["trainer"] | {"precision": precision(config["trainer"])}, _partial_=True
-    )(
+    trainer: L.Trainer = construct(
+        "trainer",
+        config["trainer"] | {"precision": precision(config["trainer"])},
         strategy=instantiate(config["strategy"]),
         logger=[instantiate(logger) for logger in config["logger"].values()] if first_process() else [],
         callbacks=[instantiate(callback) for callback in config["callbacks"].values()],
@@ -110,7 +120,9 @@ def run(config: dict[str, Any]) -> dict[str, float]:
     )
     describe(network, config, trainer)
     for logger in trainer.loggers:
-        logger.log_hyperparams({key: config[key] for key in ("name", *model_config.keys() & config.keys(), "optim", "augment")})
+        logger.log_hyperparams(
+            {key: config[key] for key in ("name", *model_config.keys() & config.keys(), "optim", "augment")}
+        )
     resume = resume_checkpoint(config["logs"], config["name"], config["resume"]) if config["resume"] else None
     trainer.fit(task, datamodule=datamodule, ckpt_path=resume, weights_only=True)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -132,54 +144,20 @@ def run(config: dict[str, Any]) -> dict[str, float]:
     return metrics
 
 
-def precision(trainer: dict[str, Any]) -> str:
-    """Precision by device: bf16 autocast on GPUs that have it, full elsewhere."""
-    import torch
-
-    if trainer["precision"] != "auto":
-        return trainer["precision"]
-    on_gpu = trainer["accelerator"] != "cpu" and torch.cuda.is_available()
-    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
-
-
-def first_process() -> bool:
-    """Whether this is the process that logs."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0
-
-
 def describe(network: Any, config: dict[str, Any], trainer: Any) -> None:
     """Print what is trained, on the first process."""
     if not trainer.is_global_zero:
         return
     parameters = sum(p.numel() for p in network.parameters())
-    tokens = {name: encoder.grid.tokens * encoder.grid.stack for name, encoder in network.encoder.modalities.items()}
+    grids = {name: encoder.grid for name, encoder in network.encoder.modalities.items()}
+    tokens = " + ".join(f"{grid.tokens * grid.stack} {name}" for name, grid in grids.items())
     print(
         f"{config['name']}: {config['task']['name']} {config['model']['name']} {config['size']['name']}, "
-        f"{parameters / 1e6:.1f} M parameters, {' + '.join(f'{n} {name}' for name, n in tokens.items())} tokens a clip, "
+        f"{parameters / 1e6:.1f} M parameters, {tokens} tokens a clip, "
         f"{trainer.world_size} process{'es' if trainer.world_size > 1 else ''} on {trainer.strategy.root_device.type}, "
         f"{trainer.precision}",
         flush=True,
     )
-
-
-def quiet_libraries() -> None:
-    """Silence advice that does not apply here; errors and our own lines stay."""
-    import logging
-
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR if not first_process() else logging.WARNING)
-    for line in (
-        ".*does not have many workers.*",
-        ".*smaller than the logging interval.*",
-        ".*dataloader is not resumable.*",
-        ".*Checkpoint directory .* exists and is not empty.*",
-        ".*exists and is not empty.*",
-        ".*LeafSpec.*",
-        ".*isinstance.treespec.*",
-        ".*lr_scheduler.step.*before.*optimizer.step.*",
-        ".*You defined a `validation_step` but have no `val_dataloader`.*",
-        ".*mel filterbank.*",
-    ):
-        warnings.filterwarnings("ignore", line)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def test_paths_start_from_root_or_are_absolute(folder: Path, tmp_path_factory: p
     file = tmp_path_factory.mktemp("lists") / "test.csv"
     file.write_text(f"a.mp4 0\n{folder / 'with space.mp4'} 1\n")
     assert len(read_csv(test=file, root=folder).test) == 2
-    with pytest.raises(InputError, match="data.root"):
+    with pytest.raises(InputError, match=r"data\.root"):
         read_csv(test=file)
 
 
@@ -50,5 +50,5 @@ def test_what_is_wrong_is_named(folder: Path, text: str, classes: int | None, na
 def test_no_list_at_all(folder: Path) -> None:
     with pytest.raises(InputError, match=r"data\.train"):
         read_csv()
-    with pytest.raises(InputError, match="gone.csv is missing"):
+    with pytest.raises(InputError, match=r"gone\.csv is missing"):
         read_csv(val=folder / "gone.csv")

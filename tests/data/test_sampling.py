@@ -47,9 +47,7 @@ def test_too_few_clips_for_a_batch_says_which_batch_fits() -> None:
         TrainSampler(5, 4, 0, world=2)
 
 
-@given(
-    clips=st.integers(1, 30), segments=st.integers(1, 5), batch=st.integers(1, 7), world=st.integers(1, 3)
-)
+@given(clips=st.integers(1, 30), segments=st.integers(1, 5), batch=st.integers(1, 7), world=st.integers(1, 3))
 def test_every_segment_of_every_clip_is_scored_once_in_batches_of_one_size(clips, segments, batch, world) -> None:
     ranks = [list(EvalSampler(clips, segments, batch, 0, rank, world)) for rank in range(world)]
     assert len({len(rank) for rank in ranks}) == 1

@@ -54,7 +54,9 @@ def _read_list(file: Path, root: str | Path | None, classes: int | None) -> list
             limit = f"0 to {classes - 1}" if classes is not None else "0 or more"
             raise InputError(f"{file}:{number}: label {label} is out of range ({limit}); labels start at 0")
         if not path.is_file():
-            raise InputError(f"{file}:{number}: {path} does not exist; relative paths start from data.root, here {base}")
+            raise InputError(
+                f"{file}:{number}: {path} does not exist; relative paths start from data.root, here {base}"
+            )
         entries.append(ClipEntry(path, label))
     if not entries:
         raise InputError(f"{file} is empty; it must have a 'path label' line for each clip")

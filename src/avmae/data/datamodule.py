@@ -55,7 +55,8 @@ class BatchTransform:
         """Expand each of B samples into its R views."""
         device = sample["frames"].device
         mean, std = (
-            torch.tensor(values, device=device).view(3, 1, 1, 1) for values in (self.clip.pixel_mean, self.clip.pixel_std)
+            torch.tensor(values, device=device).view(3, 1, 1, 1)
+            for values in (self.clip.pixel_mean, self.clip.pixel_std)
         )
         repeats = sample["boxes"].shape[1]
         view = sample["view"][:, None] + torch.arange(repeats, device=device)

@@ -63,9 +63,9 @@ class Sample(TypedDict):
 class ClipDataset(Dataset[Sample]):
     """Reads one window a request.
 
-    In training the window is placed at random and its boxes are drawn; a clip that cannot be read is replaced by another
-    and named in the sample. At test time the windows are evenly spaced, and a clip that cannot be read comes back empty
-    with ``clip_id`` -1.
+    In training the window is placed at random and its boxes are drawn; a clip that cannot be read is replaced by
+    another and named in the sample. At test time the windows are evenly spaced, and a clip that cannot be read comes
+    back empty with ``clip_id`` -1.
 
     Args:
         entries: the clips.

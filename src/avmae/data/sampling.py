@@ -33,8 +33,8 @@ class Request:
 class TrainSampler(Sampler[list[Request]]):
     """Batches of a new permutation each epoch; what does not fill a last batch is left out.
 
-    A batch of all processes is cut into contiguous parts, one a process: 2 processes with b clips each see what 1 process
-    with 2b clips sees.
+    A batch of all processes is cut into contiguous parts, one a process: 2 processes with b clips each see what
+    1 process with 2b clips sees.
 
     Args:
         clips: how many there are.
@@ -84,8 +84,8 @@ class TrainSampler(Sampler[list[Request]]):
 class EvalSampler(Sampler[list[Request]]):
     """Every segment of every clip once, in order, in batches of one size on every process.
 
-    The end is filled with repetitions that are not scored: the number and shape of batches is the same on all processes,
-    as collective operations and compiled models want it.
+    The end is filled with repetitions that are not scored: the number and shape of batches is the same on all
+    processes, as collective operations and compiled models want it.
 
     Args:
         clips: how many there are.

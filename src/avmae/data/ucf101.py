@@ -1,4 +1,4 @@
-"""UCF101 as it is distributed: `UCF-101/<Class>/v_<Class>_gGG_cCC.avi` and the official lists in `ucfTrainTestlist/`."""
+"""UCF101 as it is distributed: `UCF-101/<Class>/v_<Class>_gGG_cCC.avi` and the lists in `ucfTrainTestlist/`."""
 
 import re
 from pathlib import Path
@@ -12,8 +12,8 @@ VIDEOS, LISTS = "UCF-101", "ucfTrainTestlist"
 def read_ucf101(root: str | Path, fold: int = 1, val_groups: int = 2) -> Splits:
     """Read the official train and test lists of one fold.
 
-    Validation takes whole groups off the end of the train list (the highest-numbered ones), because clips of a group show
-    the same scene: a random validation set would leak.
+    Validation takes whole groups off the train list (the highest-numbered ones), because clips of a group show the same
+    scene: a random validation set would leak.
 
     The folder `HandstandPushups` holds files named `v_HandStandPushups_*`, and some copies spell the folder like the
     files, so names are matched without regard to case.
@@ -32,11 +32,13 @@ def read_ucf101(root: str | Path, fold: int = 1, val_groups: int = 2) -> Splits:
     for folder in (root, root / VIDEOS, root / LISTS):
         if not folder.is_dir():
             raise InputError(
-                f"{folder} is not a folder; data.root must hold {VIDEOS}/<Class>/*.avi and the official lists in {LISTS}/"
+                f"{folder} is not a folder; data.root must hold {VIDEOS}/<Class>/*.avi and the official lists, {LISTS}/"
             )
     classes = [name for _, name in _numbered_classes(root / LISTS / "classInd.txt")]
     files = {
-        f"{file.parent.name}/{file.name}".casefold(): file for file in sorted((root / VIDEOS).glob("*/*")) if file.is_file()
+        f"{file.parent.name}/{file.name}".casefold(): file
+        for file in sorted((root / VIDEOS).glob("*/*"))
+        if file.is_file()
     }
     if not files:
         raise InputError(f"{root / VIDEOS} holds no clips; unpack UCF101.rar there so that it has a folder per class")
@@ -45,7 +47,9 @@ def read_ucf101(root: str | Path, fold: int = 1, val_groups: int = 2) -> Splits:
 
     groups = sorted({entry.group for entry in train})
     if not 0 <= val_groups < len(groups):
-        raise InputError(f"data.val_groups={val_groups} must leave some of the {len(groups)} train groups of fold {fold}")
+        raise InputError(
+            f"data.val_groups={val_groups} must leave some of the {len(groups)} train groups of fold {fold}"
+        )
     held_out = set(groups[len(groups) - val_groups :])
     return Splits(
         train=[entry for entry in train if entry.group not in held_out],
@@ -83,7 +87,9 @@ def _read_list(file: Path, files: dict[str, Path], classes: list[str]) -> list[C
             raise InputError(f"{file}:{number}: expected 'Class/v_Class_gGG_cCC.avi' of a known class, found '{line}'")
         expected = labels[match["folder"].casefold()]
         if label and label != str(expected + 1):
-            raise InputError(f"{file}:{number}: label {label} is not class {match['folder']} ({expected + 1}) of classInd.txt")
+            raise InputError(
+                f"{file}:{number}: label {label} is not class {match['folder']} ({expected + 1}) of classInd.txt"
+            )
         path = files.get(name.casefold()) or by_name.get(match["file"].casefold())
         if path is None:
             missing.append(name)
@@ -91,7 +97,7 @@ def _read_list(file: Path, files: dict[str, Path], classes: list[str]) -> list[C
             entries.append(ClipEntry(path, expected, match["group"]))
     if missing:
         raise InputError(
-            f"{file} names {len(missing)} file{'s' if len(missing) > 1 else ''} that are not under {VIDEOS}/, the first "
+            f"{file} names {len(missing)} file{'s' if len(missing) > 1 else ''} not found under {VIDEOS}/, the first: "
             f"{', '.join(missing[:3])}; restore them or take their lines off the list"
         )
     return entries

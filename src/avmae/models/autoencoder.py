@@ -15,6 +15,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Generator, Tensor, nn
 
+from avmae.clip import ClipSpec
 from avmae.models.encoder import LAYERS, Encoder, Transformer
 from avmae.models.masking import Mask
 from avmae.models.tokens import Grid, gather_tokens, scatter_tokens, sincos_positions
@@ -36,12 +37,12 @@ class Decoder(nn.Module):
     def __init__(self, grid: Grid, encoder_dim: int, dim: int, depth: int, heads: int) -> None:
         super().__init__()
         self.grid = grid
-        self.encoder_norm = nn.LayerNorm(encoder_dim)
+        self.encoder_norm = nn.LayerNorm(encoder_dim, eps=1e-6)
         self.project = nn.Linear(encoder_dim, dim, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(dim))
         self.register_buffer("positions", sincos_positions(grid.tokens, dim), persistent=False)
         self.blocks = Transformer(dim, depth, heads)
-        self.norm = nn.LayerNorm(dim)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.head = nn.Linear(dim, grid.patch_dim)
 
     def forward(self, tokens: Tensor, mask: Mask) -> Tensor:
@@ -92,6 +93,9 @@ class MaskedAutoencoder(nn.Module):
         loss_weights: by modality.
     """
 
+    clip: ClipSpec
+    """What windows it takes, set by `avmae.models.build`."""
+
     def __init__(
         self,
         encoder: Encoder,
@@ -117,7 +121,7 @@ class MaskedAutoencoder(nn.Module):
             for name, masking in self.maskings.items()
         }
 
-    def forward(self, batch: Mapping[str, Tensor], masks: Mapping[str, Mask]) -> Reconstruction:
+    def forward(self, batch: Mapping[str, Any], masks: Mapping[str, Mask]) -> Reconstruction:
         """Reconstruct the hidden patches.
 
         Args:
@@ -141,7 +145,7 @@ class MaskedAutoencoder(nn.Module):
     @torch.no_grad()
     def reconstruct(
         self,
-        batch: Mapping[str, Tensor],
+        batch: Mapping[str, Any],
         masks: Mapping[str, Mask],
         statistics: Literal["true", "visible"] = "true",
     ) -> dict[str, Tensor]:

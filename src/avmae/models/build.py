@@ -151,7 +151,9 @@ def build_autoencoder(clip: ClipSpec, model: ModelSpec, size: SizeSpec, mask: Ma
         for name, modality in encoder.modalities.items()
     }
     maskings = build_maskings(encoder, mask)
-    return MaskedAutoencoder(encoder, decoders, maskings, model.normalize_target, model.loss_weights)
+    network = MaskedAutoencoder(encoder, decoders, maskings, model.normalize_target, model.loss_weights)
+    network.clip = clip
+    return network
 
 
 def build_maskings(encoder: Encoder, mask: MaskSpec) -> nn.ModuleDict:
@@ -166,7 +168,9 @@ def build_classifier(
     clip: ClipSpec, model: ModelSpec, size: SizeSpec, classes: int, dropout: float = 0.0
 ) -> Classifier:
     """The model of fine-tuning, freshly initialised from torch's global random state."""
-    return Classifier(_encoder(clip, model, size), classes, dropout)
+    network = Classifier(_encoder(clip, model, size), classes, dropout)
+    network.clip = clip
+    return network
 
 
 def build_from_config(config: Mapping[str, Any]) -> MaskedAutoencoder | Classifier:

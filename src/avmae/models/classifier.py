@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from avmae.clip import ClipSpec
 from avmae.models.autoencoder import encode
 from avmae.models.encoder import LAYERS, Encoder
 
@@ -23,11 +24,14 @@ class Classifier(nn.Module):
         dropout: before the head (VideoMAE fine-tunes UCF101 with 0.5).
     """
 
+    clip: ClipSpec
+    """What windows it takes, set by `avmae.models.build`."""
+
     def __init__(self, encoder: Encoder, classes: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.encoder = encoder
         self.classes = classes
-        self.norms = nn.ModuleDict({name: nn.LayerNorm(encoder.dim) for name in encoder.modalities})
+        self.norms = nn.ModuleDict({name: nn.LayerNorm(encoder.dim, eps=1e-6) for name in encoder.modalities})
         self.dropout = nn.Dropout(dropout)
         heads = {name: nn.Linear(encoder.dim, classes) for name in encoder.modalities}
         self.heads = nn.ModuleDict(heads)
@@ -41,13 +45,13 @@ class Classifier(nn.Module):
             # Official VideoMAE scales its freshly drawn head by 0.001.
             nn.init.trunc_normal_(head.weight, std=2e-5) if name == "video" else nn.init.zeros_(head.weight)
 
-    def features(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def features(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Normalised mean token of each modality, (B, dim)."""
         tokens = self.encoder(self.encoder.patchify(batch), batch["has_audio"])
         clips = batch["has_audio"].shape[0]
         return {name: self.norms[name](x.reshape(clips, -1, self.encoder.dim).mean(1)) for name, x in tokens.items()}
 
-    def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, batch: Mapping[str, Any]) -> Tensor:
         """Logits (B, classes) of a batch with video, audio where the system hears, and has_audio."""
         logits = [self.heads[name](self.dropout(x)) for name, x in self.features(batch).items()]
         return torch.stack(logits).sum(0)

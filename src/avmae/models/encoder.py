@@ -97,7 +97,7 @@ class Encoder(nn.Module):
         self.fusion = fusion
         self.dim = dim
 
-    def patchify(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def patchify(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Cut each modality of a batch, (B, C, *shape), into (B, N, P, C); others are not read."""
         return {name: encoder.grid.patchify(batch[name]) for name, encoder in self.modalities.items()}
 

@@ -28,7 +28,7 @@ class ConcatFusion(nn.Module):
 
     def __init__(self, modalities: list[str], dim: int) -> None:
         super().__init__()
-        self.norms = nn.ModuleDict({name: nn.LayerNorm(dim) for name in modalities})
+        self.norms = nn.ModuleDict({name: nn.LayerNorm(dim, eps=1e-6) for name in modalities})
         self.projections = nn.ModuleDict({name: nn.Linear(len(modalities) * dim, dim) for name in modalities})
         self.gates = nn.ModuleDict({name: LayerScale(dim, init_values=0.0) for name in modalities})
 
@@ -53,12 +53,12 @@ class JointCrossAttention(nn.Module):
     def __init__(self, modalities: list[str], dim: int, heads: int, mlp_ratio: float = 4.0) -> None:
         super().__init__()
         self.heads = heads
-        self.norms = nn.ModuleDict({name: nn.LayerNorm(dim) for name in modalities})
+        self.norms = nn.ModuleDict({name: nn.LayerNorm(dim, eps=1e-6) for name in modalities})
         self.queries = nn.ModuleDict({name: nn.Linear(dim, dim) for name in modalities})
         self.key_value = nn.Linear(dim, 2 * dim)
         self.projections = nn.ModuleDict({name: nn.Linear(dim, dim) for name in modalities})
         self.attention_gates = nn.ModuleDict({name: LayerScale(dim, init_values=0.0) for name in modalities})
-        self.mlp_norms = nn.ModuleDict({name: nn.LayerNorm(dim) for name in modalities})
+        self.mlp_norms = nn.ModuleDict({name: nn.LayerNorm(dim, eps=1e-6) for name in modalities})
         self.mlps = nn.ModuleDict({name: Mlp(dim, int(dim * mlp_ratio)) for name in modalities})
         self.mlp_gates = nn.ModuleDict({name: LayerScale(dim, init_values=0.0) for name in modalities})
 

@@ -75,7 +75,9 @@ def load_model(path: str | Path) -> MaskedAutoencoder | Classifier:
 
 
 def start_from(network: nn.Module, path: str | Path) -> str:
-    """Copy the weights of a checkpoint into a network of the same system and size; a head of another shape is left.
+    """Copy the weights of a checkpoint into a network of the same size; a head of another shape is left.
+
+    Of the encoder, the parts count that the file has: a `videomae` fills the pictures' part of an `avmae`.
 
     Args:
         network: autoencoder or classifier, changed in place.
@@ -85,14 +87,15 @@ def start_from(network: nn.Module, path: str | Path) -> str:
         One line that says what was matched.
 
     Raises:
-        InputError: less than 90 % of the network's encoder is matched by name and shape; the network is unchanged then.
+        InputError: less than 90 % of those parts is matched by name and shape; the network is unchanged then.
     """
     checkpoint = read_checkpoint(path)
     own = network.state_dict()
     matched = {k: v for k, v in checkpoint.weights.items() if k in own and own[k].shape == v.shape}
     reshaped = [k for k, v in checkpoint.weights.items() if k in own and own[k].shape != v.shape]
-    encoder = [k for k in own if k.startswith("encoder.")]
-    share = sum(own[k].numel() for k in encoder if k in matched) / sum(own[k].numel() for k in encoder)
+    parts = {_part(k) for k in checkpoint.weights}
+    encoder = [k for k in own if k.startswith("encoder.") and _part(k) in parts]
+    share = sum(own[k].numel() for k in encoder if k in matched) / max(1, sum(own[k].numel() for k in encoder))
     if share < MIN_MATCHED:
         shapes = (
             f", for example {k}: {tuple(checkpoint.weights[k].shape)} for {tuple(own[k].shape)}" for k in reshaped
@@ -110,3 +113,8 @@ def start_from(network: nn.Module, path: str | Path) -> str:
         f"{len(new)} of the network freshly initialised, {len(unused)} of the file not used, "
         f"{len(reshaped)} of another shape"
     )
+
+
+def _part(key: str) -> str:
+    """`encoder.modalities.video`, `encoder.fusion` and so on."""
+    return ".".join(key.split(".")[: 3 if key.startswith("encoder.modalities.") else 2])

@@ -22,7 +22,9 @@ class Throughput(Callback):
         self._since = self._ended = time.perf_counter()
         self._waited, self._clips = 0.0, 0
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
         """Time since the last batch went into reading this one."""
         self._waited += time.perf_counter() - self._ended
 
@@ -140,4 +142,3 @@ class Progress(TQDMProgressBar):
         left = (now - self._started) / max(1, steps - self._first_step) * (total - steps)
         figures = "  ".join(f"{name} {value}" for name, value in self.get_metrics(trainer, pl_module).items())
         print(f"step {steps}/{total}  epoch {trainer.current_epoch}  {figures}  left {left:.0f} s", flush=True)
-

@@ -103,15 +103,14 @@ class Classification(Task):
 
     def setup(self, stage: str) -> None:
         """Tables of scores for the clips at hand."""
-        splits = self.trainer.datamodule.splits  # type: ignore[attr-defined]
+        splits = self.trainer.datamodule.splits
         if len(splits.classes) != self.network.classes:
             raise InputError(
                 f"the data set has {len(splits.classes)} classes, the classifier {self.network.classes}; "
                 "fine-tune on this data set first, or evaluate on the one it was trained on"
             )
-        self.scores = torch.nn.ModuleDict(
-            {part: ClipScores(len(getattr(splits, part)), self.network.classes) for part in ("val", "test")}
-        )
+        self.val_scores = ClipScores(len(splits.val), self.network.classes)
+        self.test_scores = ClipScores(len(splits.test), self.network.classes)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy of one batch."""
@@ -123,23 +122,23 @@ class Classification(Task):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score validation views."""
-        self.scores["val"].update(self.network(batch), batch)
+        self.val_scores.update(self.network(batch), batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Score test views."""
-        self.scores["test"].update(self.network(batch), batch)
+        self.test_scores.update(self.network(batch), batch)
 
     def on_validation_epoch_end(self) -> None:
         """Log accuracies by clip."""
-        self._log_scores("val")
+        self._log_scores("val", self.val_scores)
 
     def on_test_epoch_end(self) -> None:
         """Log accuracies by clip and keep the details."""
-        self.results = self._log_scores("test")
+        self.results = self._log_scores("test", self.test_scores)
 
-    def _log_scores(self, part: str) -> dict[str, Any]:
-        result = self.scores[part].compute()
-        self.scores[part].reset()
+    def _log_scores(self, part: str, scores: ClipScores) -> dict[str, Any]:
+        result = scores.compute()
+        scores.reset()
         # Already summed over processes by the metric.
         self.log_dict({f"{part}/{key}": value for key, value in result.items() if "top" in key}, rank_zero_only=False)
         return result

@@ -18,7 +18,7 @@ class _AppendingWriter(ExperimentWriter):
         file = Path(self.metrics_file_path)
         if file.is_file():
             with file.open(newline="") as stream:
-                self.metrics = [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(stream)]  # type: ignore[misc]
+                self.metrics = [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(stream)]
             file.unlink()
         self._kept = len(self.metrics)
 
@@ -38,6 +38,8 @@ class RunCSVLogger(CSVLogger):
 
     def __init__(self, run_dir: str) -> None:
         super().__init__(run_dir, name="", version="")
+
+    _experiment: _AppendingWriter | None
 
     @property
     def experiment(self) -> Any:

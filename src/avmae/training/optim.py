@@ -18,7 +18,7 @@ class OptimSpec:
     """The optimiser of one recipe.
 
     Args:
-        base_lr: learning rate for 256 clips a step; the rate used is base_lr x effective batch / 256 (Goyal et al. 2017).
+        base_lr: learning rate for 256 clips a step; the rate used is base_lr x clips a step / 256 (Goyal et al. 2017).
         weight_decay: of AdamW; biases, norms and tokens are exempt.
         betas: of AdamW.
         warmup: share of all steps over which the rate rises linearly from zero.
@@ -63,7 +63,7 @@ def build_optimizer(network: nn.Module, spec: OptimSpec, effective_batch: int, f
 
 
 def warmup_cosine(spec: OptimSpec, steps: int) -> Callable[[int], float]:
-    """Factor of the learning rate by step: linear from 0 to 1 over the warm-up, half a cosine down to min_lr after it."""
+    """Factor of the learning rate by step: linear up to 1 over the warm-up, half a cosine down to min_lr after it."""
     warmup = int(spec.warmup * steps)
 
     def factor(step: int) -> float:

@@ -1,5 +1,7 @@
 """Masked reconstruction as a Lightning task."""
 
+from typing import cast
+
 import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
@@ -19,8 +21,8 @@ class Pretraining(Task):
 
     def setup(self, stage: str) -> None:
         """Metrics over the validation clips."""
-        names = ["loss", *(f"loss_{name}" for name in self.network.decoders)]
-        self.val_metrics = torch.nn.ModuleDict({name: MeanMetric() for name in names})
+        self.val_loss = MeanMetric()
+        self.val_losses = torch.nn.ModuleDict({name: MeanMetric() for name in self.network.decoders})
 
     def reconstruct(self, batch: Batch, seed: int) -> Reconstruction:
         """Draw masks from a seed and reconstruct. The masks do not depend on how many processes share the batch."""
@@ -48,7 +50,7 @@ class Pretraining(Task):
             by_clip = losses.reshape(scored.shape[0], -1).mean(1)
             total = total + self.network.loss_weights[name] * by_clip
             weight = scored * batch["has_audio"] if name == "audio" else scored
-            self.val_metrics[f"loss_{name}"].update(by_clip, weight)
-        self.val_metrics["loss"].update(total, scored)
-        for name, metric in self.val_metrics.items():
-            self.log(f"val/{name}", metric)
+            cast(MeanMetric, self.val_losses[name]).update(by_clip, weight)
+            self.log(f"val/loss_{name}", cast(MeanMetric, self.val_losses[name]))
+        self.val_loss.update(total, scored)
+        self.log("val/loss", self.val_loss)

@@ -73,7 +73,7 @@ class Task(L.LightningModule):
         """
         trainer = self.trainer
         # Not trainer.estimated_stepping_batches: that starts the loader before a resumed run knows where it stopped.
-        batches, limit = len(trainer.datamodule.train_sampler()), trainer.limit_train_batches  # type: ignore[attr-defined]
+        batches, limit = len(trainer.datamodule.train_sampler()), trainer.limit_train_batches
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
         accumulated = trainer.accumulate_grad_batches
         if accumulated > batches:
@@ -85,7 +85,7 @@ class Task(L.LightningModule):
         steps = min((end for end in ends if end > 0), default=0)
         if not steps:
             raise InputError("trainer.max_epochs or trainer.max_steps must say when training ends")
-        effective = trainer.datamodule.batch_size * trainer.world_size * accumulated  # type: ignore[attr-defined]
+        effective = trainer.datamodule.batch_size * trainer.world_size * accumulated
         sharded = isinstance(trainer.strategy, ModelParallelStrategy)
         # DTensor has no fused AdamW on CPU.
         optimizer = build_optimizer(self.network, self.optim, effective, fused=not sharded)

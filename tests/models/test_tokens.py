@@ -1,0 +1,101 @@
+from itertools import product
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers.models.videomae.modeling_videomae import get_sinusoid_encoding_table
+
+from avmae.errors import InputError
+from avmae.models.tokens import Grid, gather_tokens, scatter_tokens, sincos_positions
+
+
+@st.composite
+def grids(draw: st.DrawFn) -> Grid:
+    axes = draw(st.integers(2, 3))
+    patch = draw(st.tuples(*[st.integers(1, 3)] * axes))
+    size = draw(st.tuples(*[st.integers(1, 3)] * axes))
+    shape = tuple(n * p for n, p in zip(size, patch, strict=True))
+    return Grid("video", draw(st.integers(1, 3)), shape, patch, draw(st.integers(1, 3)))
+
+
+def array_for(grid: Grid, clips: int = 2) -> Tensor:
+    """An array in which no number occurs twice."""
+    shape = (clips, grid.channels, grid.stack * grid.shape[0], *grid.shape[1:])
+    return torch.arange(torch.Size(shape).numel()).reshape(shape)
+
+
+@given(grid=grids())
+def test_unpatchify_inverts_patchify(grid: Grid) -> None:
+    array = array_for(grid)
+    patches = grid.patchify(array)
+    assert patches.shape == (2 * grid.stack, grid.tokens, grid.patch_dim // grid.channels, grid.channels)
+    assert torch.equal(grid.unpatchify(patches), array)
+
+
+@given(grid=grids())
+def test_tokens_and_their_elements_are_numbered_with_the_last_axis_fastest(grid: Grid) -> None:
+    array = array_for(grid)
+    rows = []
+    for clip, member in product(range(2), range(grid.stack)):
+        sample = array[clip][:, member * grid.shape[0] : (member + 1) * grid.shape[0]]
+        for place in product(*map(range, grid.size)):
+            window = [slice(i * p, (i + 1) * p) for i, p in zip(place, grid.patch, strict=True)]
+            rows.append(sample[(slice(None), *window)].flatten(1).T)
+    assert torch.equal(grid.patchify(array).flatten(0, 1), torch.stack(rows))
+
+
+def test_tubelets_are_those_of_videomae() -> None:
+    grid = Grid("video", 3, (4, 16, 24), (2, 8, 4))
+    video = array_for(grid)
+    # The target of VideoMAE and of its port in transformers, from frames (B, T, C, H, W).
+    frames = video.transpose(1, 2).reshape(2, 2, 2, 3, 2, 8, 6, 4)
+    expected = frames.permute(0, 1, 4, 6, 2, 5, 7, 3).reshape(2, 2 * 2 * 6, 2 * 8 * 4, 3)
+    assert torch.equal(grid.patchify(video), expected)
+
+
+@pytest.mark.parametrize(
+    ("shape", "patch"), [((16, 224, 225), (2, 16, 16)), ((15, 224, 224), (2, 16, 16)), ((8, 8), (16, 16))]
+)
+def test_a_patch_that_does_not_divide_names_both_shapes(shape: tuple[int, ...], patch: tuple[int, ...]) -> None:
+    with pytest.raises(InputError) as raised:
+        Grid("video", 3, shape, patch)
+    assert "x".join(map(str, shape)) in str(raised.value)
+    assert "x".join(map(str, patch)) in str(raised.value)
+
+
+def test_a_patch_of_another_number_of_axes_is_refused() -> None:
+    with pytest.raises(InputError, match="16x16"):
+        Grid("video", 3, (16, 224, 224), (16, 16))
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 8, 32, 16), (1, 1, 4, 32, 32), (1, 3, 4, 32)])
+def test_an_array_of_another_shape_names_what_it_is_and_what_is_taken(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError) as raised:
+        Grid("video", 3, (4, 32, 32), (2, 8, 8)).patchify(torch.zeros(shape))
+    assert str(shape) in str(raised.value)
+    assert "(B, 3, 4, 32, 32)" in str(raised.value)
+
+
+@given(tokens=st.integers(1, 40), dim=st.integers(1, 20).map(lambda half: 2 * half))
+def test_positions_are_videomaes(tokens: int, dim: int) -> None:
+    torch.testing.assert_close(
+        sincos_positions(tokens, dim), get_sinusoid_encoding_table(tokens, dim)[0], rtol=0, atol=1e-6
+    )
+
+
+def test_positions_of_a_whole_clip_differ() -> None:
+    table = sincos_positions(1568, 384)
+    assert table.dtype == torch.float32
+    assert torch.pdist(table).min() > 0.1
+
+
+@given(tokens=st.integers(2, 12), rows=st.integers(1, 3), seed=st.integers(0, 9), data=st.data())
+def test_scatter_puts_back_what_gather_picked(tokens: int, rows: int, seed: int, data: st.DataObject) -> None:
+    order = torch.rand(rows, tokens, generator=torch.Generator().manual_seed(seed)).argsort(1)
+    first = data.draw(st.integers(0, tokens))
+    whole = torch.arange(rows * tokens * 6).reshape(rows, tokens, 2, 3)
+    parts = [(gather_tokens(whole, index), index) for index in (order[:, :first], order[:, first:])]
+    assert torch.equal(scatter_tokens(parts), whole)
+    assert all(torch.equal(parts[0][0][b], whole[b, order[b, :first]]) for b in range(rows))

@@ -1,0 +1,221 @@
+import dataclasses
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from systems import CLIP, MASK, SIZE, SYSTEMS, autoencoder, batch, classifier, disturb, draw
+from torch import Tensor, nn
+
+from avmae.errors import InputError
+from avmae.models.autoencoder import MaskedAutoencoder
+from avmae.models.build import build_autoencoder, build_classifier
+from avmae.models.classifier import Classifier
+from avmae.models.weights import load_model, read_checkpoint, start_from
+
+OTHER_SIZE = dataclasses.replace(SIZE, name="wider", dim=32)
+
+
+def config_of(network: nn.Module, system: str) -> dict[str, Any]:
+    config = {
+        "clip": dataclasses.asdict(CLIP),
+        "model": dataclasses.asdict(SYSTEMS[system]),
+        "size": dataclasses.asdict(OTHER_SIZE if network.encoder.dim == OTHER_SIZE.dim else SIZE),
+    }
+    if isinstance(network, Classifier):
+        config |= {"task": "classify", "classes": network.classes, "dropout": 0.0}
+    else:
+        config |= {"task": "pretrain", "mask": dataclasses.asdict(MASK)}
+    # Configs come from YAML: lists, no tuples.
+    return json.loads(json.dumps(config))
+
+
+def save(path: Path, network: nn.Module, system: str = "avmae", **other: Any) -> Path:
+    """Write a file as Lightning does."""
+    weights = {f"network.{key}": value for key, value in network.state_dict().items()}
+    content = {"epoch": 1, "pytorch-lightning_version": "2.6.0", "state_dict": weights, "optimizer_states": []}
+    torch.save(content | {"config": config_of(network, system)} | other, path)
+    return path
+
+
+def disturbed(network: nn.Module) -> nn.Module:
+    disturb(network)
+    return network
+
+
+def copied(network: nn.Module) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in network.state_dict().items()}
+
+
+class TestRoundTrip:
+    @pytest.mark.parametrize("system", SYSTEMS)
+    def test_an_autoencoder_comes_back_to_the_bit(self, system: str, tmp_path: Path) -> None:
+        network = disturbed(autoencoder(system)).eval()
+        loaded = load_model(save(tmp_path / "last.ckpt", network, system))
+        assert isinstance(loaded, MaskedAutoencoder)
+        assert not loaded.training
+        masks = draw(network)
+        result, other = network(batch(), masks), loaded(batch(), masks)
+        assert torch.equal(other.loss, result.loss)
+        assert all(torch.equal(other.predictions[name], x) for name, x in result.predictions.items())
+
+    @pytest.mark.parametrize("system", SYSTEMS)
+    def test_a_classifier_comes_back_to_the_bit(self, system: str, tmp_path: Path) -> None:
+        network = disturbed(classifier(system, classes=9)).eval()
+        loaded = load_model(str(save(tmp_path / "last.ckpt", network, system)))
+        assert isinstance(loaded, Classifier)
+        assert torch.equal(loaded(batch()), network(batch()))
+
+    def test_reading_gives_plain_config_and_names_in_the_network(self, tmp_path: Path) -> None:
+        network = disturbed(autoencoder("avmae"))
+        path = save(tmp_path / "last.ckpt", network, config={"class_names": ["a"], **config_of(network, "avmae")})
+        checkpoint = read_checkpoint(path)
+        assert checkpoint.path == path
+        assert checkpoint.config["class_names"] == ["a"]
+        assert checkpoint.weights.keys() == network.state_dict().keys()
+
+    def test_a_loaded_model_outlives_its_file(self, tmp_path: Path) -> None:
+        network = disturbed(classifier("videomae")).eval()
+        path = save(tmp_path / "last.ckpt", network, "videomae")
+        loaded = load_model(path)
+        path.write_bytes(bytes(path.stat().st_size))
+        assert torch.equal(loaded(batch()), network(batch()))
+
+
+class Opens:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (str(self.path), "w")
+
+
+class TestRefusals:
+    @pytest.fixture(params=["read", "load", "start"])
+    def use(self, request: pytest.FixtureRequest) -> Any:
+        network = autoencoder("avmae")
+        uses = {"read": read_checkpoint, "load": load_model, "start": lambda path: start_from(network, path)}
+        before = copied(network)
+        yield uses[request.param]
+        assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+    def test_a_missing_file(self, use: Any, tmp_path: Path) -> None:
+        for path in (tmp_path / "none.ckpt", tmp_path):
+            with pytest.raises(InputError, match=r"is not a file; give the path of a checkpoint") as raised:
+                use(path)
+            assert str(path) in str(raised.value)
+
+    @pytest.mark.parametrize("content", [b"", b"not a checkpoint\n", b"PK\x03\x04 nor this", b"\x80\x02."], ids=str)
+    def test_a_file_that_is_no_checkpoint(self, use: Any, content: bytes, tmp_path: Path) -> None:
+        path = tmp_path / "text.ckpt"
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"text\.ckpt is not a checkpoint"):
+            use(path)
+
+    @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+    def test_a_truncated_file(self, use: Any, share: float, tmp_path: Path) -> None:
+        path = save(tmp_path / "last.ckpt", autoencoder("avmae"))
+        content = path.read_bytes()
+        path.write_bytes(content[: int(share * len(content))])
+        with pytest.raises(InputError, match=r"last\.ckpt is not a checkpoint that can be read safely"):
+            use(path)
+
+    @pytest.mark.parametrize("written", ["torch.save", "legacy torch.save", "pickle"])
+    def test_a_file_that_would_run_code_does_not(self, use: Any, written: str, tmp_path: Path) -> None:
+        path, trace = tmp_path / "evil.ckpt", tmp_path / "trace"
+        content = {"state_dict": {}, "config": {}, "callbacks": Opens(trace)}
+        if written == "pickle":
+            path.write_bytes(pickle.dumps(content))
+        else:
+            torch.save(content, path, _use_new_zipfile_serialization=written == "torch.save")
+        with pytest.raises(InputError, match=r"evil\.ckpt is not a checkpoint that can be read safely"):
+            use(path)
+        assert not trace.exists()
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            {"model": {"weight": torch.zeros(1)}},
+            {"state_dict": {"network.weight": torch.zeros(1)}},
+            {"state_dict": {}, "config": None},
+            {"state_dict": [torch.zeros(1)], "config": {}},
+            [1, 2],
+            torch.zeros(1),
+        ],
+        ids=["official", "no config", "empty config", "list", "plain list", "tensor"],
+    )
+    def test_a_checkpoint_of_another_project(self, use: Any, content: Any, tmp_path: Path) -> None:
+        path = tmp_path / "foreign.ckpt"
+        torch.save(content, path)
+        with pytest.raises(InputError, match=r"foreign\.ckpt is not a checkpoint of avmae"):
+            use(path)
+
+
+class TestLoadModel:
+    def test_weights_that_do_not_fit_the_config_are_refused(self, tmp_path: Path) -> None:
+        network = autoencoder("videomae")
+        weights = {f"network.{key}": value for key, value in network.state_dict().items()}
+        lacking = {key: value for key, value in weights.items() if not key.endswith("head.bias")}
+        reshaped = weights | {"network.decoders.video.head.bias": torch.zeros(3)}
+        for wrong in (lacking, weights | {"network.novelty": torch.zeros(1)}, reshaped):
+            path = save(tmp_path / "last.ckpt", network, "videomae", state_dict=wrong)
+            with pytest.raises(InputError, match=r"does not fit this version of avmae.*(head\.bias|novelty)"):
+                load_model(path)
+
+    def test_a_config_of_another_version_is_refused(self, tmp_path: Path) -> None:
+        network = autoencoder("videomae")
+        config = config_of(network, "videomae")
+        config["model"]["novelty"] = 1
+        with pytest.raises(InputError, match="novelty"):
+            load_model(save(tmp_path / "last.ckpt", network, config=config))
+
+
+class TestStartFrom:
+    @pytest.mark.parametrize("system", SYSTEMS)
+    def test_a_classifier_takes_the_encoder_of_pretraining_and_a_fresh_head(self, system: str, tmp_path: Path) -> None:
+        pretrained = disturbed(autoencoder(system))
+        network = classifier(system, seed=1)
+        heads = copied(network.heads)
+        line = start_from(network, save(tmp_path / "last.ckpt", pretrained, system))
+        encoder = pretrained.encoder.state_dict()
+        assert all(torch.equal(value, encoder[key]) for key, value in network.encoder.state_dict().items())
+        assert all(torch.equal(value, heads[key]) for key, value in network.heads.state_dict().items())
+        assert f"{len(encoder)} tensors matched (100% of the encoder)" in line
+        assert f"{len(pretrained.decoders.state_dict())} of the file not used" in line
+
+    def test_a_head_of_another_class_count_is_left_fresh(self, tmp_path: Path) -> None:
+        trained, network = disturbed(classifier("avmae", classes=5)), classifier("avmae", seed=1, classes=8)
+        heads = copied(network.heads)
+        line = start_from(network, save(tmp_path / "last.ckpt", trained))
+        state = trained.state_dict()
+        for key, value in network.state_dict().items():
+            expected = heads[key.removeprefix("heads.")] if key.startswith("heads.") else state[key]
+            assert torch.equal(value, expected), key
+        assert "4 of the network freshly initialised, 0 of the file not used, 4 of another shape" in line
+
+    def test_another_size_is_refused_and_named_with_both_shapes(self, tmp_path: Path) -> None:
+        wider = build_autoencoder(CLIP, SYSTEMS["avmae"], OTHER_SIZE, MASK)
+        path = save(tmp_path / "wide.ckpt", wider)
+        network = build_classifier(CLIP, SYSTEMS["avmae"], SIZE, 5)
+        before = copied(network)
+        with pytest.raises(InputError) as raised:
+            start_from(network, path)
+        message = str(raised.value)
+        assert str(path) in message
+        assert "model=avmae size=wider: choose the same here" in message
+        theirs, own = (m.state_dict() for m in (wider, network))
+        key = message.split("for example ")[1].split(":")[0]
+        assert f"{tuple(theirs[key].shape)} for {tuple(own[key].shape)}" in message
+        assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+    def test_a_deeper_model_is_refused(self, tmp_path: Path) -> None:
+        path = save(tmp_path / "last.ckpt", autoencoder("videomae"), "videomae")
+        network = build_autoencoder(CLIP, SYSTEMS["videomae"], dataclasses.replace(SIZE, depth=6), MASK)
+        before = copied(network)
+        with pytest.raises(InputError, match=r"matches .*% of the encoder; it was made with model=videomae size=mini"):
+            start_from(network, path)
+        assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())

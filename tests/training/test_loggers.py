@@ -1,0 +1,40 @@
+import csv
+from pathlib import Path
+
+import pytest
+
+from avmae.training.loggers import RunCSVLogger, wandb_logger
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def write(folder: Path, steps: range, **extra: float) -> None:
+    logger = RunCSVLogger(str(folder))
+    for step in steps:
+        logger.log_metrics({"loss": float(step), **extra}, step)
+    logger.finalize("success")
+
+
+def test_a_resumed_run_goes_on_after_its_checkpoint(tmp_path: Path) -> None:
+    write(tmp_path, range(6))
+    write(tmp_path, range(4, 8), accuracy=1.0)
+    found = rows(tmp_path)
+    assert [int(row["step"]) for row in found] == list(range(8))
+    assert [row["accuracy"] for row in found] == [""] * 4 + ["1.0"] * 4
+
+
+def test_wandb_without_login_is_offline_says_so_and_keeps_its_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    first = wandb_logger(str(tmp_path), "avmae", "run")
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    assert first._offline
+    again = wandb_logger(str(tmp_path), "avmae", "run")
+    assert again.version == first.version

@@ -1,0 +1,46 @@
+import pytest
+import torch
+
+from avmae.training.classification import ClipScores
+
+
+def batch(clip_id: list[int], label: list[int], has_audio: list[bool] | None = None) -> dict:
+    sounding = has_audio or [False] * len(clip_id)
+    return {"clip_id": torch.tensor(clip_id), "label": torch.tensor(label), "has_audio": torch.tensor(sounding)}
+
+
+def test_views_are_averaged_as_probabilities_and_order_does_not_matter() -> None:
+    # Clip 0: one very sure wrong view is outvoted by two right ones, as probabilities but not as logits.
+    logits = torch.tensor([[0.0, 50.0], [3.0, 0.0], [3.0, 0.0], [0.0, 1.0]])
+    rows = torch.tensor([2, 0, 3, 1])
+    scores = ClipScores(clips=2, classes=2)
+    clips, labels = torch.tensor([0, 0, 0, 1]), torch.tensor([0, 0, 0, 1])
+    for part in (rows[:2], rows[2:]):
+        scores.update(logits[part], batch(clips[part].tolist(), labels[part].tolist()))
+    result = scores.compute()
+    assert result["predictions"].tolist() == [0, 1]
+    assert result["top1"] == 1.0
+    assert (result["clips"], result["unscored"]) == (2, 0)
+
+
+def test_unscored_views_change_nothing() -> None:
+    scores = ClipScores(clips=3, classes=3)
+    scores.update(torch.eye(3)[:2], batch([0, 1], [0, 2], [False, True]))
+    before = scores.compute()
+    scores.update(10 * torch.eye(3), batch([-1, -1, -1], [2, 2, 2], [True, True, True]))
+    after = scores.compute()
+    assert after["unscored"] == before["unscored"] == 1
+    assert after["predictions"].tolist() == before["predictions"].tolist() == [0, 1, -1]
+    assert after["top1"] == before["top1"] == 0.5
+    assert after["sound/top1"] == before["sound/top1"] == 0.0
+    assert after["silent/top1"] == before["silent/top1"] == 1.0
+
+
+def test_top5_counts_and_subsets_that_are_empty_are_left_out() -> None:
+    scores = ClipScores(clips=2, classes=7)
+    logits = torch.arange(7.0).repeat(2, 1)
+    scores.update(logits, batch([0, 1], [2, 1]))
+    result = scores.compute()
+    assert result["top1"] == 0.0
+    assert result["top5"] == pytest.approx(0.5)
+    assert "sound/top1" not in result
