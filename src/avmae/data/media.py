@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from heapq import heappop, heappush
+from heapq import heappush, heappushpop
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,9 @@ GAP = 0.03
 
 FALLBACK_RATE = 25.0
 """Pictures per second of files that tell no rate."""
+
+DAMAGE = (av.FFmpegError, IndexError)
+"""What reading a damaged file on may raise; the second is PyAV's, when it meets a stream that no header announced."""
 
 Frames = NDArray[np.uint8]
 Waveform = NDArray[np.float32]
@@ -211,7 +214,7 @@ def _opened(path: str | Path) -> Iterator[Any]:
         raise MediaError(f"{path}: no such file; check the path") from None
     except (av.FFmpegError, OSError) as error:
         raise MediaError(f"{path}: cannot be decoded ({error.strerror}); {remedy}") from error
-    except (ValueError, ArithmeticError, MemoryError) as error:
+    except (ValueError, ArithmeticError, LookupError, RuntimeError, MemoryError) as error:
         raise MediaError(f"{path}: cannot be decoded ({error}); {remedy}") from error
 
 
@@ -246,7 +249,7 @@ class _Pictures:
 
         self.reformatter = VideoReformatter()
         matrix = first.side_data.get(Type.DISPLAYMATRIX)
-        a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5] if matrix else (1, 0, 0, 0, 1)
+        a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5] if matrix else (1, 0, 0, 0, 1)
         self.transposed = abs(int(b)) > abs(int(a))
         down, right = (b, c) if self.transposed else (d, a)
         self.flips = (slice(None, None, -1 if down < 0 else 1), slice(None, None, -1 if right < 0 else 1))
@@ -263,7 +266,7 @@ class _Pictures:
         for target in ((self.container.duration or 0) / av.time_base, self.origin):
             self.from_first = None
             _seek(self.container, self.stream, target)
-            with suppress(av.FFmpegError):
+            with suppress(*DAMAGE):
                 packets = [p for p in self.container.demux(self.stream) if p.pts is not None]
                 if packets:
                     end = max(packet.pts + (packet.duration or 0) for packet in packets)
@@ -330,36 +333,34 @@ class _Pictures:
                 yield from self._timed(_decode(container, container.streams[self.stream.index]), landed=False)
 
     def _follows_first(self, seconds: float) -> bool:
-        """Whether the key frame before a time is the first picture, which has been decoded, so that a seek is needless."""
+        """Whether the key frame before a time is the first picture, so that no seek is needed."""
         index = self.stream.index_entries
         timestamp = int((self.origin + seconds) / self.stream.time_base)
         # Indices that are read in pieces may not reach so far yet.
         return len(index) > 0 and index[-1].timestamp >= timestamp and index.search_timestamp(timestamp) == 0
 
     def _timed(self, frames: Iterator[Any], landed: bool) -> Iterator[tuple[float, Any]]:
-        """Pictures in order, each with the earliest time that is left: times ascend."""
+        """Pictures in order, each with the earliest time that is left, so that times ascend."""
+        step, origin, base = self.step, self.origin, float(self.stream.time_base)
         waiting: deque[Any] = deque()
         times: list[float] = []
-        last = -math.inf
-        for stamp, frame in chain(self._stamped(frames, landed), repeat((math.inf, None), self.lookahead)):
-            waiting.append(frame)
-            heappush(times, stamp)
-            if len(waiting) > self.lookahead:
-                time = heappop(times)
-                last = time if time > last else last + self.step
-                yield last, waiting.popleft()
-
-    def _stamped(self, frames: Iterator[Any], landed: bool) -> Iterator[tuple[float, Any]]:
-        """Pictures, each with its own time or, where the file tells none, one step after the one before."""
-        base = float(self.stream.time_base)
-        time = -self.step
-        for frame in frames:
-            # What is displayed before the key frame of a seek refers to pictures that were not decoded.
-            if landed and (frame.pts is None or not frame.key_frame):
+        stamp, last = -step, -math.inf
+        for frame in chain(frames, repeat(None, self.lookahead)):
+            if frame is None:
+                stamp = math.inf
+            elif landed and (frame.pts is None or not frame.key_frame):
+                # What is displayed before the key frame of a seek refers to pictures that were not decoded.
                 continue
-            landed = False
-            time = time + self.step if frame.pts is None else frame.pts * base - self.origin
-            yield time, frame
+            else:
+                landed = False
+                stamp = stamp + step if frame.pts is None else frame.pts * base - origin
+            waiting.append(frame)
+            if len(times) < self.lookahead:
+                heappush(times, stamp)
+            else:
+                time = heappushpop(times, stamp)
+                last = time if time > last else last + step
+                yield last, waiting.popleft()
 
     def _convert(self, frame: Any, out: Frames) -> None:
         """Write a picture as displayed, scaled to the size of `out`."""
@@ -375,7 +376,7 @@ class _Pictures:
             interpolation=Interpolation.AREA if shrinks else Interpolation.BICUBIC,
             threads=1,
         )
-        plane = rgb.planes[0]
+        plane: Any = rgb.planes[0]
         picture = np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)[:, : 3 * width]
         picture = picture.reshape(height, width, 3)
         out[self.flips] = picture.transpose(1, 0, 2) if self.transposed else picture
@@ -389,7 +390,7 @@ def _seek(container: Any, stream: Any, seconds: float) -> None:
 
 def _decode(container: Any, stream: Any) -> Iterator[Any]:
     """Frames from where the container stands; damaged packets are passed over, for what follows may be whole."""
-    with suppress(av.FFmpegError):
+    with suppress(*DAMAGE):
         for packet in container.demux(stream):
             with suppress(av.FFmpegError):
                 yield from packet.decode()
@@ -401,7 +402,7 @@ def _read_sound(pictures: _Pictures, stream: Any, start: float, samples: int, sa
     heard = False
     begin = pictures.origin + start
     # What a broken track has given by then is kept.
-    with suppress(av.FFmpegError, ValueError):
+    with suppress(*DAMAGE, ValueError):
         for run in _runs(_sound_frames(pictures, stream, begin, begin + samples / sample_rate)):
             at = round((run[0].time - begin) * sample_rate)
             part = _mono(run, sample_rate)[max(0, -at) : max(0, samples - at)]
@@ -461,7 +462,8 @@ def _mono(run: list[Any], sample_rate: int) -> Waveform:
     for frame in run:
         frame.pts = None
         fifo.write(frame)
-    # Without a limit, equal channels add up to more than 1.
-    resampler = av.AudioResampler("flt", "mono", sample_rate, options={"rematrix_maxval": "1"})
+    # Without a limit, equal channels add up to more than 1. Half of FFmpeg's filter is still longer than torchaudio's.
+    options = {"rematrix_maxval": "1", "filter_size": "16"}
+    resampler = av.AudioResampler("flt", "mono", sample_rate, options=options)
     parts = [*resampler.resample(fifo.read()), *resampler.resample(None)]
     return np.concatenate([part.to_ndarray()[0] for part in parts])
