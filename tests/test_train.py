@@ -144,7 +144,7 @@ def test_two_processes_equal_one_of_twice_the_batch(strategy: str, miniature: Pa
 
 def test_a_sweep_of_two_processes_keeps_its_jobs_apart_and_ends_with_a_table(miniature: Path, tmp_path: Path) -> None:
     arguments = ("mask.ratio=0.5,0.75", "strategy=ddp", "trainer.devices=2", "data.batch_size=2", "name=sweep")
-    printed = train("-m", *arguments, "trainer.max_steps=1", "logger=wandb", cwd=tmp_path, miniature=miniature)
+    printed = train("-m", *arguments, "trainer.max_steps=1", "logger=all", cwd=tmp_path, miniature=miniature)
     sweep = next((tmp_path / "logs/sweep").iterdir())
     assert {path.name for path in sweep.iterdir()} == {"0", "1", "multirun.yaml", "sweep.csv"}
     with (sweep / "sweep.csv").open() as stream:
@@ -207,3 +207,17 @@ def test_unreadable_clips_are_skipped_and_named_until_there_are_too_many(miniatu
         file.write_bytes(b"not a video")
     printed = train("trainer.max_epochs=1", cwd=tmp_path, miniature=root, ok=False)
     assert "max_share" in error(printed)
+
+
+def test_commands_say_what_is_wrong_with_their_input(pretrained: Path, finetuned: Path, tmp_path: Path) -> None:
+    text = tmp_path / "notes.mp4"
+    text.write_text("not a video")
+    classifier, autoencoder = (f"ckpt={run}/checkpoints/last.ckpt" for run in (finetuned, pretrained))
+    clip = f"input={text}"
+    assert "notes.mp4" in error(run("predict", classifier, clip, cwd=tmp_path, ok=False))
+    assert "gone.mp4" in error(run("predict", classifier, "input=gone.mp4", cwd=tmp_path, ok=False))
+    assert "pretraining checkpoint" in error(run("predict", autoencoder, clip, cwd=tmp_path, ok=False))
+    assert "classifier" in error(run("reconstruct", classifier, clip, "output=out", cwd=tmp_path, ok=False))
+    assert "notes.mp4" in error(run("reconstruct", f"ckpt={text}", clip, "output=out", cwd=tmp_path, ok=False))
+    assert "input must be given" in error(run("predict", classifier, cwd=tmp_path, ok=False))
+    assert not (tmp_path / "out").exists()

@@ -34,13 +34,12 @@ def main(config: dict[str, Any]) -> None:
     clip = spec(ClipSpec, "clip", settings["clip"])
     mask = settings["mask"] | {key: value for key, value in config["mask"].items() if value is not None}
     model.maskings = build_maskings(model.encoder, spec(MaskSpec, "mask", mask))
+    window = read_window(config["input"], clip, config["position"], clip.canvas)
     output = Path(config["output"])
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"output={output} cannot be written: {error.strerror}") from error
-
-    window = read_window(config["input"], clip, config["position"], clip.canvas)
     batch = window_batch(window, clip)
     masks = model.draw_masks(1, torch.Generator().manual_seed(config["seed"]))
     patches = model.encoder.patchify(batch)

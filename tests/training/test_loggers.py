@@ -11,8 +11,9 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def write(folder: Path, steps: range, **extra: float) -> None:
-    logger = RunCSVLogger(str(folder))
+def write(folder: Path, steps: range, resume: str | None = None, **extra: float) -> None:
+    logger = RunCSVLogger(str(folder), resume)
+    logger.save()
     for step in steps:
         logger.log_metrics({"loss": float(step), **extra}, step)
     logger.finalize("success")
@@ -20,10 +21,16 @@ def write(folder: Path, steps: range, **extra: float) -> None:
 
 def test_a_resumed_run_goes_on_after_its_checkpoint(tmp_path: Path) -> None:
     write(tmp_path, range(6))
-    write(tmp_path, range(4, 8), accuracy=1.0)
+    write(tmp_path, range(4, 8), resume="last", accuracy=1.0)
     found = rows(tmp_path)
     assert [int(row["step"]) for row in found] == list(range(8))
     assert [row["accuracy"] for row in found] == [""] * 4 + ["1.0"] * 4
+
+
+def test_a_new_run_in_an_old_folder_starts_anew(tmp_path: Path) -> None:
+    write(tmp_path, range(6))
+    write(tmp_path, range(2))
+    assert [int(row["step"]) for row in rows(tmp_path)] == [0, 1]
 
 
 def test_wandb_without_login_is_offline_says_so_and_keeps_its_id(

@@ -11,22 +11,36 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 
-class _AppendingWriter(ExperimentWriter):
-    """Keeps the rows of the run so far, where Lightning's writer deletes them; rows after the resumed step go."""
+class _ResumableWriter(ExperimentWriter):
+    """Keeps the rows of a resumed run up to where it goes on, where Lightning's writer deletes the file."""
+
+    def __init__(self, log_dir: str, resumed: bool) -> None:
+        self._resumed = resumed
+        super().__init__(log_dir)
 
     def _check_log_dir_exists(self) -> None:
         file = Path(self.metrics_file_path)
-        if file.is_file():
-            with file.open(newline="") as stream:
-                self.metrics = [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(stream)]
-            file.unlink()
-        self._kept = len(self.metrics)
+        if not self._resumed:
+            file.unlink(missing_ok=True)
+        elif file.is_file():
+            self.metrics_keys = _read(file)[0]
 
     def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
-        if self._kept and step is not None:
-            self.metrics = [row for row in self.metrics if int(row["step"]) < step]
-        self._kept = 0
+        file = Path(self.metrics_file_path)
+        if self._resumed and step is not None and file.is_file():
+            names, rows = _read(file)
+            with file.open("w", newline="") as stream:
+                writer = csv.DictWriter(stream, names)
+                writer.writeheader()
+                writer.writerows(row for row in rows if int(row["step"]) < step)
+            self._resumed = False
         super().log_metrics(metrics_dict, step)
+
+
+def _read(file: Path) -> tuple[list[str], list[dict[str, str]]]:
+    with file.open(newline="") as stream:
+        reader = csv.DictReader(stream)
+        return list(reader.fieldnames or []), list(reader)
 
 
 class RunCSVLogger(CSVLogger):
@@ -34,19 +48,21 @@ class RunCSVLogger(CSVLogger):
 
     Args:
         run_dir: the run's folder.
+        resume: what the run resumes; None starts the file anew.
     """
 
-    def __init__(self, run_dir: str) -> None:
-        super().__init__(run_dir, name="", version="")
+    _experiment: _ResumableWriter | None
 
-    _experiment: _AppendingWriter | None
+    def __init__(self, run_dir: str, resume: str | None = None) -> None:
+        super().__init__(run_dir, name="", version="")
+        self.resumed = resume is not None
 
     @property
     def experiment(self) -> Any:
         """The writer; made when first used, on the first process alone."""
         if self._experiment is None:
             os.makedirs(self.log_dir, exist_ok=True)
-            self._experiment = _AppendingWriter(self.log_dir)
+            self._experiment = _ResumableWriter(self.log_dir, self.resumed)
         return self._experiment
 
 
