@@ -23,6 +23,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from avmae.errors import InputError
 
+# Read when torch loads OpenMP: threads that spin while they wait take the cores from the reading processes, and a run
+# on the CPU of a busy machine then slows down tenfold.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 CONF = str(Path(__file__).parent / "conf")
 Spec = TypeVar("Spec")
 

@@ -8,6 +8,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 INK, PAPER, HIDDEN = (32, 32, 36), (255, 255, 255), (128, 128, 128)
 MARGIN = 8
+ROW = 128
+"""Height below which images of a contact sheet are enlarged by a whole factor."""
 # Corners of matplotlib's "magma", dark to bright; enough for a spectrogram.
 MAGMA = np.array([[0, 0, 4], [81, 18, 124], [183, 55, 121], [252, 137, 97], [252, 253, 191]])
 
@@ -45,11 +47,9 @@ def spectrogram_picture(spectrogram: np.ndarray, low: float, high: float, height
 
 def contact_sheet(title: str, rows: Sequence[Row], note: str = "") -> Image.Image:
     """Labelled rows of images under a title, and a note below; small images are enlarged by a whole factor."""
-    tallest = max(image.shape[0] for row in rows for image in row.images)
-    factor = max(1, 96 // tallest)
     font, bold = ImageFont.load_default(15), ImageFont.load_default(20)
     label_width = int(max(font.getlength(row.label) for row in rows)) + 2 * MARGIN
-    scaled = [[_enlarge(image, factor) for image in row.images] for row in rows]
+    scaled = [[_enlarge(image, max(1, round(ROW / image.shape[0]))) for image in row.images] for row in rows]
     width = label_width + max(sum(image.width + MARGIN for image in images) for images in scaled) + MARGIN
     width = max(width, int(max(bold.getlength(title), font.getlength(note))) + 2 * MARGIN)
     heights = [max(image.height for image in images) for images in scaled]

@@ -19,7 +19,7 @@ def main(config: dict[str, Any]) -> None:
     from avmae.clip import ClipSpec
     from avmae.data.media import read_window, write_video
     from avmae.data.read import window_batch
-    from avmae.figures import Row, contact_sheet, pixels, side_by_side, spectrogram_picture
+    from avmae.figures import ROW, Row, contact_sheet, pixels, side_by_side, spectrogram_picture
     from avmae.models.autoencoder import MaskedAutoencoder
     from avmae.models.build import MaskSpec, build_maskings
     from avmae.models.tokens import gather_tokens, scatter_tokens
@@ -82,7 +82,7 @@ def main(config: dict[str, Any]) -> None:
         low, high = np.quantile(original, 0.02), np.quantile(original, 0.998)
         sounds = {"sound": original, "masked": masked["audio"][0, 0].numpy()}
         sounds |= {labels[view]: arrays["audio"][0, 0].numpy() for view, arrays in views.items()}
-        height = max(96, clip.size)
+        height = max(ROW, clip.size)
         pictures = [spectrogram_picture(sound, low, high, height) for sound in sounds.values()]
         rows.append(Row("sound, in the order above", pictures))
     note = "true patch statistics: each hidden patch's own mean and deviation are given, as in the papers' figures"
