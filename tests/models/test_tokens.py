@@ -1,3 +1,4 @@
+import math
 from itertools import product
 
 import pytest
@@ -8,7 +9,7 @@ from torch import Tensor
 from transformers.models.videomae.modeling_videomae import get_sinusoid_encoding_table
 
 from avmae.errors import InputError
-from avmae.models.tokens import Grid, gather_tokens, scatter_tokens, sincos_positions
+from avmae.models.tokens import Grid, gather_tokens, grid_positions, scatter_tokens, sincos_positions
 
 
 @st.composite
@@ -99,3 +100,13 @@ def test_scatter_puts_back_what_gather_picked(tokens: int, rows: int, seed: int,
     parts = [(gather_tokens(whole, index), index) for index in (order[:, :first], order[:, first:])]
     assert torch.equal(scatter_tokens(parts), whole)
     assert all(torch.equal(parts[0][0][b], whole[b, order[b, :first]]) for b in range(rows))
+
+
+@pytest.mark.parametrize("size", [(3, 4), (2, 3, 4)])
+def test_positions_by_axes_are_a_sum_over_axes(size: tuple[int, ...]) -> None:
+    table = grid_positions(size, 26, "axes").reshape(*size, 26)
+    assert len({tuple(row.tolist()) for row in table.reshape(-1, 26)}) == math.prod(size), "every place differs"
+    for axis in range(len(size)):
+        # A step along one axis changes the table by the same amount wherever it starts.
+        step = table.diff(dim=axis).movedim(axis, 0).reshape(size[axis] - 1, -1, 26)
+        torch.testing.assert_close(step, step[:, :1].expand_as(step))

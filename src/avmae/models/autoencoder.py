@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 from avmae.clip import ClipSpec
 from avmae.models.encoder import LAYERS, Encoder, Transformer
 from avmae.models.masking import Mask
-from avmae.models.tokens import Grid, gather_tokens, scatter_tokens, sincos_positions
+from avmae.models.tokens import Grid, gather_tokens, grid_positions, scatter_tokens
 
 
 class Decoder(nn.Module):
@@ -30,17 +30,18 @@ class Decoder(nn.Module):
         dim: of the decoder's tokens.
         depth: blocks.
         heads: of each block.
+        positions: see `grid_positions`.
     """
 
     positions: Tensor
 
-    def __init__(self, grid: Grid, encoder_dim: int, dim: int, depth: int, heads: int) -> None:
+    def __init__(self, grid: Grid, encoder_dim: int, dim: int, depth: int, heads: int, positions: str = "flat") -> None:
         super().__init__()
         self.grid = grid
         self.encoder_norm = nn.LayerNorm(encoder_dim, eps=1e-6)
         self.project = nn.Linear(encoder_dim, dim, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(dim))
-        self.register_buffer("positions", sincos_positions(grid.tokens, dim), persistent=False)
+        self.register_buffer("positions", grid_positions(grid.size, dim, positions), persistent=False)
         self.blocks = Transformer(dim, depth, heads)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.head = nn.Linear(dim, grid.patch_dim)

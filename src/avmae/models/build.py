@@ -25,6 +25,7 @@ class ModelSpec:
         modalities: `video`, and `audio` for systems that hear.
         fusion: `none`, `concat` or `cross_attention`.
         fusion_depth: layers of cross-attention.
+        positions: `flat`, as VideoMAE's weights need it, or `axes`; see `grid_positions`.
         video_patch: frames, height, width of a tubelet.
         audio_patch: spectrogram frames and mel bins of a patch.
         frames_apart: encode each frame on its own (ImageMAE); the tubelet is then one frame long.
@@ -41,6 +42,7 @@ class ModelSpec:
     modalities: tuple[str, ...] = ("video", "audio")
     fusion: str = "cross_attention"
     fusion_depth: int = 1
+    positions: str = "flat"
     video_patch: tuple[int, ...] = (2, 16, 16)
     audio_patch: tuple[int, ...] = (16, 16)
     frames_apart: bool = False
@@ -56,6 +58,8 @@ class ModelSpec:
             raise InputError(f"model.modalities must be [video] or [video, audio], not {list(self.modalities)}")
         if self.fusion not in ("none", "concat", "cross_attention"):
             raise InputError(f"model.fusion={self.fusion} is unknown; choose from none, concat, cross_attention")
+        if self.positions not in ("flat", "axes"):
+            raise InputError(f"model.positions={self.positions} is unknown; choose flat or axes")
         if (self.fusion == "none") != (len(self.modalities) == 1):
             raise InputError("model.fusion is none for systems of pictures alone, and only for them")
         if self.frames_apart and (self.video_patch[0] != 1 or len(self.modalities) > 1):
@@ -131,6 +135,7 @@ def _encoder(clip: ClipSpec, model: ModelSpec, size: SizeSpec) -> Encoder:
             drop_path=model.drop_path,
             may_be_absent=name == "audio",
             checkpointing=model.checkpointing,
+            positions=model.positions,
         )
         for name, grid in _grids(clip, model).items()
     }
@@ -147,7 +152,9 @@ def build_autoencoder(clip: ClipSpec, model: ModelSpec, size: SizeSpec, mask: Ma
     """The model of pretraining, freshly initialised from torch's global random state."""
     encoder = _encoder(clip, model, size)
     decoders = {
-        name: Decoder(modality.grid, size.dim, size.decoder_dim, size.decoder_depth, size.decoder_heads)
+        name: Decoder(
+            modality.grid, size.dim, size.decoder_dim, size.decoder_depth, size.decoder_heads, model.positions
+        )
         for name, modality in encoder.modalities.items()
     }
     maskings = build_maskings(encoder, mask)

@@ -8,7 +8,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from avmae.models.tokens import Grid, gather_tokens, sincos_positions
+from avmae.models.tokens import Grid, gather_tokens, grid_positions
 
 LAYERS: dict[str, Any] = {
     "stem": r"^encoder\.modalities\.\w+\.(?:embed|absent)",
@@ -43,6 +43,7 @@ class ModalityEncoder(nn.Module):
         drop_path: rate of the last block.
         may_be_absent: clips may lack this modality; their tokens are one learned token instead.
         checkpointing: recompute activations in the backward pass to save memory.
+        positions: see `grid_positions`.
     """
 
     positions: Tensor
@@ -56,12 +57,13 @@ class ModalityEncoder(nn.Module):
         drop_path: float = 0.0,
         may_be_absent: bool = False,
         checkpointing: bool = False,
+        positions: str = "flat",
     ) -> None:
         super().__init__()
         self.grid = grid
         self.embed = nn.Linear(grid.patch_dim, dim)
         self.absent = nn.Parameter(torch.zeros(dim)) if may_be_absent else None
-        self.register_buffer("positions", sincos_positions(grid.tokens, dim), persistent=False)
+        self.register_buffer("positions", grid_positions(grid.size, dim, positions), persistent=False)
         self.blocks = Transformer(dim, depth, heads, drop_path, checkpointing)
 
     def forward(self, patches: Tensor, visible: Tensor | None = None, present: Tensor | None = None) -> Tensor:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from avmae.errors import InputError
@@ -95,6 +96,21 @@ def sincos_positions(tokens: int, dim: int) -> Tensor:
     column = torch.arange(dim, dtype=torch.float64)
     angle = number / 10_000 ** (2 * (column // 2) / dim)
     return torch.where(column % 2 == 0, angle.sin(), angle.cos()).float()
+
+
+def grid_positions(size: tuple[int, ...], dim: int, kind: str = "flat") -> Tensor:
+    """Fixed position table (tokens, dim) float32 of a grid of ``size`` tokens.
+
+    `flat` numbers the tokens through, as VideoMAE does. `axes` gives every axis an equal share of the columns, as MAE
+    does for pictures: what is near in the picture is then near in the table, and small models learn faster.
+    """
+    if kind == "flat":
+        return sincos_positions(math.prod(size), dim)
+    share = dim // len(size) // 2 * 2
+    tables = [sincos_positions(count, share) for count in size]
+    places = torch.cartesian_prod(*(torch.arange(count) for count in size)).reshape(-1, len(size))
+    columns = [table[places[:, axis]] for axis, table in enumerate(tables)]
+    return F.pad(torch.cat(columns, 1), (0, dim - share * len(size)))
 
 
 def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
