@@ -50,7 +50,7 @@ class Decoder(nn.Module):
         """Predict from (B, V, encoder_dim) the hidden patches (B, H, P, C)."""
         visible = self.project(self.encoder_norm(tokens)) + self.positions[mask.visible]
         hidden = self.mask_token + self.positions[mask.hidden]
-        decoded = self.blocks(torch.cat([visible, hidden.to(visible.dtype)], 1))[:, visible.shape[1] :]
+        decoded = self.blocks(torch.cat([visible, hidden.to(visible.dtype)], 1), skip=visible.shape[1])
         return self.head(self.norm(decoded)).unflatten(-1, (-1, self.grid.channels))
 
 

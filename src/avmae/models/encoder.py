@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -17,18 +18,34 @@ LAYERS: dict[str, Any] = {
 """timm's group matcher: embeddings, then the blocks of all modalities by number; all else is the last."""
 
 
+class PartialBlock(Block):
+    """timm's pre-norm block, which can leave out outputs that nothing reads."""
+
+    def forward(self, x: Tensor, skip: int = 0) -> Tensor:
+        """(B, N, dim) to (B, N - skip, dim): the first ``skip`` tokens are attended to, but not carried on."""
+        qkv = self.attn.qkv(self.norm1(x)).unflatten(-1, (3, self.attn.num_heads, -1))
+        query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))
+        attended = F.scaled_dot_product_attention(query[:, :, skip:], key, value)
+        x = x[:, skip:] + self.drop_path1(self.attn.proj(attended.transpose(1, 2).flatten(2)))
+        return x + self.drop_path2(self.mlp(self.norm2(x)))
+
+
 class Transformer(nn.Sequential):
     """A stack of timm's pre-norm blocks, the drop path rate rising linearly to ``drop_path`` (VideoMAE, MAE, DeiT)."""
 
     def __init__(self, dim: int, depth: int, heads: int, drop_path: float = 0.0, checkpointing: bool = False) -> None:
         rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
-        super().__init__(*(Block(dim=dim, num_heads=heads, qkv_bias=True, drop_path=rate) for rate in rates))
+        super().__init__(*(PartialBlock(dim=dim, num_heads=heads, qkv_bias=True, drop_path=rate) for rate in rates))
         self.checkpointing = checkpointing
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, dim) to the same."""
-        for block in self:
-            x = checkpoint(block, x, use_reentrant=False) if self.checkpointing and self.training else block(x)
+    def forward(self, x: Tensor, skip: int = 0) -> Tensor:
+        """(B, N, dim) to (B, N - skip, dim), without the first ``skip`` tokens, whose outputs nothing reads."""
+        for number, block in enumerate(self, start=1):
+            unread = skip if number == len(self) else 0
+            if self.checkpointing and self.training:
+                x = checkpoint(block, x, unread, use_reentrant=False)
+            else:
+                x = block(x, unread)
         return x
 
 
