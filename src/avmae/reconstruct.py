@@ -64,7 +64,8 @@ def main(config: dict[str, Any]) -> None:
             if name == "video":
                 # In pixels of [0, 1]: the normalisation's deviation differs by channel.
                 squared = squared * torch.tensor(clip.pixel_std).square()
-                metrics[f"video/psnr_hidden_{view}_statistics"] = -10 * squared.mean().log10().item()
+                suffix = f"_{view}_statistics" if model.normalize_target else ""
+                metrics[f"video/psnr_hidden{suffix}"] = -10 * squared.mean().log10().item()
 
     def picture(array: Any) -> Any:
         return pixels(array["video"][0].numpy(), clip.pixel_mean, clip.pixel_std)

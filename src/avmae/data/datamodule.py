@@ -5,7 +5,7 @@ from typing import Any, TypedDict
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from avmae.clip import ClipSpec
@@ -44,25 +44,27 @@ class Batch(TypedDict):
     unreadable: list[str]
 
 
-class BatchTransform:
+class BatchTransform(nn.Module):
     """Samples to a `Batch`, on the device the samples are on: cut, normalise, spectrogram."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, clip: ClipSpec) -> None:
+        super().__init__()
         self.clip = clip
         self.spectrogram = LogMel(clip)
+        # Buffers, for a tensor made from numbers in every step would have to wait for the device.
+        self.register_buffer("mean", torch.tensor(clip.pixel_mean).view(3, 1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(clip.pixel_std).view(3, 1, 1, 1), persistent=False)
 
-    def __call__(self, sample: Sample) -> Batch:
+    def forward(self, sample: Sample) -> Batch:
         """Expand each of B samples into its R views."""
-        device = sample["frames"].device
-        mean, std = (
-            torch.tensor(values, device=device).view(3, 1, 1, 1)
-            for values in (self.clip.pixel_mean, self.clip.pixel_std)
-        )
         repeats = sample["boxes"].shape[1]
-        view = sample["view"][:, None] + torch.arange(repeats, device=device)
+        view = sample["view"][:, None] + torch.arange(repeats, device=sample["view"].device)
         return Batch(
-            video=(cut_boxes(sample["frames"], sample["boxes"], self.clip.size) - mean) / std,
-            audio=self.spectrogram.to(device)(sample["waveform"]).repeat_interleave(repeats, 0),
+            video=(cut_boxes(sample["frames"], sample["boxes"], self.clip.size) - self.mean) / self.std,
+            audio=self.spectrogram(sample["waveform"]).repeat_interleave(repeats, 0),
             has_audio=sample["has_audio"].repeat_interleave(repeats),
             label=sample["label"].repeat_interleave(repeats),
             clip_id=sample["clip_id"].repeat_interleave(repeats),
@@ -157,7 +159,7 @@ class ClipDataModule(L.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Batch:
         """Cut, normalise and take spectrograms on the device."""
-        return self.transform(batch)
+        return self.transform.to(batch["frames"].device)(batch)
 
     def transfer_batch_to_device(self, batch: Sample, device: torch.device, dataloader_idx: int) -> Any:
         """Move the tensors; messages stay."""
