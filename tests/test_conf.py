@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from avmae.clip import ClipSpec
 from avmae.command import CONF, plain, spec
-from avmae.data.dataset import AugmentSpec
+from avmae.data.augment import AugmentSpec
 from avmae.models.build import MaskSpec, ModelSpec, SizeSpec
 from avmae.training.optim import OptimSpec
 

@@ -9,7 +9,7 @@ import re
 import sys
 import uuid
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -23,9 +23,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from avmae.errors import InputError
 
-# Read when torch loads OpenMP: threads that spin while they wait take the cores from the reading processes, and a run
-# on the CPU of a busy machine then slows down tenfold.
+# Read when torch loads GNU's OpenMP. By default its threads spin for milliseconds while they wait, which takes the cores
+# from the reading processes: on a busy machine a run slows down tenfold. Not to spin at all costs a small model a third.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 CONF = str(Path(__file__).parent / "conf")
 Spec = TypeVar("Spec")
@@ -116,6 +117,26 @@ def construct(key: str, config: Mapping[str, Any], **objects: Any) -> Any:
         if "unexpected keyword argument" in str(error):
             raise InputError(f"unknown key in {key}: {str(error).split('()')[-1].strip()}") from error
         raise
+
+
+def evaluation_data(settings: Mapping[str, Any], given: Mapping[str, Any], modalities: Collection[str]) -> Any:
+    """The data module of a checkpoint, changed by what is given; UCF101 where the checkpoint is another project's.
+
+    Args:
+        settings: the checkpoint's config.
+        given: the command's `data`; None keeps what the checkpoint says.
+        modalities: of the model.
+    """
+    from avmae.clip import ClipSpec
+
+    given = {key: value for key, value in given.items() if value is not None}
+    data = settings.get("data", {"_target_": "avmae.data.datamodule.UCF101DataModule"})
+    if given.get("_target_", data["_target_"]) != data["_target_"]:
+        data = {}
+    if "root" not in data | given and "test" not in data | given:
+        raise InputError("the checkpoint names no data; give data.root=DIR, the folder of UCF101")
+    clip = ClipSpec(**settings["clip"])
+    return construct("data", data | given, clip=clip, audio="audio" in modalities, seed=settings["seed"])
 
 
 def run_folder(logs: str, name: str, resume: str | None) -> str:

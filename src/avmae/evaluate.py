@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from avmae.command import command, construct, precision, print_table, quiet_libraries
+from avmae.command import command, evaluation_data, precision, print_table, quiet_libraries
 from avmae.errors import InputError
 
 
@@ -13,7 +13,6 @@ def main(config: dict[str, Any]) -> None:
     """Score every test clip once over segments x crops; see `python -m avmae.evaluate --help`."""
     import lightning as L
 
-    from avmae.clip import ClipSpec
     from avmae.models.classifier import Classifier
     from avmae.models.weights import load_model, read_checkpoint
     from avmae.training.callbacks import Progress, UnreadableClips
@@ -23,14 +22,11 @@ def main(config: dict[str, Any]) -> None:
     quiet_libraries()
     settings = read_checkpoint(config["ckpt"]).config
     model = load_model(config["ckpt"])
-    if not isinstance(model, Classifier):
-        raise InputError(f"{config['ckpt']} is a pretraining checkpoint and knows no classes; fine-tune it first")
-    # Data as in training, but for what is given.
-    data = settings["data"] | {key: value for key, value in config["data"].items() if value is not None}
-    audio = "audio" in model.encoder.modalities
-    datamodule = construct("data", data, clip=ClipSpec(**settings["clip"]), audio=audio, seed=settings["seed"])
+    datamodule = evaluation_data(settings, config["data"], model.encoder.modalities)
     if not datamodule.splits.test:
         raise InputError("the data set has no test clips; set data.test")
+    if not isinstance(model, Classifier):
+        return retrieve(model, datamodule, config)
     trainer = L.Trainer(
         accelerator=config["accelerator"],
         devices=1,
@@ -56,7 +52,27 @@ def main(config: dict[str, Any]) -> None:
     print_table(["metric", "value"], [[n, f"{v:.1%}" if "top" in n else f"{v:g}"] for n, v in figures.items()])
     output = Path(config["output"] or Path(config["ckpt"]).parent.parent / "results.json")
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps({"ckpt": config["ckpt"], "data": data, **figures, "per_class": per_class}, indent=2))
+    output.write_text(
+        json.dumps({"ckpt": config["ckpt"], "data": config["data"], **figures, "per_class": per_class}, indent=2)
+    )
+    print(f"wrote {output}")
+
+
+def retrieve(model: Any, datamodule: Any, config: dict[str, Any]) -> None:
+    """For a pretraining checkpoint: find the sound of a clip by its pictures and the other way round."""
+    from avmae.models.contrast import recall
+    from avmae.training.embedding import embed
+
+    if "audio" not in model.encoder.modalities:
+        raise InputError(f"{config['ckpt']} is a pretraining checkpoint and knows no classes; fine-tune it first")
+    embeddings = embed(model, datamodule, "test", config["max_unreadable"])
+    kept = embeddings.scored & embeddings.has_audio
+    figures = recall(embeddings.apart["video"][kept], embeddings.apart["audio"][kept])
+    print(f"retrieval among {int(kept.sum())} test clips with sound; meant for models trained with task.contrast")
+    print_table(["metric", "value"], [[name, f"{value:.1%}"] for name, value in figures.items()])
+    output = Path(config["output"] or Path(config["ckpt"]).parent.parent / "results.json")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps({"ckpt": str(config["ckpt"]), "clips": int(kept.sum()), **figures}, indent=2))
     print(f"wrote {output}")
 
 

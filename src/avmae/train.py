@@ -64,14 +64,15 @@ def run(config: dict[str, Any]) -> dict[str, float]:
     from hydra.utils import instantiate
 
     from avmae.clip import ClipSpec
-    from avmae.data.dataset import AugmentSpec
+    from avmae.data.augment import AugmentSpec
     from avmae.models.autoencoder import MaskedAutoencoder
     from avmae.models.build import MaskSpec, ModelSpec, SizeSpec, build_autoencoder, build_classifier
     from avmae.models.classifier import Classifier
     from avmae.models.weights import start_from
     from avmae.training.classification import Classification
+    from avmae.training.mixing import MixSpec
     from avmae.training.optim import OptimSpec
-    from avmae.training.pretraining import Pretraining
+    from avmae.training.pretraining import ObjectiveSpec, Pretraining
     from avmae.training.task import Task
 
     quiet_libraries()
@@ -94,19 +95,25 @@ def run(config: dict[str, Any]) -> dict[str, float]:
         network: MaskedAutoencoder | Classifier = build_autoencoder(clip, model, size, mask)
         model_config |= {"task": "pretrain", "mask": config["mask"]}
     else:
-        classes, dropout = datamodule.classes, task_config["dropout"]
-        network = build_classifier(clip, model, size, len(classes), dropout)
+        classes, dropout, pool = datamodule.classes, task_config["dropout"], task_config["pool"]
+        network = build_classifier(clip, model, size, len(classes), dropout, pool, task_config["frozen"])
         model_config |= {"task": "classify", "classes": len(classes), "dropout": dropout, "class_names": classes}
+        model_config["pool"] = pool
     if config["ckpt"]:
-        matched = start_from(network, config["ckpt"])
+        match = start_from(network, config["ckpt"])
         if first_process():
-            print(matched)
+            print(match.title)
+            header = ["tensors of", "matched", "missing", "unexpected", "reshaped"]
+            print_table(header, [[part, *map(str, counts)] for part, *counts in match.rows])
+            print(*match.notes, sep="\n", end="\n" if match.notes else "", flush=True)
     compile = config["trainer"].pop("compile")
     task: Task
     if isinstance(network, MaskedAutoencoder):
-        task = Pretraining(network, optim, model_config, seed, compile)
+        objective = spec(ObjectiveSpec, "task", {k: v for k, v in task_config.items() if k != "name"})
+        task = Pretraining(network, optim, model_config, seed, compile, objective)
     else:
-        task = Classification(network, optim, model_config, seed, compile, task_config["label_smoothing"])
+        mixing = spec(MixSpec, "task.mix", task_config["mix"])
+        task = Classification(network, optim, model_config, seed, compile, task_config["label_smoothing"], mixing)
 
     if not datamodule.splits.val:
         config["callbacks"]["checkpoint"]["monitor"] = None

@@ -58,3 +58,24 @@ def test_schedule_rises_linearly_and_falls_to_its_floor() -> None:
 def test_settings_out_of_range(settings: dict) -> None:
     with pytest.raises(InputError, match="optim"):
         OptimSpec(**settings)
+
+
+def test_muon_takes_a_step_and_keeps_layer_rates(network: nn.Module) -> None:
+    spec = OptimSpec(base_lr=1e-3, kind="muon", layer_decay=0.5)
+    adamw = rates(network, OptimSpec(base_lr=1e-3, layer_decay=0.5))
+    assert rates(network, spec) == adamw
+    optimizer = build_optimizer(network, spec, effective_batch=512)
+    weight = network.get_parameter("encoder.modalities.video.blocks.0.mlp.fc1.weight")
+    before = weight.detach().clone()
+    weight.grad = before.clone()
+    optimizer.step()
+    moved = (weight.detach() - before).double()
+    # Orthogonalised: the step's singular values are near to each other, while those of the gradient are not.
+    spread = [float(s.max() / s.median()) for s in (moved.svd().S, before.double().svd().S)]
+    assert spread[0] < 1.5 < spread[1]
+    weight.grad = None
+
+
+def test_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(InputError, match=r"optim\.kind=sgd"):
+        OptimSpec(base_lr=1e-3, kind="sgd")

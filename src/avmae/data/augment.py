@@ -1,4 +1,4 @@
-"""Boxes to cut from each picture, drawn in the worker, and the cut itself, done on the device for a whole batch.
+"""Boxes to cut from each picture, drawn in the worker; the cut itself and what follows it, done on the device.
 
 A box is (left, top, right, bottom) as shares of width and height; left and right swapped mirror the picture. Because
 boxes are relative, the pictures can all be scaled to one canvas first, whatever their aspect, and still be cut as if
@@ -6,13 +6,56 @@ they were in their own.
 """
 
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms import v2
+
+from avmae.errors import InputError
 
 Box = tuple[float, float, float, float]
+
+RAND_BINS = 101
+"""Steps of RandAugment's scale of magnitudes."""
+
+
+@dataclass(frozen=True)
+class AugmentSpec:
+    """How training views are drawn.
+
+    Args:
+        scale: smallest and largest share of the picture's area that is cut.
+        ratio: smallest and largest width / height of what is cut.
+        flip: probability of mirroring.
+        repeats: views cut from each decoded window (VideoMAE's repeated sampling).
+        rand_operations: of RandAugment for each view, the same in all of its pictures; 0 for none (VideoMAE: 4).
+        rand_magnitude: of these operations, 10 being the strongest (VideoMAE: 7).
+        rand_deviation: of the magnitude, drawn once a view from a normal distribution (VideoMAE: 0.5, once an
+            operation).
+        erase: probability of replacing a box by noise, the same box in all pictures of a view (VideoMAE: 0.25).
+    """
+
+    scale: tuple[float, float] = (0.5, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    repeats: int = 1
+    rand_operations: int = 0
+    rand_magnitude: float = 7.0
+    rand_deviation: float = 0.5
+    erase: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.scale[0] <= self.scale[1] <= 1 and 0 < self.ratio[0] <= self.ratio[1]):
+            raise InputError("augment: scale must rise within (0, 1] and ratio must rise from above 0")
+        if not (0 <= self.flip <= 1 and 0 <= self.erase <= 1 and 0 <= self.rand_magnitude <= 10):
+            raise InputError("augment: flip and erase are probabilities, rand_magnitude is between 0 and 10")
+        if self.repeats < 1 or self.rand_operations < 0 or self.rand_deviation < 0:
+            raise InputError("augment: repeats is at least 1, rand_operations and rand_deviation are not negative")
 
 
 def random_box(
@@ -79,3 +122,54 @@ def cut_boxes(frames: Tensor, boxes: Tensor, size: int) -> Tensor:
     )
     cut = F.grid_sample(planes, grid, padding_mode="border", align_corners=False)
     return cut.unflatten(1, (times, channels)).transpose(1, 2)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Torch's global generator on the CPU, from which torchvision draws, set for a while."""
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
+def rand_augment(video: Tensor, seeds: Sequence[int], spec: AugmentSpec) -> Tensor:
+    """RandAugment (Cubuk et al. 2020) by torchvision's operations, each view by its own seed.
+
+    Args:
+        video: (B, 3, T, H, W) float32 in [0, 1].
+        seeds: of each view.
+        spec: operations and their magnitude.
+    """
+    if not spec.rand_operations:
+        return video
+    views = []
+    for view, seed in zip(video.transpose(1, 2), seeds, strict=True):
+        with _seeded(seed):
+            magnitude = (spec.rand_magnitude + spec.rand_deviation * float(torch.randn(()))) / 10
+            level = round(min(max(magnitude, 0.0), 1.0) * (RAND_BINS - 1))
+            transform = v2.RandAugment(
+                spec.rand_operations, level, RAND_BINS, interpolation=v2.InterpolationMode.BILINEAR, fill=[0.5] * 3
+            )
+            views.append(transform(view))
+    return torch.stack(views).transpose(1, 2)
+
+
+def random_erase(video: Tensor, seeds: Sequence[int], spec: AugmentSpec) -> Tensor:
+    """Replace a box of some views by normal noise (Zhong et al. 2020, per pixel), alike in all pictures of a view.
+
+    Args:
+        video: (B, 3, T, H, W) float32, normalised.
+        seeds: of each view.
+        spec: the probability.
+    """
+    if not spec.erase:
+        return video
+    transform = v2.RandomErasing(spec.erase, scale=(0.02, 1 / 3), value="random")
+    views = []
+    for view, seed in zip(video.transpose(1, 2), seeds, strict=True):
+        with _seeded(seed + 1):
+            views.append(transform(view))
+    return torch.stack(views).transpose(1, 2)

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from avmae.clip import ClipSpec
-from avmae.data.augment import cut_boxes
+from avmae.data.augment import AugmentSpec, cut_boxes, rand_augment, random_erase
 from avmae.data.csv import read_csv
-from avmae.data.dataset import AugmentSpec, ClipDataset, Sample, collate
+from avmae.data.dataset import ClipDataset, Sample, collate
 from avmae.data.sampling import EvalSampler, TrainSampler
 from avmae.data.spectrogram import LogMel
 from avmae.data.splits import ClipEntry, Splits
@@ -45,14 +45,19 @@ class Batch(TypedDict):
 
 
 class BatchTransform(nn.Module):
-    """Samples to a `Batch`, on the device the samples are on: cut, normalise, spectrogram."""
+    """Samples to a `Batch`, on the device the samples are on: cut, augment, normalise, spectrogram.
+
+    Args:
+        clip: shape of a window.
+        augment: what is done to views that have seeds.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, clip: ClipSpec) -> None:
+    def __init__(self, clip: ClipSpec, augment: AugmentSpec | None = None) -> None:
         super().__init__()
-        self.clip = clip
+        self.clip, self.augment = clip, augment or AugmentSpec()
         self.spectrogram = LogMel(clip)
         # Buffers, for a tensor made from numbers in every step would have to wait for the device.
         self.register_buffer("mean", torch.tensor(clip.pixel_mean).view(3, 1, 1, 1), persistent=False)
@@ -62,8 +67,14 @@ class BatchTransform(nn.Module):
         """Expand each of B samples into its R views."""
         repeats = sample["boxes"].shape[1]
         view = sample["view"][:, None] + torch.arange(repeats, device=sample["view"].device)
+        video = cut_boxes(sample["frames"], sample["boxes"], self.clip.size)
+        if sample["seeds"]:
+            video = rand_augment(video, sample["seeds"], self.augment)
+        video = (video - self.mean) / self.std
+        if sample["seeds"]:
+            video = random_erase(video, sample["seeds"], self.augment)
         return Batch(
-            video=(cut_boxes(sample["frames"], sample["boxes"], self.clip.size) - self.mean) / self.std,
+            video=video,
             audio=self.spectrogram(sample["waveform"]).repeat_interleave(repeats, 0),
             has_audio=sample["has_audio"].repeat_interleave(repeats),
             label=sample["label"].repeat_interleave(repeats),
@@ -105,7 +116,7 @@ class ClipDataModule(L.LightningDataModule):
         self.clip, self.audio, self.batch_size, self.workers = clip, audio, batch_size, workers
         self.segments, self.crops, self.seed = segments, crops, seed
         self.augment = augment or AugmentSpec()
-        self.transform = BatchTransform(clip)
+        self.transform = BatchTransform(clip, self.augment)
 
     @property
     def classes(self) -> list[str]:
@@ -155,11 +166,15 @@ class ClipDataModule(L.LightningDataModule):
 
     def test_dataloader(self) -> DataLoader | list:
         """Segments x crops of each test clip."""
-        return self._eval_loader(self.splits.test, self.segments, self.crops) if self.splits.test else []
+        return self.part_loader("test") if self.splits.test else []
 
     def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Batch:
         """Cut, normalise and take spectrograms on the device."""
         return self.transform.to(batch["frames"].device)(batch)
+
+    def part_loader(self, part: str) -> DataLoader:
+        """Segments x crops of each clip of a part: train, val or test."""
+        return self._eval_loader(getattr(self.splits, part), self.segments, self.crops)
 
     def transfer_batch_to_device(self, batch: Sample, device: torch.device, dataloader_idx: int) -> Any:
         """Move the tensors; messages stay."""

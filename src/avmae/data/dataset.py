@@ -1,7 +1,6 @@
 """Requests to samples: what a worker does for one clip."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
@@ -10,30 +9,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from avmae.clip import ClipSpec
-from avmae.data.augment import Box, center_boxes, random_box
+from avmae.data.augment import AugmentSpec, Box, center_boxes, random_box
 from avmae.data.media import Window, read_window
 from avmae.data.sampling import Request
 from avmae.data.splits import ClipEntry
 from avmae.errors import MediaError
 
 TRIES = 10
-
-
-@dataclass(frozen=True)
-class AugmentSpec:
-    """How training views are drawn.
-
-    Args:
-        scale: smallest and largest share of the picture's area that is cut.
-        ratio: smallest and largest width / height of what is cut.
-        flip: probability of mirroring.
-        repeats: views cut from each decoded window (VideoMAE's repeated sampling).
-    """
-
-    scale: tuple[float, float] = (0.5, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: float = 0.5
-    repeats: int = 1
 
 
 class Sample(TypedDict):
@@ -47,6 +29,7 @@ class Sample(TypedDict):
         label: () int64.
         clip_id: () int64, the clip's index in its part; -1 where it is not to be scored.
         view: () int64, number of the first of the R views.
+        seeds: of what is drawn for each of the R views on the device; none at test time.
         unreadable: what went wrong with clips that could not be read.
     """
 
@@ -57,6 +40,7 @@ class Sample(TypedDict):
     label: Tensor
     clip_id: Tensor
     view: Tensor
+    seeds: list[int]
     unreadable: list[str]
 
 
@@ -105,7 +89,8 @@ class ClipDataset(Dataset[Sample]):
                 continue
             spec = self.augment
             boxes = [random_box(rng, window.aspect, spec.scale, spec.ratio, spec.flip) for _ in range(spec.repeats)]
-            return make_sample(window, boxes, self.entries[index].label, index, 0, unreadable)
+            seeds = [int(seed) for seed in rng.integers(2**48, size=spec.repeats)]
+            return make_sample(window, boxes, self.entries[index].label, index, 0, unreadable, seeds)
         raise MediaError(f"{TRIES} clips in a row cannot be read; the last: {unreadable[-1]}")
 
     def _test_sample(self, request: Request) -> Sample:
@@ -128,7 +113,13 @@ class ClipDataset(Dataset[Sample]):
 
 
 def make_sample(
-    window: Window, boxes: list[Box], label: int, clip_id: int = 0, view: int = 0, unreadable: list[str] | None = None
+    window: Window,
+    boxes: list[Box],
+    label: int,
+    clip_id: int = 0,
+    view: int = 0,
+    unreadable: list[str] | None = None,
+    seeds: list[int] | None = None,
 ) -> Sample:
     """A window and the boxes to cut from it as tensors."""
     return Sample(
@@ -139,15 +130,17 @@ def make_sample(
         label=torch.tensor(label),
         clip_id=torch.tensor(clip_id),
         view=torch.tensor(view),
+        seeds=seeds or [],
         unreadable=unreadable or [],
     )
 
 
 def collate(samples: list[Sample]) -> Sample:
-    """Stack samples; the messages of all are joined."""
-    stacked = {
-        key: torch.stack([sample[key] for sample in samples])  # type: ignore[literal-required]
-        for key in samples[0]
-        if key != "unreadable"
-    }
-    return Sample(**stacked, unreadable=[m for sample in samples for m in sample["unreadable"]])  # type: ignore[typeddict-item]
+    """Stack the tensors of samples and join their lists."""
+    return Sample(
+        **{
+            key: torch.stack(values) if isinstance(values[0], Tensor) else [x for part in values for x in part]
+            for key in samples[0]
+            for values in [[sample[key] for sample in samples]]  # type: ignore[literal-required]
+        }  # type: ignore[typeddict-item]
+    )

@@ -63,11 +63,15 @@ class Reconstruction:
             that the mean over processes is the mean over clips.
         losses: by modality (B,) float32, the mean squared error over hidden patches; 0 where the clip lacks it.
         predictions: by modality (B, H, P, C) of the hidden patches, in the units of the target.
+        apart: by modality (B, dim), the mean of the visible tokens before fusion.
+        fused: by modality (B, dim), the mean after fusion.
     """
 
     loss: Tensor
     losses: dict[str, Tensor]
     predictions: dict[str, Tensor]
+    apart: dict[str, Tensor]
+    fused: dict[str, Tensor]
 
 
 def normalize_patches(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,15 +126,22 @@ class MaskedAutoencoder(nn.Module):
             for name, masking in self.maskings.items()
         }
 
-    def forward(self, batch: Mapping[str, Any], masks: Mapping[str, Mask]) -> Reconstruction:
+    def forward(
+        self, batch: Mapping[str, Any], masks: Mapping[str, Mask], shown: Mapping[str, Tensor] | None = None
+    ) -> Reconstruction:
         """Reconstruct the hidden patches.
 
         Args:
             batch: video (B, 3, T, H, W), audio (B, 1, L, F), has_audio (B,) bool; what a system does not use may lack.
             masks: by modality.
+            shown: by modality (B,) bool; elsewhere all of its patches are hidden from the encoder and the hidden ones
+                of the mask have to be predicted from the other modality (inpainting).
         """
         patches = self.encoder.patchify(batch)
-        tokens = self.encoder(patches, batch["has_audio"], {name: mask.visible for name, mask in masks.items()})
+        shown = shown or {}
+        present = {**shown, "audio": batch["has_audio"] & shown.get("audio", batch["has_audio"])}
+        apart = self.encoder.encode_apart(patches, present, {name: mask.visible for name, mask in masks.items()})
+        tokens = self.encoder.fusion(apart)
         predictions = {name: decoder(tokens[name], masks[name]) for name, decoder in self.decoders.items()}
 
         losses = {}
@@ -141,7 +152,10 @@ class MaskedAutoencoder(nn.Module):
             error = (prediction.float() - target).square().mean((1, 2, 3))
             losses[name] = torch.where(batch["has_audio"], error, 0.0) if name == "audio" else error
         loss = torch.stack([self.loss_weights[name] * error.mean() for name, error in losses.items()]).sum()
-        return Reconstruction(loss, losses, predictions)
+        clips = batch["has_audio"].shape[0]
+        return Reconstruction(
+            loss, losses, predictions, self.encoder.pool(apart, clips), self.encoder.pool(tokens, clips)
+        )
 
     @torch.no_grad()
     def reconstruct(
@@ -200,7 +214,7 @@ def encode(encoder: Encoder, video: Tensor, audio: Tensor | None, has_audio: Ten
         grid = encoder.modalities["audio"].grid
         audio = video.new_zeros(clips, grid.channels, *grid.shape)
     batch = {"video": video} if audio is None else {"video": video, "audio": audio}
-    tokens = encoder(encoder.patchify(batch), has_audio)
+    tokens = encoder(encoder.patchify(batch), {"audio": has_audio})
     return torch.cat([x.reshape(clips, -1, encoder.dim) for x in tokens.values()], 1)
 
 

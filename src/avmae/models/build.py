@@ -29,6 +29,7 @@ class ModelSpec:
         video_patch: frames, height, width of a tubelet.
         audio_patch: spectrogram frames and mel bins of a patch.
         frames_apart: encode each frame on its own (ImageMAE); the tubelet is then one frame long.
+        may_lack: modalities in whose place a learned token can stand: `audio` for silent clips, `video` for inpainting.
         drop_path: rate of the last block.
         checkpointing: recompute activations in the backward pass.
         normalize_target: see `MaskedAutoencoder`.
@@ -46,13 +47,14 @@ class ModelSpec:
     video_patch: tuple[int, ...] = (2, 16, 16)
     audio_patch: tuple[int, ...] = (16, 16)
     frames_apart: bool = False
+    may_lack: tuple[str, ...] = ("audio",)
     drop_path: float = 0.0
     checkpointing: bool = False
     normalize_target: bool = True
     loss_weights: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("modalities", "video_patch", "audio_patch"):
+        for name in ("modalities", "video_patch", "audio_patch", "may_lack"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.modalities not in (("video",), ("video", "audio")):
             raise InputError(f"model.modalities must be [video] or [video, audio], not {list(self.modalities)}")
@@ -60,6 +62,8 @@ class ModelSpec:
             raise InputError(f"model.fusion={self.fusion} is unknown; choose from none, concat, cross_attention")
         if self.positions not in ("flat", "axes"):
             raise InputError(f"model.positions={self.positions} is unknown; choose flat or axes")
+        if "audio" not in self.may_lack or not {"audio", "video"} >= set(self.may_lack):
+            raise InputError(f"model.may_lack must be [audio] or [video, audio], not {list(self.may_lack)}")
         if (self.fusion == "none") != (len(self.modalities) == 1):
             raise InputError("model.fusion is none for systems of pictures alone, and only for them")
         if self.frames_apart and (self.video_patch[0] != 1 or len(self.modalities) > 1):
@@ -133,7 +137,7 @@ def _encoder(clip: ClipSpec, model: ModelSpec, size: SizeSpec) -> Encoder:
             size.audio_depth if name == "audio" else size.depth,
             size.heads,
             drop_path=model.drop_path,
-            may_be_absent=name == "audio",
+            may_be_absent=name in model.may_lack and len(model.modalities) > 1,
             checkpointing=model.checkpointing,
             positions=model.positions,
         )
@@ -172,10 +176,18 @@ def build_maskings(encoder: Encoder, mask: MaskSpec) -> nn.ModuleDict:
 
 
 def build_classifier(
-    clip: ClipSpec, model: ModelSpec, size: SizeSpec, classes: int, dropout: float = 0.0
+    clip: ClipSpec,
+    model: ModelSpec,
+    size: SizeSpec,
+    classes: int,
+    dropout: float = 0.0,
+    pool: str = "mean",
+    frozen: bool = False,
 ) -> Classifier:
-    """The model of fine-tuning, freshly initialised from torch's global random state."""
-    network = Classifier(_encoder(clip, model, size), classes, dropout)
+    """The model of fine-tuning and probing, freshly initialised from torch's global random state."""
+    if pool not in ("mean", "attention"):
+        raise InputError(f"task.pool={pool} is unknown; choose mean or attention")
+    network = Classifier(_encoder(clip, model, size), classes, dropout, pool, size.heads, frozen)
     network.clip = clip
     return network
 
@@ -190,6 +202,7 @@ def build_from_config(config: Mapping[str, Any]) -> MaskedAutoencoder | Classifi
         clip, model, size = ClipSpec(**config["clip"]), ModelSpec(**config["model"]), SizeSpec(**config["size"])
         if config["task"] == "pretrain":
             return build_autoencoder(clip, model, size, MaskSpec(**config["mask"]))
-        return build_classifier(clip, model, size, config["classes"], config["dropout"])
+        pool = config.get("pool", "mean")
+        return build_classifier(clip, model, size, config["classes"], config["dropout"], pool)
     except (KeyError, TypeError) as error:
         raise InputError(f"the config does not describe a model of this version: {error}") from error

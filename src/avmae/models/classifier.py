@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
 from avmae.clip import ClipSpec
@@ -22,34 +23,53 @@ class Classifier(nn.Module):
         encoder: shared with the autoencoder.
         classes: number of classes.
         dropout: before the head (VideoMAE fine-tunes UCF101 with 0.5).
+        pool: `mean`, or `attention` of one learned query (as V-JEPA's attentive probe).
+        heads: of that attention.
+        frozen: leave the encoder as it is and train what follows it.
     """
 
     clip: ClipSpec
     """What windows it takes, set by `avmae.models.build`."""
 
-    def __init__(self, encoder: Encoder, classes: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        classes: int,
+        dropout: float = 0.0,
+        pool: str = "mean",
+        heads: int = 1,
+        frozen: bool = False,
+    ) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.classes = classes
+        self.encoder = encoder.requires_grad_(not frozen)
+        self.classes, self.frozen = classes, frozen
+        poolings = {n: AttentionPoolLatent(encoder.dim, num_heads=heads) for n in encoder.modalities}
+        self.poolings = nn.ModuleDict(poolings if pool == "attention" else {})
         self.norms = nn.ModuleDict({name: nn.LayerNorm(encoder.dim, eps=1e-6) for name in encoder.modalities})
         self.dropout = nn.Dropout(dropout)
-        heads = {name: nn.Linear(encoder.dim, classes) for name in encoder.modalities}
-        self.heads = nn.ModuleDict(heads)
+        self.heads = nn.ModuleDict({name: nn.Linear(encoder.dim, classes) for name in encoder.modalities})
         for module in self.encoder.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for name, head in heads.items():
+        for name, head in self.heads.items():
+            assert isinstance(head, nn.Linear)
             nn.init.zeros_(head.bias)
             # Official VideoMAE scales its freshly drawn head by 0.001.
             nn.init.trunc_normal_(head.weight, std=2e-5) if name == "video" else nn.init.zeros_(head.weight)
 
     def features(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Normalised mean token of each modality, (B, dim)."""
-        tokens = self.encoder(self.encoder.patchify(batch), batch["has_audio"])
+        """Pooled and normalised tokens of each modality, (B, dim)."""
         clips = batch["has_audio"].shape[0]
-        return {name: self.norms[name](x.reshape(clips, -1, self.encoder.dim).mean(1)) for name, x in tokens.items()}
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            tokens = self.encoder(self.encoder.patchify(batch), {"audio": batch["has_audio"]})
+        if self.poolings:
+            whole = {name: x.reshape(clips, -1, self.encoder.dim) for name, x in tokens.items()}
+            pooled = {name: self.poolings[name](x) for name, x in whole.items()}
+        else:
+            pooled = self.encoder.pool(tokens, clips)
+        return {name: self.norms[name](x) for name, x in pooled.items()}
 
     def forward(self, batch: Mapping[str, Any]) -> Tensor:
         """Logits (B, classes) of a batch with video, audio where the system hears, and has_audio."""

@@ -19,11 +19,21 @@ LAYERS: dict[str, Any] = {
 
 
 class PartialBlock(Block):
-    """timm's pre-norm block, which can leave out outputs that nothing reads."""
+    """timm's pre-norm block without a key bias, as VideoMAE, and able to leave out outputs that nothing reads.
+
+    A key bias adds the same to all of a query's logits, so softmax does not see it: its gradient is rounding noise,
+    which AdamW would scale up to steps of full size.
+    """
+
+    def __init__(self, dim: int, heads: int, drop_path: float = 0.0) -> None:
+        super().__init__(dim=dim, num_heads=heads, qkv_bias=False, drop_path=drop_path)
+        self.attn.q_bias = nn.Parameter(torch.zeros(dim))
+        self.attn.v_bias = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Tensor, skip: int = 0) -> Tensor:
         """(B, N, dim) to (B, N - skip, dim): the first ``skip`` tokens are attended to, but not carried on."""
-        qkv = self.attn.qkv(self.norm1(x)).unflatten(-1, (3, self.attn.num_heads, -1))
+        bias = torch.cat([self.attn.q_bias, torch.zeros_like(self.attn.q_bias), self.attn.v_bias])
+        qkv = F.linear(self.norm1(x), self.attn.qkv.weight, bias).unflatten(-1, (3, self.attn.num_heads, -1))
         query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))
         attended = F.scaled_dot_product_attention(query[:, :, skip:], key, value)
         x = x[:, skip:] + self.drop_path1(self.attn.proj(attended.transpose(1, 2).flatten(2)))
@@ -35,7 +45,7 @@ class Transformer(nn.Sequential):
 
     def __init__(self, dim: int, depth: int, heads: int, drop_path: float = 0.0, checkpointing: bool = False) -> None:
         rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
-        super().__init__(*(PartialBlock(dim=dim, num_heads=heads, qkv_bias=True, drop_path=rate) for rate in rates))
+        super().__init__(*(PartialBlock(dim, heads, rate) for rate in rates))
         self.checkpointing = checkpointing
 
     def forward(self, x: Tensor, skip: int = 0) -> Tensor:
@@ -80,7 +90,8 @@ class ModalityEncoder(nn.Module):
         self.grid = grid
         self.embed = nn.Linear(grid.patch_dim, dim)
         self.absent = nn.Parameter(torch.zeros(dim)) if may_be_absent else None
-        self.register_buffer("positions", grid_positions(grid.size, dim, positions), persistent=False)
+        # Kept in checkpoints: where the weights came from an image model, so did the positions.
+        self.register_buffer("positions", grid_positions(grid.size, dim, positions))
         self.blocks = Transformer(dim, depth, heads, drop_path, checkpointing)
 
     def forward(self, patches: Tensor, visible: Tensor | None = None, present: Tensor | None = None) -> Tensor:
@@ -120,17 +131,17 @@ class Encoder(nn.Module):
         """Cut each modality of a batch, (B, C, *shape), into (B, N, P, C); others are not read."""
         return {name: encoder.grid.patchify(batch[name]) for name, encoder in self.modalities.items()}
 
-    def forward(
+    def encode_apart(
         self,
         patches: Mapping[str, Tensor],
-        has_audio: Tensor,
+        present: Mapping[str, Tensor],
         visible: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Encode and fuse.
+        """Encode each modality by itself.
 
         Args:
             patches: by modality (B, N, P, C).
-            has_audio: (B,) bool.
+            present: by modality (B,) bool, whether a clip has it; what lacks is present everywhere.
             visible: by modality (B, V) int64, the tokens that can be seen; None for all.
 
         Returns:
@@ -140,5 +151,18 @@ class Encoder(nn.Module):
         for name, encoder in self.modalities.items():
             index = None if visible is None else visible[name]
             seen = patches[name] if index is None else gather_tokens(patches[name], index)
-            encoded[name] = encoder(seen, index, has_audio)
-        return self.fusion(encoded)
+            encoded[name] = encoder(seen, index, present.get(name))
+        return encoded
+
+    def forward(
+        self,
+        patches: Mapping[str, Tensor],
+        present: Mapping[str, Tensor],
+        visible: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Encode and fuse; takes and returns what `encode_apart` does."""
+        return self.fusion(self.encode_apart(patches, present, visible))
+
+    def pool(self, tokens: Mapping[str, Tensor], clips: int) -> dict[str, Tensor]:
+        """Mean token of each modality, (clips, dim), over all frames where these are encoded apart."""
+        return {name: x.reshape(clips, -1, self.dim).mean(1) for name, x in tokens.items()}

@@ -87,14 +87,14 @@ class Grid:
         return split.permute(order).reshape(-1, self.channels, self.stack * self.shape[0], *self.shape[1:])
 
 
-def sincos_positions(tokens: int, dim: int) -> Tensor:
+def sincos_positions(tokens: int, dim: int, period: float = 10_000) -> Tensor:
     """Fixed sine-cosine table (tokens, dim) float32 over the token's number, as VideoMAE's.
 
-    Column 2i is sin(n / 10000^(2i/dim)), column 2i + 1 the cosine of the same angle (Attention Is All You Need, 3.5).
+    Column 2i is sin(n / period^(2i/dim)), column 2i + 1 the cosine of the same angle (Attention Is All You Need, 3.5).
     """
     number = torch.arange(tokens, dtype=torch.float64)[:, None]
     column = torch.arange(dim, dtype=torch.float64)
-    angle = number / 10_000 ** (2 * (column // 2) / dim)
+    angle = number / period ** (2 * (column // 2) / dim)
     return torch.where(column % 2 == 0, angle.sin(), angle.cos()).float()
 
 
@@ -102,12 +102,13 @@ def grid_positions(size: tuple[int, ...], dim: int, kind: str = "flat") -> Tenso
     """Fixed position table (tokens, dim) float32 of a grid of ``size`` tokens.
 
     `flat` numbers the tokens through, as VideoMAE does. `axes` gives every axis an equal share of the columns, as MAE
-    does for pictures: what is near in the picture is then near in the table, and small models learn faster.
+    does for pictures, and waves no longer than the axis needs: what is near in the picture is near in the table, what
+    is far is far, and small models learn faster.
     """
     if kind == "flat":
         return sincos_positions(math.prod(size), dim)
     share = dim // len(size) // 2 * 2
-    tables = [sincos_positions(count, share) for count in size]
+    tables = [sincos_positions(count, share, period=4 * max(size)) for count in size]
     places = torch.cartesian_prod(*(torch.arange(count) for count in size)).reshape(-1, len(size))
     columns = [table[places[:, axis]] for axis, table in enumerate(tables)]
     return F.pad(torch.cat(columns, 1), (0, dim - share * len(size)))

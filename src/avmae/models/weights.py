@@ -1,120 +1,300 @@
-"""Weights from files. Nothing is unpickled but tensors and plain data."""
+"""Weights from files, ours and others'. Nothing is unpickled but tensors and plain data."""
 
-import pickle
+import argparse
+import json
+import math
+import pathlib
+import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor
 
+from avmae.clip import ClipSpec
 from avmae.errors import InputError
 from avmae.models.autoencoder import MaskedAutoencoder
 from avmae.models.build import build_from_config
 from avmae.models.classifier import Classifier
+from avmae.models.layouts import describe, rename
+from avmae.models.tokens import Grid, grid_positions, sincos_positions
 
 MIN_MATCHED = 0.9
+CONTAINERS = ("module", "model", "state_dict")
+"""Keys under which DeepSpeed, VideoMAE and others keep the weights."""
+TIME_SHARE = 0.1
+"""Of the time code that is added to an image model's positions: enough to tell frames apart, while tokens stay close to
+what the model has learned to read."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint of ours holds for a model.
+    """What a file or folder holds for a model.
 
     Args:
-        path: of the file.
+        path: of the file or folder.
+        layout: `avmae`, or the name of a foreign one.
         config: plain data: clip, model, size, task, and what the task needs.
         weights: by name in the network.
+        unexpected: names in the file that have no place in any network of ours.
     """
 
     path: Path
+    layout: str
     config: dict[str, Any]
     weights: dict[str, Tensor]
+    unexpected: list[str] = field(default_factory=list)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint of ours.
+    """Read a checkpoint of ours, an exported folder, or one of the foreign layouts of `avmae.models.layouts`.
+
+    What it is follows from the content: a folder with ``config.json`` and ``model.safetensors`` (or, of transformers,
+    ``pytorch_model.bin``), a safetensors file, or a file of ``torch.save`` with the weights on top or under ``model``,
+    ``module`` or ``state_dict``.
 
     Raises:
-        InputError: the file is missing, is no checkpoint, would run code, or is not ours.
+        InputError: the file is missing, is no checkpoint, would run code, or has no layout that is known.
     """
     path = Path(path).expanduser()
+    if path.is_dir():
+        return _read_folder(path)
     if not path.is_file():
         raise InputError(
-            f"ckpt={path} is not a file; give the path of a checkpoint, such as logs/NAME/TIME/checkpoints/last.ckpt"
+            f"ckpt={path} does not exist; give the path of a checkpoint, such as logs/NAME/TIME/checkpoints/last.ckpt"
         )
+    state = _read_file(path)
+    if all(isinstance(state.get(key), Mapping) for key in ("config", "state_dict")) and "task" in state["config"]:
+        prefix = "network."
+        weights = {k.removeprefix(prefix): v for k, v in state["state_dict"].items() if k.startswith(prefix)}
+        return Checkpoint(path, "avmae", dict(state["config"]), weights)
+    for key in CONTAINERS:
+        if isinstance(state.get(key), Mapping):
+            state = state[key]
+            break
+    return _foreign(path, state)
+
+
+def _read_folder(path: Path) -> Checkpoint:
+    files = [path / name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).is_file()]
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        config = None
+    except ValueError as error:
+        raise InputError(f"{path / 'config.json'} is damaged: {error}") from error
+    if not isinstance(config, dict) or not files:
+        raise InputError(
+            f"ckpt={path} is a folder without config.json and model.safetensors; give an exported folder, one of "
+            "transformers' VideoMAE, or a checkpoint file"
+        )
+    kind = config.get("model_type", "videomae")
+    if kind != "videomae" and "avmae" not in config:
+        raise InputError(f"{path} holds a {kind} of transformers; of its models avmae reads videomae")
+    weights = _read_file(files[0])
+    if "avmae" not in config:
+        return _foreign(path, weights, config)
+    if not any(name.startswith("encoder.modalities.") for name in weights):
+        # Exported under transformers' names, which say less than the config of ours beside them.
+        weights = rename(weights, str(path)).weights
+    return Checkpoint(path, "avmae", config["avmae"], dict(weights))
+
+
+def _read_file(path: Path) -> Mapping[str, Any]:
+    with path.open("rb") as stream:
+        head = stream.read(9)
+    try:
+        if head[8:] == b"{":
+            return load_file(path)
+        # Official VideoMAE's files carry the arguments they were trained with.
+        with torch.serialization.safe_globals([argparse.Namespace, pathlib.PosixPath]):
+            # Copied on write, so that a large file is not read twice; the legacy format cannot be mapped.
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # Of bytes that are no pickle, torch's unpickler raises whatever it stumbles over.
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"{path} is not a checkpoint that can be read safely: {reason}") from error
-    if not (
-        isinstance(state, Mapping) and all(isinstance(state.get(key), Mapping) for key in ("config", "state_dict"))
-    ):
-        raise InputError(f"{path} is not a checkpoint of avmae: it holds no config to build the model from")
-    weights = {k.removeprefix("network."): v for k, v in state["state_dict"].items() if k.startswith("network.")}
-    return Checkpoint(path, dict(state["config"]), weights)
+    if not isinstance(state, Mapping):
+        raise InputError(f"{path} is not a checkpoint: it holds a {type(state).__name__}, not tensors by name")
+    return state
+
+
+def _foreign(path: Path, state: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> Checkpoint:
+    renamed = rename(state, str(path))
+    description = describe(renamed, config)
+    if config and not config.get("norm_pix_loss", True) and "decoders.video.head.weight" in renamed.weights:
+        # transformers then predicts pixels in [0, 1], and we pixels as they come in.
+        clip, head = ClipSpec(**description["clip"]), "decoders.video.head"
+        mean, std = (
+            torch.tensor(x).repeat(math.prod(description["model"]["video_patch"]))
+            for x in (clip.pixel_mean, clip.pixel_std)
+        )
+        renamed.weights[f"{head}.weight"] = renamed.weights[f"{head}.weight"] / std[:, None]
+        renamed.weights[f"{head}.bias"] = (renamed.weights[f"{head}.bias"] - mean) / std
+    return Checkpoint(path, renamed.layout, description, renamed.weights, renamed.unexpected)
 
 
 def load_model(path: str | Path) -> MaskedAutoencoder | Classifier:
     """Build the model that a checkpoint describes, with its weights, in evaluation mode on the CPU.
 
+    Args:
+        path: anything that `read_checkpoint` reads and that holds a whole model.
+
     Raises:
-        InputError: see `read_checkpoint`; or the weights do not fit the model of this version.
+        InputError: see `read_checkpoint`; or the file holds an encoder alone; or the weights do not fit.
     """
     checkpoint = read_checkpoint(path)
-    model = build_from_config(checkpoint.config)
-    try:
-        model.load_state_dict(checkpoint.weights)
-    except RuntimeError as error:
-        wrong = str(error).splitlines()[1:]
+    if checkpoint.config["task"] == "encoder":
         raise InputError(
-            f"{path} does not fit this version of avmae: {' '.join(map(str.strip, wrong))[:300]}"
-        ) from error
+            f"{path} ({checkpoint.layout}) holds an encoder without a decoder or a head on the mean token; "
+            f"train from it: python -m avmae.train ckpt={path}"
+        )
+    model = build_from_config(checkpoint.config)
+    own = model.state_dict()
+    weights = {name: _fit(name, value, model) for name, value in checkpoint.weights.items()}
+    wrong = [f"{name} is missing" for name in own if name not in weights and not name.endswith(".positions")]
+    for name, value in weights.items():
+        if name not in own:
+            wrong.append(f"{name} has no place")
+        elif own[name].shape != value.shape:
+            wrong.append(f"{name} has shape {tuple(value.shape)}, not {tuple(own[name].shape)}")
+    if wrong:
+        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise InputError(
+            f"{path} does not fit its own description in this version of avmae: {', '.join(wrong[:3])}{more}"
+        )
+    model.load_state_dict(weights, strict=False)
     return model.eval()
 
 
-def start_from(network: nn.Module, path: str | Path) -> str:
-    """Copy the weights of a checkpoint into a network of the same size; a head of another shape is left.
+@dataclass(frozen=True)
+class Match:
+    """How weights met a network, as `start_from` reports it.
 
-    Of the encoder, the parts count that the file has: a `videomae` fills the pictures' part of an `avmae`.
+    Args:
+        title: file, layout, and the share of the encoder parts it has that was filled.
+        rows: part, and numbers of tensors matched, missing in the file, unexpected in it, and of another shape.
+        notes: what a user should know of single tensors.
+    """
+
+    title: str
+    rows: list[tuple[str, int, int, int, int]]
+    notes: list[str]
+
+
+def start_from(network: MaskedAutoencoder | Classifier, path: str | Path) -> Match:
+    """Copy the weights of a checkpoint into a network of the same size.
+
+    Of the encoder, the parts count that the file has: a `videomae` fills the pictures' part of an `avmae`. An image
+    model's patch kernel is spread over the frames of a tubelet, so that a still clip gives what the image gave
+    (Carreira & Zisserman 2017). Fixed position tables are recomputed for another number of frames or another size;
+    learned ones are interpolated. A head for another number of classes stays as it was drawn.
 
     Args:
         network: autoencoder or classifier, changed in place.
-        path: of the checkpoint.
-
-    Returns:
-        One line that says what was matched.
+        path: anything that `read_checkpoint` reads.
 
     Raises:
         InputError: less than 90 % of those parts is matched by name and shape; the network is unchanged then.
     """
     checkpoint = read_checkpoint(path)
-    own = network.state_dict()
-    matched = {k: v for k, v in checkpoint.weights.items() if k in own and own[k].shape == v.shape}
-    reshaped = [k for k, v in checkpoint.weights.items() if k in own and own[k].shape != v.shape]
-    parts = {_part(k) for k in checkpoint.weights}
-    encoder = [k for k in own if k.startswith("encoder.") and _part(k) in parts]
-    share = sum(own[k].numel() for k in encoder if k in matched) / max(1, sum(own[k].numel() for k in encoder))
-    if share < MIN_MATCHED:
-        shapes = (
-            f", for example {k}: {tuple(checkpoint.weights[k].shape)} for {tuple(own[k].shape)}" for k in reshaped
+    weights = {name: _fit(name, value, network) for name, value in checkpoint.weights.items()}
+    weights |= _learned_positions(checkpoint, network)
+    # Where the file has no table of positions, the computed one is right.
+    own = {k: v for k, v in network.state_dict().items() if k in weights or not k.endswith(".positions")}
+    matched = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
+    reshaped = [name for name in weights if name in own and name not in matched]
+    missing = [name for name in own if name not in weights]
+    unexpected = [name for name in weights if name not in own] + checkpoint.unexpected
+
+    parts = {_part(name) for name in weights}
+    counted = [n for n in own if n.startswith("encoder.") and _part(n) in parts and not n.endswith(".positions")]
+    if not counted:
+        heard = ", ".join(sorted(part for part in parts if part.startswith("encoder.")))
+        raise InputError(
+            f"{path} ({checkpoint.layout}) holds {heard or 'no encoder'}, which this model does not have; "
+            "choose another model, or other weights"
         )
+    share = sum(own[n].numel() for n in counted if n in matched) / max(1, sum(own[n].numel() for n in counted))
+    shapes = [f"{n}: {tuple(weights[n].shape)} in the file, {tuple(own[n].shape)} here" for n in reshaped]
+    if share < MIN_MATCHED:
         model, size = (checkpoint.config[key]["name"] for key in ("model", "size"))
         raise InputError(
-            f"{path} matches {share:.0%} of the encoder{next(shapes, '')}; "
-            f"it was made with model={model} size={size}: choose the same here"
+            f"{path} ({checkpoint.layout}) matches {share:.0%} of the encoder"
+            f"{', for example ' + shapes[0] if shapes else ''}; it was made with model={model} size={size}: "
+            "choose the same here"
         )
     network.load_state_dict(matched, strict=False)
-    unused = [k for k in checkpoint.weights if k not in own]
-    new = [k for k in own if k not in matched]
-    return (
-        f"weights from {path}: {len(matched)} tensors matched ({share:.0%} of the encoder), "
-        f"{len(new)} of the network freshly initialised, {len(unused)} of the file not used, "
-        f"{len(reshaped)} of another shape"
-    )
+    groups = [matched, missing, unexpected, reshaped]
+    rows = [
+        (part, *(sum(_part(name) == part for name in group) for group in groups))
+        for part in dict.fromkeys(_part(name) for group in groups for name in group)
+    ]
+    notes = [f"left as it was, for the shape differs: {line}" for line in shapes]
+    if checkpoint.unexpected:
+        notes.append(f"not used: {', '.join(checkpoint.unexpected[:8])}{', ...' if checkpoint.unexpected[8:] else ''}")
+    return Match(f"weights from {path} ({checkpoint.layout}): {share:.0%} of the encoder", rows, notes)  # type: ignore[arg-type]
 
 
-def _part(key: str) -> str:
-    """`encoder.modalities.video`, `encoder.fusion` and so on."""
-    return ".".join(key.split(".")[: 3 if key.startswith("encoder.modalities.") else 2])
+def _part(name: str) -> str:
+    """`encoder.modalities.video`, `encoder.fusion`, `decoders.video`, `heads.video` and so on."""
+    return ".".join(name.split(".")[: 3 if name.startswith("encoder.modalities.") else 2])
+
+
+def _fit(name: str, value: Tensor, network: MaskedAutoencoder | Classifier) -> Tensor:
+    """A foreign kernel or position table for the grid of its modality; anything else as it is."""
+    for modality, encoder in network.encoder.modalities.items():
+        if name == f"encoder.modalities.{modality}.embed.weight" and value.dim() > 2:
+            return _fit_kernel(value, encoder.grid.patch)
+        if name == f"encoder.modalities.{modality}.positions" and value.dim() == 3:
+            return _fit_positions(value, encoder.grid)
+    return value
+
+
+def _learned_positions(checkpoint: Checkpoint, network: MaskedAutoencoder | Classifier) -> dict[str, Tensor]:
+    """Tables that a checkpoint of ours has from an image model, interpolated for other grids than its own."""
+    tables = {}
+    for modality, encoder in network.encoder.modalities.items():
+        name = f"encoder.modalities.{modality}.positions"
+        table = checkpoint.weights.get(name)
+        if table is None or table.dim() != 2 or table.shape[0] == encoder.grid.tokens:
+            continue
+        # Without memory, and without drawing from the random state.
+        with torch.device("meta"):
+            size = build_from_config(checkpoint.config).encoder.modalities[modality].grid.size
+        table = table.float()
+        computed = grid_positions(size, table.shape[1], checkpoint.config["model"].get("positions", "flat"))
+        if len(size) == len(encoder.grid.size) and not torch.allclose(table, computed, atol=1e-5):
+            cells = table.T.unflatten(1, size)[None]
+            mode = "bilinear" if len(size) == 2 else "trilinear"
+            tables[name] = F.interpolate(cells, encoder.grid.size, mode=mode)[0].flatten(1).T
+    return tables
+
+
+def _fit_kernel(kernel: Tensor, patch: tuple[int, ...]) -> Tensor:
+    """A convolution's kernel (dim, C, *patch) as rows (dim, P x C), in which channels run fastest."""
+    if kernel.dim() - 2 < len(patch):
+        kernel = kernel.unsqueeze(2).repeat_interleave(patch[0], 2) / patch[0]
+    return kernel.movedim(1, -1).flatten(1)
+
+
+def _fit_positions(table: Tensor, grid: Grid) -> Tensor:
+    """An image or spectrogram model's positions (1, N or 1 + N, dim), a class token's first, for a grid of ours."""
+    count, (height, width) = table.shape[1], grid.size[-2:]
+    if len(grid.size) == 2:
+        # A spectrogram: same bins, more or less time. Tokens are 160 ms apart in both, so the first rows fit.
+        rows = count // width
+        table = table[:, count - rows * width :][:, : height * width]
+        rows = table.shape[1] // width
+    else:
+        rows = math.isqrt(count)
+        table, width = table[:, count - rows * rows :], rows
+    table = resample_abs_pos_embed(table, list(grid.size[-2:]), [rows, width], num_prefix_tokens=0)[0]
+    if len(grid.size) == 2 or grid.size[0] == 1:
+        return table
+    time = TIME_SHARE * sincos_positions(grid.size[0], table.shape[1])
+    return (table[None] + time[:, None]).flatten(0, 1)

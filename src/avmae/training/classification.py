@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,8 +13,9 @@ from torchmetrics.functional.classification import multiclass_accuracy
 from avmae.data.datamodule import Batch
 from avmae.errors import InputError
 from avmae.models.classifier import Classifier
+from avmae.training.mixing import MixSpec, mix
 from avmae.training.optim import OptimSpec
-from avmae.training.task import Task
+from avmae.training.task import Stream, Task
 
 
 class ClipScores(Metric):
@@ -83,6 +85,7 @@ class Classification(Task):
         seed: of the run.
         compile: see `Task`.
         label_smoothing: of the training loss (VideoMAE: 0.1).
+        mixing: mixup and cutmix.
     """
 
     network: Classifier
@@ -95,9 +98,10 @@ class Classification(Task):
         seed: int = 0,
         compile: bool = False,
         label_smoothing: float = 0.0,
+        mixing: MixSpec | None = None,
     ) -> None:
         super().__init__(network, optim, config, seed, compile)
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.mixing = label_smoothing, mixing or MixSpec()
         self.results: dict[str, Any] = {}
         """What the last test found, as `ClipScores.compute`."""
 
@@ -113,11 +117,13 @@ class Classification(Task):
         self.test_scores = ClipScores(len(splits.test), self.network.classes)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Cross-entropy of one batch."""
+        """Cross-entropy of one batch, mixed where the recipe says so."""
+        rng = np.random.default_rng(self.step_seed(Stream.MIXING, self.trainer.fit_loop.epoch_loop.total_batch_idx))
+        batch, target = mix(batch, self.network.classes, self.mixing, rng, self.network.clip.mel_std)
         logits = self.network(batch)
-        loss = F.cross_entropy(logits.float(), batch["label"], label_smoothing=self.label_smoothing)
+        loss = F.cross_entropy(logits.float(), target, label_smoothing=self.label_smoothing)
         self.log("train/loss", loss.detach(), sync_dist=True)
-        self.log("train/top1", (logits.detach().argmax(-1) == batch["label"]).float().mean(), sync_dist=True)
+        self.log("train/top1", (logits.detach().argmax(-1) == target.argmax(-1)).float().mean(), sync_dist=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -1,48 +1,140 @@
 """Masked reconstruction as a Lightning task."""
 
-from typing import cast
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
 from avmae.data.datamodule import Batch
+from avmae.errors import InputError
 from avmae.models.autoencoder import MaskedAutoencoder, Reconstruction
+from avmae.models.contrast import info_nce
+from avmae.training.optim import OptimSpec
 from avmae.training.task import Stream, Task
+
+
+@dataclass(frozen=True)
+class ObjectiveSpec:
+    """What pretraining asks for besides reconstruction under masks; all off by default.
+
+    Args:
+        contrast: weight of the InfoNCE loss between pooled pictures and sound (CAV-MAE: 0.01).
+        temperature: of that loss (CAV-MAE: 0.05).
+        hide_audio: share of clips whose sound is hidden whole and has to be predicted from the pictures (inpainting).
+        hide_video: share of clips whose pictures are hidden whole; only clips that have sound.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+
+    contrast: float = 0.0
+    temperature: float = 0.05
+    hide_audio: float = 0.0
+    hide_video: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.contrast < 0 or self.temperature <= 0:
+            raise InputError("task.contrast must not be negative, task.temperature must be positive")
+        if self.hide_audio < 0 or self.hide_video < 0 or self.hide_audio + self.hide_video > 1:
+            raise InputError("task.hide_audio and task.hide_video are shares of clips and add up to at most 1")
 
 
 class Pretraining(Task):
     """Trains a `MaskedAutoencoder`.
 
     Logs the loss and its parts by modality; the sound's is the mean over clips that have sound.
+
+    Args:
+        network: the autoencoder.
+        optim: the recipe's optimiser.
+        config: see `Task`.
+        seed: of the run.
+        compile: see `Task`.
+        objective: what is asked for besides reconstruction.
+
+    Raises:
+        InputError: the objective needs a modality, or a token in its place, that the network does not have.
     """
 
     network: MaskedAutoencoder
+
+    def __init__(
+        self,
+        network: MaskedAutoencoder,
+        optim: OptimSpec,
+        config: Mapping[str, Any],
+        seed: int = 0,
+        compile: bool = False,
+        objective: ObjectiveSpec | None = None,
+    ) -> None:
+        super().__init__(network, optim, config, seed, compile)
+        self.objective = objective or ObjectiveSpec()
+        modalities = network.encoder.modalities
+        if self.objective.contrast and "audio" not in modalities:
+            raise InputError("task.contrast compares pictures with sound; choose model=avmae or model=avmae_concat")
+        self.hidden_whole = {"audio": self.objective.hide_audio, "video": self.objective.hide_video}
+        for name, share in self.hidden_whole.items():
+            if share and (name not in modalities or modalities[name].absent is None):
+                raise InputError(
+                    f"task.hide_{name} needs a system that hears and has a token for absent {name}; "
+                    "choose model=avmae or model=avmae_concat with model.may_lack=[video,audio]"
+                )
 
     def setup(self, stage: str) -> None:
         """Metrics over the validation clips."""
         self.val_loss = MeanMetric()
         self.val_losses = torch.nn.ModuleDict({name: MeanMetric() for name in self.network.decoders})
 
-    def reconstruct(self, batch: Batch, seed: int) -> Reconstruction:
-        """Draw masks from a seed and reconstruct. The masks do not depend on how many processes share the batch."""
-        generator = torch.Generator(self.device).manual_seed(seed)
-        world, rank = self.trainer.world_size, self.global_rank
-        masks = self.network.draw_masks(batch["label"].shape[0], generator, rank, world)
-        return self.network(batch, masks)
+    def reconstruct(self, batch: Batch, seed: int, whole: bool = False) -> Reconstruction:
+        """Draw masks from a seed and reconstruct. The masks do not depend on how many processes share the batch.
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of one batch."""
-        result = self.reconstruct(batch, self.step_seed(Stream.MASKS, self.trainer.fit_loop.epoch_loop.total_batch_idx))
+        Args:
+            batch: of this process.
+            seed: of the masks.
+            whole: also hide modalities whole, where the objective says so.
+        """
+        generator = torch.Generator(self.device).manual_seed(seed)
+        world, rank, clips = self.trainer.world_size, self.global_rank, batch["label"].shape[0]
+        masks = self.network.draw_masks(clips, generator, rank, world)
+        if not (whole and any(self.hidden_whole.values())):
+            return self.network(batch, masks)
+        drawn = torch.rand(world * clips, generator=generator, device=self.device)[rank * clips : (rank + 1) * clips]
+        # Never both, and nothing of a clip that would be left with nothing.
+        shown = {
+            "audio": drawn >= self.objective.hide_audio,
+            "video": (drawn < 1 - self.objective.hide_video) | ~batch["has_audio"],
+        }
+        return self.network(batch, masks, shown)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Loss of one batch, and its clips' features (B, modalities x dim)."""
+        seed = self.step_seed(Stream.MASKS, self.trainer.fit_loop.epoch_loop.total_batch_idx)
+        result = self.reconstruct(batch, seed, whole=True)
         sounding = batch["has_audio"].sum().clamp(min=1)
-        self.log("train/loss", result.loss.detach(), sync_dist=True)
+        loss = result.loss
+        if self.objective.contrast:
+            # Candidates are the clips of all processes; every process computes the whole loss.
+            video, audio = (self.gather(result.apart[name]) for name in ("video", "audio"))
+            contrast = info_nce(video, audio, self.gather(batch["has_audio"]), self.objective.temperature)
+            loss = loss + self.objective.contrast * contrast
+            self.log("train/loss_contrast", contrast.detach(), sync_dist=True)
+        self.log("train/loss", loss.detach(), sync_dist=True)
         for name, losses in result.losses.items():
             mean = losses.detach().sum() / (sounding if name == "audio" else losses.numel())
             self.log(f"train/loss_{name}", mean, sync_dist=True)
-        return result.loss
+        return {"loss": loss, "features": torch.cat(list(result.fused.values()), 1).detach()}
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Loss on validation clips, each once, under masks that are the same every time."""
+    def gather(self, values: Tensor) -> Tensor:
+        """The rows of all processes, with gradients to each."""
+        if self.trainer.world_size == 1:
+            return values
+        return cast(Tensor, self.all_gather(values, sync_grads=values.requires_grad)).flatten(0, 1)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Loss on validation clips, each once, under masks that are the same every time; features as in training."""
         result = self.reconstruct(batch, self.step_seed(Stream.VALIDATION_MASKS, batch_idx))
         scored = (batch["clip_id"] >= 0).float()
         total = torch.zeros_like(scored)
@@ -54,3 +146,4 @@ class Pretraining(Task):
             self.log(f"val/loss_{name}", cast(MeanMetric, self.val_losses[name]))
         self.val_loss.update(total, scored)
         self.log("val/loss", self.val_loss)
+        return {"features": torch.cat(list(result.fused.values()), 1)}

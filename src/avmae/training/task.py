@@ -23,6 +23,7 @@ class Stream(IntEnum):
     MASKS = 0
     VALIDATION_MASKS = 1
     NETWORK = 2
+    MIXING = 3
 
 
 class Task(L.LightningModule):
@@ -87,6 +88,8 @@ class Task(L.LightningModule):
             raise InputError("trainer.max_epochs or trainer.max_steps must say when training ends")
         effective = trainer.datamodule.batch_size * trainer.world_size * accumulated
         sharded = isinstance(trainer.strategy, ModelParallelStrategy)
+        if sharded and self.optim.kind == "muon":
+            raise InputError("optim.kind=muon needs whole matrices, and strategy=fsdp shards them; choose adamw or ddp")
         # DTensor has no fused AdamW on CPU.
         optimizer = build_optimizer(self.network, self.optim, effective, fused=not sharded)
         self.print(

@@ -1,0 +1,87 @@
+"""Mixup and cutmix of clips with sound."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from avmae.data.datamodule import Batch
+from avmae.errors import InputError
+
+
+@dataclass(frozen=True)
+class MixSpec:
+    """How clips of a batch are mixed, each with its mirror image in the batch's order, as timm and VideoMAE do.
+
+    Args:
+        mixup: alpha of the Beta distribution of the share (Zhang et al. 2018; VideoMAE: 0.8); 0 for none.
+        cutmix: the same for a box of the other clip's pictures (Yun et al. 2019; VideoMAE: 1.0); 0 for none.
+        switch: probability of cutmix where both are on.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    switch: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.mixup < 0 or self.cutmix < 0 or not 0 <= self.switch <= 1:
+            raise InputError("task.mix: mixup and cutmix are at least 0, switch is a probability")
+
+
+def mix(batch: Batch, classes: int, spec: MixSpec, rng: np.random.Generator, mel_std: float) -> tuple[Batch, Tensor]:
+    """Mix a batch and its labels by one share.
+
+    Pictures are averaged (mixup) or a box of them is replaced in all frames (cutmix). Sound has no box of its own: in
+    both cases its power spectra are averaged by the pictures' share, as if both had sounded at once, and a silent clip
+    adds silence. A mixed clip has sound if either has.
+
+    Args:
+        batch: B clips.
+        classes: how many there are.
+        spec: which mixing.
+        rng: of kind, share and box.
+        mel_std: by which the log-mel spectrogram was divided.
+
+    Returns:
+        The batch with other pictures and sound, and the target (B, classes) float32, a distribution.
+    """
+    target = F.one_hot(batch["label"], classes).float()
+    if not (spec.mixup or spec.cutmix):
+        return batch, target
+    cut = bool(spec.cutmix) and (not spec.mixup or rng.random() < spec.switch)
+    alpha = spec.cutmix if cut else spec.mixup
+    share = float(rng.beta(alpha, alpha))
+    video = batch["video"]
+    if cut:
+        (top, bottom, left, right), share = _box(video.shape, share, rng)
+        video = video.clone()
+        video[..., top:bottom, left:right] = batch["video"].flip(0)[..., top:bottom, left:right]
+    else:
+        video = share * video + (1 - share) * video.flip(0)
+    # The mean of the logarithm cancels out: adding a constant to all logarithms of power adds it to their mixture.
+    silence = torch.full_like(batch["audio"], float("-inf"))
+    sounds = torch.where(batch["has_audio"][:, None, None, None], batch["audio"] * mel_std, silence)
+    ours, theirs = (sounds + float(np.log(max(s, 1e-12))) for s in (share, 1 - share))
+    has_audio = batch["has_audio"] | batch["has_audio"].flip(0)
+    audio = torch.where(has_audio[:, None, None, None], torch.logaddexp(ours, theirs.flip(0)) / mel_std, batch["audio"])
+    mixed: Batch = {**batch, "video": video, "audio": audio, "has_audio": has_audio}
+    return mixed, share * target + (1 - share) * target.flip(0)
+
+
+def _box(shape: torch.Size, share: float, rng: np.random.Generator) -> tuple[tuple[int, int, int, int], float]:
+    """A box (top, bottom, left, right) of 1 - share of the area about a random centre, and the share that it leaves.
+
+    At the border less is cut.
+    """
+    edges: list[int] = []
+    for length in shape[-2:]:
+        extent, center = int(length * math.sqrt(1 - share)), int(rng.integers(length))
+        edges += [max(0, center - extent // 2), min(length, center + (extent + 1) // 2)]
+    top, bottom, left, right = edges
+    return (top, bottom, left, right), 1 - (bottom - top) * (right - left) / (shape[-2] * shape[-1])

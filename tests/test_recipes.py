@@ -1,0 +1,108 @@
+"""The parts of the recipes that only whole commands show."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from commands import error, run, train
+from safetensors import safe_open
+
+
+def load(run_dir: Path) -> dict:
+    return torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)
+
+
+def encoder(state: dict) -> dict[str, torch.Tensor]:
+    return {k: v for k, v in state["state_dict"].items() if k.startswith("network.encoder.")}
+
+
+@pytest.fixture(scope="module")
+def pretrained(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of a pretraining with every objective on."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    objectives = ("task.contrast=0.1", "task.hide_audio=0.3", "task.hide_video=0.3", "model.may_lack=[video,audio]")
+    train("hydra.run.dir=run", "trainer.max_epochs=2", *objectives, cwd=folder, miniature=miniature)
+    return folder / "run"
+
+
+def test_objectives_besides_reconstruction_are_trained_and_logged(pretrained: Path) -> None:
+    summary = json.loads((pretrained / "summary.json").read_text())
+    assert summary["train/loss_contrast"] > 0
+    parts = sum(summary[f"train/loss_{name}"] for name in ("video", "audio"))
+    # The sound's part is a mean over sounding clips, so it counts by their share of the batch in the loss.
+    assert summary["train/loss"] < parts + 0.1 * summary["train/loss_contrast"] + 1e-3
+    assert 0 <= summary["val/knn_top1"] <= 1
+    absent = load(pretrained)["state_dict"]["network.encoder.modalities.video.absent"]
+    assert absent.any(), "the token in place of hidden pictures was never trained"
+
+
+def test_an_objective_that_the_system_cannot_meet_is_refused(miniature: Path, tmp_path: Path) -> None:
+    for wrong, key in (
+        (["model=videomae", "task.contrast=1"], "task.contrast"),
+        (["model=videomae", "task.hide_audio=0.5"], "task.hide_audio"),
+        (["task.hide_video=0.5"], r"model.may_lack=[video,audio]"),
+        (["task.hide_audio=0.9", "task.hide_video=0.9"], "at most 1"),
+    ):
+        assert key in error(train(*wrong, cwd=tmp_path, miniature=miniature, ok=False))
+
+
+def test_a_pretraining_is_evaluated_by_retrieval(pretrained: Path, tmp_path: Path) -> None:
+    printed = run("evaluate", f"ckpt={pretrained}/checkpoints/last.ckpt", f"output={tmp_path}/r.json", cwd=tmp_path)
+    results = json.loads((tmp_path / "r.json").read_text())
+    # Half of the 28 test clips of the miniature have sound; 14 are too few for r10 to be less than r5.
+    assert results["clips"] == 14
+    for way in ("video_to_audio", "audio_to_video"):
+        assert 0 <= results[f"{way}/r1"] <= results[f"{way}/r5"] <= results[f"{way}/r10"] <= 1
+    assert "retrieval among 14 test clips with sound" in printed
+
+
+def test_features_hold_every_clip_once(pretrained: Path, tmp_path: Path) -> None:
+    output = tmp_path / "features.safetensors"
+    printed = run("features", f"ckpt={pretrained}/checkpoints/last.ckpt", f"output={output}", cwd=tmp_path)
+    with safe_open(output, "pt") as file:
+        clips = json.loads(file.metadata()["clips"])
+        assert {part: len(paths) for part, paths in clips.items()} == {"train": 8, "val": 4, "test": 28}
+        for part, paths in clips.items():
+            assert len(set(paths)) == len(paths)
+            features, labels = file.get_tensor(f"{part}/features"), file.get_tensor(f"{part}/labels")
+            assert features.shape == (len(paths), 2 * 48)
+            assert features.isfinite().all()
+            names = json.loads(file.metadata()["classes"])
+            assert all(Path(p).parent.name == names[y] for p, y in zip(paths, labels.tolist(), strict=True))
+    assert "k-NN from train to test" in printed
+
+
+@pytest.fixture(scope="module")
+def finetuned(miniature: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of the full recipe's augmentations, mixing and EMA."""
+    folder = tmp_path_factory.mktemp("finetuned")
+    recipe = ("augment=strong", "task.mix.mixup=0.8", "task.mix.cutmix=1", "task.label_smoothing=0.1", "callbacks=ema")
+    strong = ("model.drop_path=0.2", "task.dropout=0.5", "model.checkpointing=true", "model.may_lack=[video,audio]")
+    epochs = ("trainer.max_epochs=2", "callbacks.ema.decay=0.5", "trainer.accumulate_grad_batches=2")
+    ckpt = f"ckpt={pretrained}/checkpoints/last.ckpt"
+    setup = ("hydra.run.dir=run", "task=classify", "optim=finetune", "optim.clip_norm=1", ckpt)
+    train(*setup, *recipe, *strong, *epochs, cwd=folder, miniature=miniature)
+    return folder / "run"
+
+
+def test_the_full_recipe_trains_and_keeps_the_averaged_weights_as_the_model(finetuned: Path) -> None:
+    state = load(finetuned)
+    averaged, current = state["state_dict"], state["current_model_state"]
+    assert any(not torch.equal(averaged[name], current[name]) for name in averaged)
+    assert int(state["averaging_state"]["n_averaged"]) > 0
+    assert {"test/top1", "test/top5"} <= json.loads((finetuned / "summary.json").read_text()).keys()
+
+
+@pytest.mark.parametrize("pool", ["mean", "attention"])
+def test_a_probe_leaves_the_encoder_as_it_was(pool: str, pretrained: Path, miniature: Path, tmp_path: Path) -> None:
+    ckpt = f"ckpt={pretrained}/checkpoints/last.ckpt"
+    setup = ("task=probe", f"task.pool={pool}", "optim=finetune", "trainer.max_epochs=1")
+    train("hydra.run.dir=run", *setup, "model.may_lack=[video,audio]", ckpt, cwd=tmp_path, miniature=miniature)
+    state, before = load(tmp_path / "run"), encoder(load(pretrained))
+    assert encoder(state).keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in encoder(state).items())
+    # It starts at zero.
+    assert state["state_dict"]["network.heads.audio.weight"].any(), "the head was not trained"
+    printed = run("evaluate", f"ckpt={tmp_path}/run/checkpoints/last.ckpt", cwd=tmp_path)
+    assert "top1" in printed
