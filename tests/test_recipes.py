@@ -86,6 +86,22 @@ def finetuned(miniature: Path, pretrained: Path, tmp_path_factory: pytest.TempPa
     return folder / "run"
 
 
+def test_results_add_up_and_several_checkpoints_end_with_their_mean(finetuned: Path, tmp_path: Path) -> None:
+    ckpts = [finetuned / f"checkpoints/{name}.ckpt" for name in ("last", "best")]
+    output = tmp_path / "results.json"
+    printed = run("evaluate", f"ckpt=[{ckpts[0]},{ckpts[1]}]", f"output={output}", cwd=tmp_path)
+    content = json.loads(output.read_text())
+    for result in content["runs"]:
+        confusion = torch.tensor(result["confusion"])
+        assert confusion.sum(1).tolist() == [c["clips"] for c in result["per_class"].values()] == [7] * 4
+        assert confusion.trace() / confusion.sum() == pytest.approx(result["top1"])
+        # In the miniature a class sounds as a whole or not at all.
+        assert result["sound_classes/top1"] == pytest.approx(result["sound/top1"])
+        assert result["silent_classes/top1"] == pytest.approx(result["silent/top1"])
+    assert content["top1"] == pytest.approx(sum(r["top1"] for r in content["runs"]) / 2)
+    assert "mean" in printed
+
+
 def test_the_full_recipe_trains_and_keeps_the_averaged_weights_as_the_model(finetuned: Path) -> None:
     state = load(finetuned)
     averaged, current = state["state_dict"], state["current_model_state"]

@@ -46,7 +46,8 @@ def finetuned(miniature: Path, pretrained: Path, tmp_path_factory: pytest.TempPa
     folder = tmp_path_factory.mktemp("finetuned")
     ckpt = f"ckpt={pretrained}/checkpoints/last.ckpt"
     arguments = ("task=classify", "optim=finetune", "trainer.max_epochs=1", "data.segments=2", "augment.repeats=2")
-    train("hydra.run.dir=run", *arguments, ckpt, cwd=folder, miniature=miniature)
+    printed = train("hydra.run.dir=run", *arguments, ckpt, cwd=folder, miniature=miniature)
+    (folder / "run/printed.txt").write_text(printed)
     return folder / "run"
 
 
@@ -64,6 +65,19 @@ def test_fine_tuning_starts_from_the_pretrained_encoder_and_is_tested_by_clip(fi
     summary = json.loads((finetuned / "summary.json").read_text())
     assert {"test/top1", "test/top5", "test/sound/top1", "test/silent/top1", "val/top1"} <= summary.keys()
     assert summary["test/top5"] == 1.0, "there are 4 classes"
+    printed = (finetuned / "printed.txt").read_text()
+    assert "last.ckpt (avmae): 100% of the encoder" in printed
+    table = printed[printed.index("tensors of") :].splitlines()
+    assert table[0].split() == ["tensors", "of", "matched", "missing", "unexpected", "reshaped"]
+    rows = [line.split() for line in table[2:]]
+    counts = {
+        part: list(map(int, row)) for part, *row in filter(None, rows) if len(row) == 4 and "".join(row).isdigit()
+    }
+    assert counts["encoder.modalities.video"][0] > 0
+    assert not any(counts["encoder.modalities.video"][1:])
+    # Two tensors each, which pretraining does not have; and its decoders, which classification does not.
+    assert counts["heads.audio"] == [0, 2, 0, 0]
+    assert counts["decoders.audio"][2] > 0
 
 
 def test_other_commands_need_the_checkpoint_alone(
@@ -129,7 +143,7 @@ def test_killed_and_resumed_equals_uninterrupted_to_the_bit(every: int, miniatur
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_equal_one_of_twice_the_batch(strategy: str, miniature: Path, tmp_path: Path) -> None:
     # SGD-like comparison needs no Adam: its first steps turn rounding errors of near-zero gradients into full steps.
-    common = ("trainer.max_steps=2", "trainer.log_every_n_steps=1", "optim.warmup=0")
+    common = ("trainer.max_steps=2", "trainer.log_every_n_steps=1", "optim.warmup=0", "task.contrast=0.5")
     train("hydra.run.dir=one", "data.batch_size=4", *common, cwd=tmp_path, miniature=miniature)
     two = (f"strategy={strategy}", "trainer.devices=2", "data.batch_size=2", "hydra.run.dir=two")
     train(*two, *common, cwd=tmp_path, miniature=miniature)

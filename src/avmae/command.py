@@ -23,8 +23,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from avmae.errors import InputError
 
-# Read when torch loads GNU's OpenMP. By default its threads spin for milliseconds while they wait, which takes the cores
-# from the reading processes: on a busy machine a run slows down tenfold. Not to spin at all costs a small model a third.
+# Read when torch loads GNU's OpenMP. By default its threads spin for milliseconds while they wait, which takes the
+# cores from the reading processes: on a busy machine a run slows down tenfold. Not to spin at all costs a small model
+# a third of its speed.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 

@@ -1,7 +1,8 @@
-"""`python -m avmae.evaluate ckpt=PATH data.root=DIR`: accuracy of a fine-tuned checkpoint on test clips."""
+"""`python -m avmae.evaluate ckpt=PATH data.root=DIR`: what a checkpoint reaches on test clips."""
 
 import json
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from avmae.command import command, evaluation_data, precision, print_table, quiet_libraries
@@ -11,22 +12,54 @@ from avmae.errors import InputError
 @command("evaluate")
 def main(config: dict[str, Any]) -> None:
     """Score every test clip once over segments x crops; see `python -m avmae.evaluate --help`."""
-    import lightning as L
+    quiet_libraries()
+    paths = config["ckpt"] if isinstance(config["ckpt"], list) else [config["ckpt"]]
+    output = Path(config["output"] or Path(paths[0]).parent.parent / "results.json")
+    results = [score(path, config) for path in paths]
+    content = results[0]
+    if len(results) > 1:
+        names = [name for name, value in results[0].items() if isinstance(value, float)]
+        average = {name: mean(result[name] for result in results) for name in names}
+        print()
+        rows = [
+            [str(path), *(f"{result[name]:.1%}" for name in names)] for path, result in zip(paths, results, strict=True)
+        ]
+        print_table(["checkpoint", *names], [*rows, ["mean", *(f"{value:.1%}" for value in average.values())]])
+        content = average | {"runs": results}
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"output={output} cannot be written: {error.strerror}; choose another") from error
+    print(f"wrote {output}")
 
+
+def score(ckpt: str, config: dict[str, Any]) -> dict[str, Any]:
+    """Results of one checkpoint: a classifier's accuracy, or a pretraining's retrieval."""
     from avmae.models.classifier import Classifier
     from avmae.models.weights import load_model, read_checkpoint
+
+    settings = read_checkpoint(ckpt).config
+    model = load_model(ckpt)
+    datamodule = evaluation_data(settings, config["data"], model.encoder.modalities)
+    if not datamodule.splits.test:
+        raise InputError("the data set has no test clips; set data.test")
+    kind = classify if isinstance(model, Classifier) else retrieve
+    return {"ckpt": str(ckpt)} | kind(ckpt, model, settings, datamodule, config)
+
+
+def classify(
+    ckpt: str, model: Any, settings: dict[str, Any], datamodule: Any, config: dict[str, Any]
+) -> dict[str, Any]:
+    """Accuracies as shares of 1, over all clips, over those with and without sound, and by class."""
+    import lightning as L
+    import torch
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
     from avmae.training.callbacks import Progress, UnreadableClips
     from avmae.training.classification import Classification
     from avmae.training.optim import OptimSpec
 
-    quiet_libraries()
-    settings = read_checkpoint(config["ckpt"]).config
-    model = load_model(config["ckpt"])
-    datamodule = evaluation_data(settings, config["data"], model.encoder.modalities)
-    if not datamodule.splits.test:
-        raise InputError("the data set has no test clips; set data.test")
-    if not isinstance(model, Classifier):
-        return retrieve(model, datamodule, config)
     trainer = L.Trainer(
         accelerator=config["accelerator"],
         devices=1,
@@ -39,41 +72,45 @@ def main(config: dict[str, Any]) -> None:
     task = Classification(model, OptimSpec(base_lr=1.0), settings)
     trainer.test(task, datamodule=datamodule, verbose=False)
 
-    results = task.results
-    predictions, labels = results.pop("predictions").tolist(), [entry.label for entry in datamodule.splits.test]
-    figures = {name: float(value) for name, value in results.items()}
-    per_class = {}
-    for label, name in enumerate(datamodule.classes):
-        scored = [p == label for p, true in zip(predictions, labels, strict=True) if true == label and p >= 0]
-        if scored:
-            per_class[name] = {"top1": sum(scored) / len(scored), "clips": len(scored)}
+    results, classes = task.results, datamodule.classes
+    predictions, sounding = results.pop("predictions").cpu(), results.pop("sounding").cpu()
+    labels = torch.tensor([entry.label for entry in datamodule.splits.test])
+    kept = predictions >= 0
+    predictions, labels, sounding = predictions[kept], labels[kept], sounding[kept]
+    confusion = multiclass_confusion_matrix(predictions, labels, len(classes))
+    clips, hits = confusion.sum(1), confusion.diagonal()
+    per_class = {
+        name: {"top1": float(hits[label] / clips[label]), "clips": int(clips[label])}
+        for label, name in enumerate(classes)
+        if clips[label]
+    }
+    # Whole classes, of UCF101 the 51 with sound and the 50 without: a few silent clips do not leave their class.
+    heard = torch.bincount(labels[sounding], minlength=len(classes)) * 2 > clips
+    for name, chosen in (("sound_classes", heard), ("silent_classes", ~heard & (clips > 0))):
+        if chosen.any():
+            results[f"{name}/top1"] = float(hits[chosen].sum() / clips[chosen].sum())
+    figures = {name: float(value) if "top" in name else int(value) for name, value in results.items()}
     print_table(["class", "top1", "clips"], [[n, f"{c['top1']:.1%}", str(c["clips"])] for n, c in per_class.items()])
     print()
-    print_table(["metric", "value"], [[n, f"{v:.1%}" if "top" in n else f"{v:g}"] for n, v in figures.items()])
-    output = Path(config["output"] or Path(config["ckpt"]).parent.parent / "results.json")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(
-        json.dumps({"ckpt": config["ckpt"], "data": config["data"], **figures, "per_class": per_class}, indent=2)
-    )
-    print(f"wrote {output}")
+    print_table(["metric", "value"], [[n, f"{v:.1%}" if "top" in n else f"{v}"] for n, v in figures.items()])
+    return {**figures, "per_class": per_class, "classes": classes, "confusion": confusion.tolist()}
 
 
-def retrieve(model: Any, datamodule: Any, config: dict[str, Any]) -> None:
-    """For a pretraining checkpoint: find the sound of a clip by its pictures and the other way round."""
+def retrieve(
+    ckpt: str, model: Any, settings: dict[str, Any], datamodule: Any, config: dict[str, Any]
+) -> dict[str, Any]:
+    """Find the sound of a clip by its pictures and the other way round."""
     from avmae.models.contrast import recall
     from avmae.training.embedding import embed
 
     if "audio" not in model.encoder.modalities:
-        raise InputError(f"{config['ckpt']} is a pretraining checkpoint and knows no classes; fine-tune it first")
+        raise InputError(f"{ckpt} is a pretraining checkpoint and knows no classes; fine-tune it first")
     embeddings = embed(model, datamodule, "test", config["max_unreadable"])
     kept = embeddings.scored & embeddings.has_audio
     figures = recall(embeddings.apart["video"][kept], embeddings.apart["audio"][kept])
     print(f"retrieval among {int(kept.sum())} test clips with sound; meant for models trained with task.contrast")
     print_table(["metric", "value"], [[name, f"{value:.1%}"] for name, value in figures.items()])
-    output = Path(config["output"] or Path(config["ckpt"]).parent.parent / "results.json")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps({"ckpt": str(config["ckpt"]), "clips": int(kept.sum()), **figures}, indent=2))
-    print(f"wrote {output}")
+    return {"clips": int(kept.sum()), **figures}
 
 
 if __name__ == "__main__":

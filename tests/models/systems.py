@@ -68,6 +68,11 @@ def disturb(module: nn.Module, seed: int = 0) -> None:
             parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
 
 
+def copied(module: nn.Module) -> dict[str, Tensor]:
+    """Its weights as they are now."""
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
 def without_gradient(module: nn.Module) -> list[str]:
     """Parameters that the last backward pass did not reach, or reached with zeros alone."""
     return [name for name, p in module.named_parameters() if p.grad is None or not p.grad.any()]

@@ -15,7 +15,7 @@ from systems import (
 )
 from torch import Tensor
 from transformers import VideoMAEForPreTraining
-from videomae import foreign, to_ours
+from videomae import fill, foreign, to_ours
 
 from avmae.errors import InputError
 from avmae.models.autoencoder import MaskedAutoencoder, normalize_patches
@@ -226,7 +226,7 @@ class TestStartsFromPictures:
     def test_equals_videomae_of_transformers(self) -> None:
         theirs = foreign(VideoMAEForPreTraining)
         model = autoencoder("videomae").eval()
-        model.load_state_dict(to_ours(theirs.state_dict()))
+        fill(model, to_ours(theirs.state_dict()))
         clips = batch()
         mask = Mask(*(index.sort(1).values for index in draw(model)["video"]))
         hidden = torch.zeros(2, model.decoders["video"].grid.tokens, dtype=torch.bool).scatter(1, mask.hidden, True)
@@ -318,7 +318,7 @@ class TestEncode:
         torch.testing.assert_close(model.encode(**{key: value[1:] for key, value in clips.items()}), tokens[1:])
         if system in HEARING:
             audio = grids[1].tokens
-            encoded = model.encoder(model.encoder.patchify(clips), clips["has_audio"])
+            encoded = model.encoder(model.encoder.patchify(clips), {"audio": clips["has_audio"]})
             assert torch.equal(tokens[:, :-audio], encoded["video"])
             assert torch.equal(tokens[:, -audio:], encoded["audio"])
 

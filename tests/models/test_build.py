@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from files import official
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from systems import CLIP, MASK, SIZE, SYSTEMS, batch
@@ -26,6 +27,7 @@ from avmae.models.build import (
     build_maskings,
 )
 from avmae.models.classifier import Classifier
+from avmae.models.layouts import describe, rename
 
 CONF = Path(avmae.__file__).parent / "conf"
 
@@ -84,8 +86,17 @@ class TestShippedConfigs:
         )
         with torch.device("meta"):
             theirs = VideoMAEForPreTraining(config)
-        key_biases = spec.depth * spec.dim + spec.decoder_depth * spec.decoder_dim
-        assert parameters(shipped_autoencoder("videomae", size)) == parameters(theirs) + key_biases
+        assert parameters(shipped_autoencoder("videomae", size)) == parameters(theirs)
+
+    @pytest.mark.parametrize("size", ["small", "base", "large", "huge"])
+    def test_official_weights_tell_their_size(self, size: str) -> None:
+        model = shipped_autoencoder("videomae", size)
+        renamed = rename(official(model), "checkpoint.pth")
+        assert renamed.unexpected == []
+        spec = SizeSpec(**shipped("size", size))
+        # Of the sound encoder, which official VideoMAE lacks, the size is free.
+        expected = dataclasses.replace(spec, audio_depth=spec.depth)
+        assert SizeSpec(**describe(renamed)["size"]) == expected
 
     def test_the_base_size_is_vit_b(self) -> None:
         assert parameters(shipped_autoencoder("videomae", "base")) == pytest.approx(94.2e6, abs=0.1e6)

@@ -1,13 +1,14 @@
 import dataclasses
-import json
 import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from systems import CLIP, MASK, SIZE, SYSTEMS, autoencoder, batch, classifier, disturb, draw
-from torch import Tensor, nn
+from files import OTHER_SIZE, config_of, save
+from safetensors.torch import save_file
+from systems import CLIP, MASK, SIZE, SYSTEMS, autoencoder, batch, classifier, copied, disturb, draw
+from torch import nn
 
 from avmae.errors import InputError
 from avmae.models.autoencoder import MaskedAutoencoder
@@ -15,38 +16,10 @@ from avmae.models.build import build_autoencoder, build_classifier
 from avmae.models.classifier import Classifier
 from avmae.models.weights import load_model, read_checkpoint, start_from
 
-OTHER_SIZE = dataclasses.replace(SIZE, name="wider", dim=32)
-
-
-def config_of(network: nn.Module, system: str) -> dict[str, Any]:
-    config = {
-        "clip": dataclasses.asdict(CLIP),
-        "model": dataclasses.asdict(SYSTEMS[system]),
-        "size": dataclasses.asdict(OTHER_SIZE if network.encoder.dim == OTHER_SIZE.dim else SIZE),
-    }
-    if isinstance(network, Classifier):
-        config |= {"task": "classify", "classes": network.classes, "dropout": 0.0}
-    else:
-        config |= {"task": "pretrain", "mask": dataclasses.asdict(MASK)}
-    # Configs come from YAML: lists, no tuples.
-    return json.loads(json.dumps(config))
-
-
-def save(path: Path, network: nn.Module, system: str = "avmae", **other: Any) -> Path:
-    """Write a file as Lightning does."""
-    weights = {f"network.{key}": value for key, value in network.state_dict().items()}
-    content = {"epoch": 1, "pytorch-lightning_version": "2.6.0", "state_dict": weights, "optimizer_states": []}
-    torch.save(content | {"config": config_of(network, system)} | other, path)
-    return path
-
 
 def disturbed(network: nn.Module) -> nn.Module:
     disturb(network)
     return network
-
-
-def copied(network: nn.Module) -> dict[str, Tensor]:
-    return {key: value.clone() for key, value in network.state_dict().items()}
 
 
 class TestRoundTrip:
@@ -104,12 +77,34 @@ class TestRefusals:
         assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
     def test_a_missing_file(self, use: Any, tmp_path: Path) -> None:
-        for path in (tmp_path / "none.ckpt", tmp_path):
-            with pytest.raises(InputError, match=r"is not a file; give the path of a checkpoint") as raised:
-                use(path)
-            assert str(path) in str(raised.value)
+        with pytest.raises(InputError, match=r"none\.ckpt does not exist; give the path of a checkpoint"):
+            use(tmp_path / "none.ckpt")
 
-    @pytest.mark.parametrize("content", [b"", b"not a checkpoint\n", b"PK\x03\x04 nor this", b"\x80\x02."], ids=str)
+    @pytest.mark.parametrize("files", [[], ["config.json"], ["model.safetensors"]], ids=str)
+    def test_a_folder_that_is_no_model(self, use: Any, files: list[str], tmp_path: Path) -> None:
+        for name in files:
+            (tmp_path / name).write_text("{}")
+        with pytest.raises(InputError, match=r"is a folder without config\.json and model\.safetensors") as raised:
+            use(tmp_path)
+        assert str(tmp_path) in str(raised.value)
+
+    @pytest.mark.parametrize(
+        ("config", "message"),
+        [
+            ("{", r"config\.json is damaged"),
+            ("[]", "is a folder without"),
+            ('{"model_type": "bert"}', "holds a bert of transformers; of its models avmae reads videomae"),
+        ],
+    )
+    def test_a_folder_of_another_model(self, use: Any, config: str, message: str, tmp_path: Path) -> None:
+        save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+        (tmp_path / "config.json").write_text(config)
+        with pytest.raises(InputError, match=message):
+            use(tmp_path)
+
+    @pytest.mark.parametrize(
+        "content", [b"", b"not a checkpoint\n", b"some notes", b"PK\x03\x04 nor this", b"\x80\x02.", b"h\x01."], ids=str
+    )
     def test_a_file_that_is_no_checkpoint(self, use: Any, content: bytes, tmp_path: Path) -> None:
         path = tmp_path / "text.ckpt"
         path.write_bytes(content)
@@ -137,21 +132,22 @@ class TestRefusals:
         assert not trace.exists()
 
     @pytest.mark.parametrize(
-        "content",
+        ("content", "message"),
         [
-            {"model": {"weight": torch.zeros(1)}},
-            {"state_dict": {"network.weight": torch.zeros(1)}},
-            {"state_dict": {}, "config": None},
-            {"state_dict": [torch.zeros(1)], "config": {}},
-            [1, 2],
-            torch.zeros(1),
+            ({"model": {"weight": torch.zeros(1)}}, "has none of the layouts that avmae knows"),
+            ({"state_dict": {"network.weight": torch.zeros(1)}}, "has none of the layouts that avmae knows"),
+            ({"state_dict": {"weight": torch.zeros(1)}, "config": {}}, "has none of the layouts that avmae knows"),
+            ({"state_dict": {}, "config": None}, "holds no tensors by name"),
+            ({"state_dict": [torch.zeros(1)], "config": {}}, "holds no tensors by name"),
+            ([1, 2], "is not a checkpoint: it holds a list"),
+            (torch.zeros(1), "is not a checkpoint: it holds a Tensor"),
         ],
-        ids=["official", "no config", "empty config", "list", "plain list", "tensor"],
+        ids=["other names", "no config", "other config", "empty", "list inside", "list", "tensor"],
     )
-    def test_a_checkpoint_of_another_project(self, use: Any, content: Any, tmp_path: Path) -> None:
+    def test_a_checkpoint_of_another_project(self, use: Any, content: Any, message: str, tmp_path: Path) -> None:
         path = tmp_path / "foreign.ckpt"
         torch.save(content, path)
-        with pytest.raises(InputError, match=r"foreign\.ckpt is not a checkpoint of avmae"):
+        with pytest.raises(InputError, match=rf"foreign\.ckpt {message}"):
             use(path)
 
 
@@ -163,7 +159,7 @@ class TestLoadModel:
         reshaped = weights | {"network.decoders.video.head.bias": torch.zeros(3)}
         for wrong in (lacking, weights | {"network.novelty": torch.zeros(1)}, reshaped):
             path = save(tmp_path / "last.ckpt", network, "videomae", state_dict=wrong)
-            with pytest.raises(InputError, match=r"does not fit this version of avmae.*(head\.bias|novelty)"):
+            with pytest.raises(InputError, match=r"does not fit its own description.*(head\.bias|novelty)"):
                 load_model(path)
 
     def test_a_config_of_another_version_is_refused(self, tmp_path: Path) -> None:
@@ -180,22 +176,35 @@ class TestStartFrom:
         pretrained = disturbed(autoencoder(system))
         network = classifier(system, seed=1)
         heads = copied(network.heads)
-        line = start_from(network, save(tmp_path / "last.ckpt", pretrained, system))
+        match = start_from(network, save(tmp_path / "last.ckpt", pretrained, system))
         encoder = pretrained.encoder.state_dict()
         assert all(torch.equal(value, encoder[key]) for key, value in network.encoder.state_dict().items())
         assert all(torch.equal(value, heads[key]) for key, value in network.heads.state_dict().items())
-        assert f"{len(encoder)} tensors matched (100% of the encoder)" in line
-        assert f"{len(pretrained.decoders.state_dict())} of the file not used" in line
+        assert match.title.endswith("last.ckpt (avmae): 100% of the encoder")
+        # Columns: matched, missing, unexpected, of another shape.
+        totals = {
+            stem: [sum(row[n] for row in match.rows if row[0].startswith(stem)) for n in range(1, 5)]
+            for stem in ("encoder.", "heads.", "norms.", "decoders.")
+        }
+        assert totals == {
+            "encoder.": [len(encoder), 0, 0, 0],
+            "heads.": [0, len(heads), 0, 0],
+            "norms.": [0, len(network.norms.state_dict()), 0, 0],
+            "decoders.": [0, 0, len(pretrained.decoders.state_dict()), 0],
+        }
+        assert match.notes == []
 
     def test_a_head_of_another_class_count_is_left_fresh(self, tmp_path: Path) -> None:
         trained, network = disturbed(classifier("avmae", classes=5)), classifier("avmae", seed=1, classes=8)
         heads = copied(network.heads)
-        line = start_from(network, save(tmp_path / "last.ckpt", trained))
+        match = start_from(network, save(tmp_path / "last.ckpt", trained))
         state = trained.state_dict()
         for key, value in network.state_dict().items():
             expected = heads[key.removeprefix("heads.")] if key.startswith("heads.") else state[key]
             assert torch.equal(value, expected), key
-        assert "4 of the network freshly initialised, 0 of the file not used, 4 of another shape" in line
+        assert [row for row in match.rows if any(row[2:])] == [("heads.video", 0, 0, 0, 2), ("heads.audio", 0, 0, 0, 2)]
+        assert "left as it was, for the shape differs: heads.video.bias: (5,) in the file, (8,) here" in match.notes
+        assert len(match.notes) == 4
 
     def test_another_size_is_refused_and_named_with_both_shapes(self, tmp_path: Path) -> None:
         wider = build_autoencoder(CLIP, SYSTEMS["avmae"], OTHER_SIZE, MASK)
@@ -209,7 +218,7 @@ class TestStartFrom:
         assert "model=avmae size=wider: choose the same here" in message
         theirs, own = (m.state_dict() for m in (wider, network))
         key = message.split("for example ")[1].split(":")[0]
-        assert f"{tuple(theirs[key].shape)} for {tuple(own[key].shape)}" in message
+        assert f"{tuple(theirs[key].shape)} in the file, {tuple(own[key].shape)} here" in message
         assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
     def test_a_deeper_model_is_refused(self, tmp_path: Path) -> None:

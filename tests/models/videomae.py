@@ -1,9 +1,14 @@
-"""VideoMAE as transformers has it, at the size of `systems`, and where its weights belong in ours."""
+"""VideoMAE as transformers has it, at the size of `systems`, and where its weights belong in ours.
+
+The table of names is written anew here: what `avmae.models.layouts` gets wrong, the tests would not see through it.
+"""
+
+from typing import Any
 
 import torch
 from systems import CLIP, SIZE, disturb
-from torch import Tensor
-from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEForVideoClassification
+from torch import Tensor, nn
+from transformers import PreTrainedModel, VideoMAEConfig, VideoMAEForVideoClassification
 
 CONFIG = {
     "image_size": CLIP.size,
@@ -19,6 +24,7 @@ CONFIG = {
     "decoder_num_attention_heads": SIZE.decoder_heads,
     "decoder_intermediate_size": 4 * SIZE.decoder_dim,
     "num_labels": 5,
+    "layer_norm_eps": 1e-6,
 }
 BLOCK = {
     "layernorm_before": "norm1",
@@ -37,16 +43,31 @@ MODULES = {
 }
 
 
-def foreign(kind: type[VideoMAEForPreTraining] | type[VideoMAEForVideoClassification]) -> torch.nn.Module:
+def foreign(kind: type[PreTrainedModel], **changes: Any) -> PreTrainedModel:
+    """One of transformers' VideoMAE models, in which every norm has our epsilon."""
     torch.manual_seed(0)
-    config = VideoMAEConfig(**CONFIG, use_mean_pooling=kind is VideoMAEForVideoClassification)
-    model = kind(config).eval()
+    model = kind(VideoMAEConfig(**CONFIG | {"use_mean_pooling": kind is VideoMAEForVideoClassification} | changes))
     disturb(model, seed=1)
-    return model
+    return exact(model)
+
+
+def exact(model: PreTrainedModel) -> PreTrainedModel:
+    """In evaluation mode, and with official VideoMAE's 1e-6 where transformers' last norms have torch's 1e-5."""
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = 1e-6
+    return model.eval()
+
+
+def fill(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Load all weights of one of our models; its positions are computed."""
+    lacking = model.load_state_dict(weights, strict=False)
+    assert lacking.unexpected_keys == []
+    assert all(name.endswith(".positions") for name in lacking.missing_keys)
 
 
 def to_ours(foreign: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename VideoMAE's weights, join its query, key and value, and flatten its convolution."""
+    """Rename VideoMAE's weights (or their gradients), join its query, key and value, and flatten its convolution."""
     weights = dict(foreign)
     kernel = weights.pop("videomae.embeddings.patch_embeddings.projection.weight")
     stem = "encoder.modalities.video.embed"
@@ -71,7 +92,7 @@ def to_ours(foreign: dict[str, Tensor]) -> dict[str, Tensor]:
             parts = [weights.pop(f"{attention}.{part}.weight") for part in ("query", "key", "value")]
             query, value = (weights.pop(f"{attention}.{part}.bias") for part in ("query", "value"))
             ours[f"{here}.{n}.attn.qkv.weight"] = torch.cat(parts)
-            ours[f"{here}.{n}.attn.qkv.bias"] = torch.cat([query, torch.zeros_like(query), value])
+            ours |= {f"{here}.{n}.attn.q_bias": query, f"{here}.{n}.attn.v_bias": value}
     for name, value in weights.items():
         module, _, kind = name.rpartition(".")
         ours[f"{modules[module]}.{kind}"] = value

@@ -43,8 +43,8 @@ class Classifier(nn.Module):
         super().__init__()
         self.encoder = encoder.requires_grad_(not frozen)
         self.classes, self.frozen = classes, frozen
-        poolings = {n: AttentionPoolLatent(encoder.dim, num_heads=heads) for n in encoder.modalities}
-        self.poolings = nn.ModuleDict(poolings if pool == "attention" else {})
+        attended = encoder.modalities if pool == "attention" else []
+        self.poolings = nn.ModuleDict({n: AttentionPoolLatent(encoder.dim, num_heads=heads) for n in attended})
         self.norms = nn.ModuleDict({name: nn.LayerNorm(encoder.dim, eps=1e-6) for name in encoder.modalities})
         self.dropout = nn.Dropout(dropout)
         self.heads = nn.ModuleDict({name: nn.Linear(encoder.dim, classes) for name in encoder.modalities})

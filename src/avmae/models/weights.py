@@ -219,7 +219,10 @@ def start_from(network: MaskedAutoencoder | Classifier, path: str | Path) -> Mat
             f"{path} ({checkpoint.layout}) holds {heard or 'no encoder'}, which this model does not have; "
             "choose another model, or other weights"
         )
-    share = sum(own[n].numel() for n in counted if n in matched) / max(1, sum(own[n].numel() for n in counted))
+    # Blocks that the network lacks count, too: the first half of a deeper model is no good start.
+    lacking = [weights[n] for n in weights if n not in own and _part(n) in set(map(_part, counted))]
+    whole = sum(own[n].numel() for n in counted) + sum(value.numel() for value in lacking)
+    share = sum(own[n].numel() for n in counted if n in matched) / whole
     shapes = [f"{n}: {tuple(weights[n].shape)} in the file, {tuple(own[n].shape)} here" for n in reshaped]
     if share < MIN_MATCHED:
         model, size = (checkpoint.config[key]["name"] for key in ("model", "size"))

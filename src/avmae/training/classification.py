@@ -55,7 +55,8 @@ class ClipScores(Metric):
 
         Returns:
             `top1`, `top5` (0-d float tensors; of each non-empty subset with the prefix `sound/` or `silent/`), `clips`
-            and `unscored` (counts), and `predictions` (clips,) int64 with -1 for clips without a score.
+            and `unscored` (counts), `predictions` (clips,) int64 with -1 for clips without a score, and `sounding`
+            (clips,) bool.
         """
         seen = self.views > 0
         scores = self.scores / self.views.clamp(min=1)[:, None]
@@ -72,6 +73,7 @@ class ClipScores(Metric):
                         top_k=min(k, self.classes),
                     )
         result["predictions"] = torch.where(seen, scores.argmax(-1), -1)
+        result["sounding"] = self.sounding > 0
         return result
 
 
