@@ -1,5 +1,6 @@
 """A data set to batches on the device, for training, validation and test."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -12,6 +13,8 @@ from avmae.clip import ClipSpec
 from avmae.data.augment import AugmentSpec, cut_boxes, rand_augment, random_erase
 from avmae.data.csv import read_csv
 from avmae.data.dataset import ClipDataset, Sample, collate
+from avmae.data.folder import read_folder
+from avmae.data.manifest import NAME, read_manifest
 from avmae.data.sampling import EvalSampler, TrainSampler
 from avmae.data.spectrogram import LogMel
 from avmae.data.splits import ClipEntry, Splits
@@ -181,18 +184,29 @@ class ClipDataModule(L.LightningDataModule):
         return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 
+def without_unreadable(splits: Splits, root: str | Path) -> Splits:
+    """Leave out of training and validation what the folder's manifest, if there is one, calls unreadable.
+
+    Test clips stay: what is not scored has to be counted.
+    """
+    root = Path(root).expanduser()
+    bad = {root / record.path for record in read_manifest(root / NAME).values() if not record.readable}
+    train, val = ([entry for entry in part if entry.path not in bad] for part in (splits.train, splits.val))
+    return replace(splits, train=train, val=val)
+
+
 class UCF101DataModule(ClipDataModule):
     """UCF101 by its official lists.
 
     Args:
-        root: see `read_ucf101`.
+        root: see `read_ucf101`; its manifest is heeded.
         fold: 1, 2 or 3.
         val_groups: see `read_ucf101`.
         reading: see `ClipDataModule`.
     """
 
     def __init__(self, root: str, fold: int = 1, val_groups: int = 2, **reading: Any) -> None:
-        super().__init__(read_ucf101(root, fold, val_groups), **reading)
+        super().__init__(without_unreadable(read_ucf101(root, fold, val_groups), root), **reading)
 
 
 class CSVDataModule(ClipDataModule):
@@ -208,6 +222,13 @@ class CSVDataModule(ClipDataModule):
         **reading: Any,
     ) -> None:
         super().__init__(read_csv(train, val, test, root, classes), **reading)
+
+
+class FolderDataModule(ClipDataModule):
+    """A class per subfolder; see `read_folder`."""
+
+    def __init__(self, root: str, val_share: float = 0.1, **reading: Any) -> None:
+        super().__init__(without_unreadable(read_folder(root, val_share), root), **reading)
 
 
 class SyntheticDataModule(UCF101DataModule):

@@ -160,6 +160,26 @@ def read_window(
         )
 
 
+def decode_all(path: str | Path) -> Iterator[Any]:
+    """Every picture and piece of sound of a file, as PyAV's frames in the file's order; None for a damaged packet.
+
+    Raises:
+        MediaError: the file is missing or no video.
+    """
+    with _opened(path) as container:
+        pictures = _Pictures(container, path)
+        streams = [pictures.stream]
+        if (sound := container.streams.best("audio")) is not None:
+            streams.append(sound)
+        # Formats without an index cannot be wound back.
+        with _open(path) as again:
+            for packet in again.demux([again.streams[stream.index] for stream in streams]):
+                try:
+                    yield from packet.decode()
+                except av.FFmpegError:
+                    yield None
+
+
 def write_video(path: str | Path, frames: Frames, fps: float, waveform: Waveform | None, sample_rate: int) -> None:
     """Write an H.264 and AAC file in MP4 that plays everywhere; odd sizes are padded by repeating the edge.
 

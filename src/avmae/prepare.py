@@ -1,0 +1,97 @@
+"""`python -m avmae.prepare data=ucf101 data.root=DIR`: check every file of a data set by decoding it."""
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from avmae.command import command, construct, print_table
+from avmae.errors import InputError
+
+
+@command("prepare")
+def main(config: dict[str, Any]) -> None:
+    """Write the manifest and print a summary; see `python -m avmae.prepare --help`."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from avmae.clip import ClipSpec
+    from avmae.data.datamodule import CSVDataModule
+    from avmae.data.manifest import NAME, read_manifest, update_manifest
+
+    data = config["data"]
+    # Made once even where lists are read below: it writes the embedded data set if that is asked for.
+    datamodule = construct("data", data, clip=ClipSpec())
+    if isinstance(datamodule, CSVDataModule) and not data["root"]:
+        raise InputError("data.root must be given: the folder that the manifest's paths start from")
+    root = Path(data["root"]).expanduser()
+    parts = folds(root) if "fold" in data else parts_of(datamodule.splits)
+    entries = {entry.path: entry for part in parts.values() for entry in part}
+    outside = [path for path in entries if not path.is_relative_to(root)]
+    if outside:
+        raise InputError(f"{outside[0]} is not under data.root={root}; choose a folder that holds all clips")
+    file = Path(config["output"] or root / NAME).expanduser()
+    paths = sorted(str(path.relative_to(root)) for path in entries)
+    known = read_manifest(file)
+    processes = config["processes"] or os.cpu_count() or 1
+    decoded = update_manifest(root, paths, file, processes)
+    todo = len(list(track(decoded, "Decoding", total=len(paths), console=Console(stderr=True))))
+    print(f"{todo} of {len(paths)} files decoded" if todo else f"nothing to do: {file} is up to date")
+
+    records = read_manifest(file)
+    rows = []
+    for part, clips in parts.items():
+        of_part = [records[str(entry.path.relative_to(root))] for entry in clips]
+        sounding = sum(record.has_audio for record in of_part)
+        bad = sum(not record.readable for record in of_part)
+        rows.append([part, *map(str, (len(of_part), sounding, len(of_part) - sounding - bad, bad))])
+    print_table(["part", "clips", "with sound", "silent", "unreadable"], rows)
+    print()
+    described: Counter[tuple[str, ...]] = Counter()
+    for record in records.values():
+        rate = f"{record.fps:.4g} fps" + ("" if record.constant_rate else ", varying")
+        described[record.video_codec, record.audio_codec or "-", f"{record.width}x{record.height}", rate] += 1
+    print_table(["pictures", "sound", "size", "rate", "files"], [[*k, str(n)] for k, n in described.most_common(12)])
+    if datamodule.classes and len(datamodule.classes) == 101 and "fold" in data:
+        report_sounding_classes(datamodule.classes, entries, records, root)
+    problems = [record for record in records.values() if record.problem]
+    if problems:
+        print(f"\n{len(problems)} files with problems, for example:")
+        print(*(f"  {record.path}: {record.problem}" for record in problems[:10]), sep="\n")
+    print(f"wrote {file}" if todo or not known else f"kept {file}")
+
+
+def folds(root: Path) -> dict[str, list[Any]]:
+    """All folds of UCF101; its official lists are checked against the disk on the way."""
+    from avmae.data.ucf101 import read_ucf101
+
+    parts: dict[str, list[Any]] = {}
+    for fold in (1, 2, 3):
+        splits = read_ucf101(root, fold, val_groups=0)
+        parts |= {f"fold {fold} train": splits.train, f"fold {fold} test": splits.test}
+    return parts
+
+
+def parts_of(splits: Any) -> dict[str, list[Any]]:
+    """The parts that have clips."""
+    parts = {name: getattr(splits, name) for name in ("train", "val", "test")}
+    return {name: entries for name, entries in parts.items() if entries}
+
+
+def report_sounding_classes(classes: list[str], entries: dict[Path, Any], records: dict[str, Any], root: Path) -> None:
+    """Name UCF101's classes that have sound where the original has none, or the other way round."""
+    from avmae.data.ucf101 import CLASSES_WITH_SOUND
+
+    sounding, clips = Counter[str](), Counter[str]()
+    for path, entry in entries.items():
+        clips[classes[entry.label]] += 1
+        sounding[classes[entry.label]] += records[str(path.relative_to(root))].has_audio
+    differing = [n for n in classes if (2 * sounding[n] > clips[n]) != (n in CLASSES_WITH_SOUND)]
+    print()
+    print(f"{len(classes) - len(differing)} of {len(classes)} classes have sound, or none, as in the original")
+    if differing:
+        print("different:", ", ".join(f"{name} ({sounding[name]} of {clips[name]})" for name in differing))
+
+
+if __name__ == "__main__":
+    main()

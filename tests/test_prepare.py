@@ -1,0 +1,138 @@
+"""Manifest and statistics, by the commands that make them."""
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from commands import ENVIRONMENT, error, run, train
+
+from avmae.clip import ClipSpec
+from avmae.data.manifest import NAME, SILENCE, Record, inspect, read_manifest
+from avmae.data.media import write_video
+from avmae.data.ucf101 import read_ucf101
+
+
+@pytest.fixture
+def copy(miniature: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(miniature, tmp_path / "copy"))
+
+
+def prepare(root: Path, *overrides: str, **kwargs) -> str:
+    return run("prepare", "data=ucf101", f"data.root={root}", *overrides, cwd=root, **kwargs)
+
+
+class TestInspect:
+    @pytest.mark.parametrize("level", [0.0, 0.5])
+    def test_counts_and_levels_are_what_was_written(self, level: float, tmp_path: Path) -> None:
+        frames = np.random.default_rng(0).integers(0, 255, (37, 48, 64, 3), dtype=np.uint8)
+        tone = level * np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000, dtype=np.float32)
+        write_video(tmp_path / "a.mp4", frames, 30, tone, 16_000)
+        record = inspect(tmp_path, "a.mp4")
+        assert (record.frames, record.width, record.height) == (37, 64, 48)
+        assert (record.fps, record.seconds) == (pytest.approx(30), pytest.approx(37 / 30, abs=1e-3))
+        assert record.constant_rate
+        assert (record.video_codec, record.audio_codec) == ("h264", "aac")
+        assert record.audio_seconds == pytest.approx(1, abs=0.15)
+        expected = 20 * np.log10(level / np.sqrt(2)) if level else SILENCE
+        assert record.audio_level == pytest.approx(expected, abs=1)
+        assert record.problem == ""
+
+    def test_a_silent_file_has_no_sound(self, tmp_path: Path) -> None:
+        write_video(tmp_path / "a.mp4", np.zeros((5, 32, 32, 3), np.uint8), 25, None, 16_000)
+        record = inspect(tmp_path, "a.mp4")
+        assert (record.has_audio, record.audio_codec, record.audio_seconds) == (False, "", 0)
+
+    def test_damage_is_told_and_not_raised(self, copy: Path) -> None:
+        file = min((copy / "UCF-101").glob("*/*.avi"))
+        content = bytearray(file.read_bytes())
+        (copy / "whole.avi").write_bytes(content)
+        (copy / "text.avi").write_text("no video")
+        (copy / "half.avi").write_bytes(content[: len(content) // 2])
+        whole, text, half = (inspect(copy, f"{name}.avi") for name in ("whole", "text", "half"))
+        assert not text.readable
+        assert text.problem
+        assert 0 < half.frames < whole.frames
+
+
+class TestPrepare:
+    def test_the_manifest_has_every_file_and_a_second_run_does_nothing(self, copy: Path) -> None:
+        printed = prepare(copy, "processes=2")
+        records = read_manifest(copy / NAME)
+        files = sorted((copy / "UCF-101").glob("*/*.avi"))
+        assert list(records) == [str(file.relative_to(copy)) for file in files]
+        for path, record in records.items():
+            assert record == inspect(copy, path)
+        splits = read_ucf101(copy, 1, 0)
+        sounding = sum(records[str(e.path.relative_to(copy))].has_audio for e in splits.test)
+        row = next(line for line in printed.splitlines() if line.startswith("fold 1 test"))
+        assert row.split()[3:] == [str(len(splits.test)), str(sounding), str(len(splits.test) - sounding), "0"]
+        before = (copy / NAME).stat().st_mtime_ns
+        assert "nothing to do" in prepare(copy)
+        assert (copy / NAME).stat().st_mtime_ns == before
+
+    def test_only_what_changed_is_decoded_again(self, copy: Path) -> None:
+        prepare(copy)
+        first, second = sorted((copy / "UCF-101").glob("*/*.avi"))[:2]
+        shutil.copyfile(second, first)
+        assert re.search(r"\b1 of 40 files decoded", prepare(copy))
+        records = list(read_manifest(copy / NAME).values())
+        assert records[0].frames == records[1].frames
+
+    def test_a_killed_run_goes_on_where_it_was(self, copy: Path) -> None:
+        command = [sys.executable, "-m", "avmae.prepare", "data=ucf101", f"data.root={copy}", "processes=1"]
+        process = subprocess.Popen(command, cwd=copy, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+        journal = (copy / NAME).with_suffix(".journal")
+        while not (journal.is_file() and journal.read_bytes().count(b"\n") >= 5):
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (copy / NAME).exists()
+        with journal.open("a") as stream:
+            stream.write('{"path": "cut o')
+        decoded = int(re.search(r"(\d+) of 40 files decoded", prepare(copy))[1])
+        assert decoded <= 35
+        assert len(read_manifest(copy / NAME)) == 40
+        assert not journal.exists()
+
+    def test_training_leaves_out_what_cannot_be_read(self, copy: Path, tmp_path: Path) -> None:
+        file = read_ucf101(copy, 1, 1).train[0].path
+        file.write_text("broken")
+        printed = prepare(copy)
+        assert f"{file.relative_to(copy)}: " in printed
+        assert "skipped" not in train("trainer.max_epochs=1", cwd=tmp_path, miniature=copy)
+        (copy / NAME).unlink()
+        strict = ("trainer.max_epochs=1", "callbacks.unreadable.max_share=0.5")
+        assert "skipped" in train(*strict, cwd=tmp_path, miniature=copy)
+
+    def test_a_file_that_is_no_manifest_is_named(self, copy: Path) -> None:
+        (copy / NAME).write_text("text")
+        assert "manifest.parquet is not a manifest" in error(prepare(copy, ok=False))
+
+
+def test_statistics_are_those_of_the_windows(tmp_path: Path) -> None:
+    """Grey pictures of two levels, and a sound that repeats, have known statistics."""
+    for name, level in (("a", 51), ("b", 153)):
+        (tmp_path / "videos" / name).mkdir(parents=True)
+        frames = np.full((30, 64, 64, 3), level, np.uint8)
+        noise = np.random.default_rng(0).normal(0, 0.1, 20_000).astype(np.float32)
+        write_video(tmp_path / "videos" / name / "clip.mp4", frames, 25, noise, 16_000)
+    settings = ("data=folder", f"data.root={tmp_path}/videos", "data.val_share=0", "data.workers=0")
+    printed = run("stats", *settings, "clip.frames=8", "clip.size=32", "clip.mel_bins=32", cwd=tmp_path)
+    found = yaml.safe_load(printed[printed.index("# over 2 training clips") :])
+    assert found["pixel_mean"] == pytest.approx([0.4] * 3, abs=0.01)
+    assert found["pixel_std"] == pytest.approx([0.2] * 3, abs=0.01)
+    assert found.keys() <= ClipSpec.__dataclass_fields__.keys()
+    assert found["mel_std"] > 0
+
+
+def test_a_record_without_pictures_is_not_readable() -> None:
+    assert not Record("a", 1, 1).readable
+    assert Record("a", 1, 1, frames=1, problem="3 damaged packets").readable
