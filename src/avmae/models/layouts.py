@@ -264,7 +264,8 @@ def describe(renamed: Renamed, hf: Mapping[str, Any] | None = None) -> dict[str,
         names = {int(label): name for label, name in hf.get("id2label", {}).items()}
         config |= {"task": "classify", "classes": classes, "dropout": 0.0}
         return config | {"class_names": [names.get(label, f"class {label}") for label in range(classes)]}
-    if "decoders.video.head.weight" in weights:
+    # transformers can train without the norm before the decoder (use_mean_pooling); there is no such model here.
+    if {"decoders.video.head.weight", "decoders.video.encoder_norm.weight"} <= weights.keys():
         return config | {"task": "pretrain", "mask": dataclasses.asdict(MaskSpec())}
     return config | {"task": "encoder"}
 

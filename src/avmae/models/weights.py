@@ -150,8 +150,8 @@ def load_model(path: str | Path) -> MaskedAutoencoder | Classifier:
     checkpoint = read_checkpoint(path)
     if checkpoint.config["task"] == "encoder":
         raise InputError(
-            f"{path} ({checkpoint.layout}) holds an encoder without a decoder or a head on the mean token; "
-            f"train from it: python -m avmae.train ckpt={path}"
+            f"{path} ({checkpoint.layout}) holds an encoder without a decoder or a head on the mean token as avmae has "
+            f"them; train from it: python -m avmae.train ckpt={path}"
         )
     model = build_from_config(checkpoint.config)
     own = model.state_dict()
@@ -237,7 +237,9 @@ def start_from(network: MaskedAutoencoder | Classifier, path: str | Path) -> Mat
         (part, *(sum(_part(name) == part for name in group) for group in groups))
         for part in dict.fromkeys(_part(name) for group in groups for name in group)
     ]
-    notes = [f"left as it was, for the shape differs: {line}" for line in shapes]
+    notes = [f"left as it was, for the shape differs: {line}" for line in shapes[:4]]
+    if len(shapes) > 4:
+        notes.append(f"left as they were, for the shape differs: {len(shapes) - 4} more")
     if checkpoint.unexpected:
         notes.append(f"not used: {', '.join(checkpoint.unexpected[:8])}{', ...' if checkpoint.unexpected[8:] else ''}")
     return Match(f"weights from {path} ({checkpoint.layout}): {share:.0%} of the encoder", rows, notes)  # type: ignore[arg-type]
