@@ -46,7 +46,7 @@ def main() -> None:
     run("predict", f"ckpt={finetuned}/checkpoints/best.ckpt", f"input={clip}")
 
     results = json.loads((LOGS / "results.json").read_text())
-    figures = json.loads((reconstruction / "metrics.json").read_text())
+    (figures,) = json.loads((reconstruction / "metrics.json").read_text())["systems"].values()
     loss = json.loads((pretrained / "summary.json").read_text())
     classes = len(results["per_class"])
     rows = [

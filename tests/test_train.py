@@ -98,11 +98,8 @@ def test_other_commands_need_the_checkpoint_alone(
 
     last = f"ckpt={pretrained}/checkpoints/last.ckpt"
     run("reconstruct", last, f"input={clip}", f"output={tmp_path}/out", "mask.ratio=0.5", cwd=tmp_path)
-    assert {f.name for f in (tmp_path / "out").iterdir()} == {
-        "reconstruction.mp4",
-        "reconstruction.png",
-        "metrics.json",
-    }
+    written = {file.name for file in (tmp_path / "out").iterdir()}
+    assert {"reconstruction.mp4", "reconstruction.png", "metrics.json"} <= written
     assert json.loads((tmp_path / "out/metrics.json").read_text())["mask"]["ratio"] == 0.5
 
 

@@ -45,6 +45,14 @@ def spectrogram_picture(spectrogram: np.ndarray, low: float, high: float, height
     return np.asarray(image.resize((width, height), Image.Resampling.NEAREST))
 
 
+def error_picture(frames: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Mean absolute difference over channels of (T, H, W, 3) uint8 pairs as colours; half of the range is brightest."""
+    level = np.abs(frames.astype(float) - truth).mean(-1) / 255 * 2
+    stops = np.linspace(0, 1, len(MAGMA))
+    colours = np.stack([np.interp(level, stops, MAGMA[:, channel]) for channel in range(3)], -1)
+    return colours.round().astype(np.uint8)
+
+
 def contact_sheet(title: str, rows: Sequence[Row], note: str = "") -> Image.Image:
     """Labelled rows of images under a title, and a note below; small images are enlarged by a whole factor."""
     font, bold = ImageFont.load_default(15), ImageFont.load_default(20)

@@ -1,104 +1,214 @@
-"""`python -m avmae.reconstruct ckpt=PATH input=FILE output=DIR`: see what a pretrained model makes of a video."""
+"""`python -m avmae.reconstruct ckpt=PATH input=FILE output=DIR`: see what pretrained models make of videos."""
 
 import json
+import wave
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from avmae.command import command, print_table, spec
-from avmae.errors import InputError
+from avmae.errors import InputError, MediaError
 
 COLUMNS = 8
+VIEWS = {"true": "with true patch statistics", "visible": "from visible patches alone"}
 
 
 @command("reconstruct")
 def main(config: dict[str, Any]) -> None:
-    """Hide most of one window, reconstruct it, and write a video, a contact sheet and figures."""
+    """Hide most of one window of each video, reconstruct it, and write videos, contact sheets and figures."""
+    from avmae.data.folder import SUFFIXES
+
+    systems = load_systems(config)
+    source, output = Path(config["input"]).expanduser(), Path(config["output"]).expanduser()
+    files = [source]
+    if source.is_dir():
+        files = sorted(file for file in source.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        if not files:
+            raise InputError(f"input={source} holds no videos ({', '.join(sorted(SUFFIXES))})")
+    rows, failed = [], []
+    for file in files:
+        folder = output / file.relative_to(source).with_suffix("") if source.is_dir() else output
+        try:
+            metrics = reconstruct(file, systems, folder, config)
+        except MediaError as error:
+            if not source.is_dir():
+                raise
+            failed.append(str(error))
+            continue
+        rows += [{"file": file.name, "system": label, **found} for label, found in metrics.items()]
+    if not rows:
+        raise MediaError(f"none of the {len(files)} videos can be read, the first: {failed[0]}")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[f"{v:.4g}" if isinstance(v := row.get(name), float) else v or "-" for name in names] for row in rows]
+    print_table(names, cells)
+    print(*(f"skipped: {line}" for line in failed), sep="\n", end="\n" if failed else "")
+    print(f"wrote {output}: reconstruction.mp4, reconstruction.png, metrics.json; sounds as WAV where there are any")
+
+
+@dataclass(frozen=True)
+class System:
+    """A pretrained model and how it is named in pictures and tables."""
+
+    label: str
+    model: Any
+    settings: dict[str, Any]
+
+
+def load_systems(config: dict[str, Any]) -> list[System]:
+    """Load the checkpoints, with the masks that are asked for.
+
+    Raises:
+        InputError: one has no decoder, or takes another window than the first.
+    """
+    from avmae.clip import ClipSpec
+    from avmae.models.autoencoder import MaskedAutoencoder
+    from avmae.models.build import MaskSpec, build_maskings
+    from avmae.models.weights import load_model, read_checkpoint
+
+    systems: list[System] = []
+    for path in config["ckpt"] if isinstance(config["ckpt"], list) else [config["ckpt"]]:
+        settings = read_checkpoint(path).config
+        model = load_model(path)
+        if not isinstance(model, MaskedAutoencoder):
+            raise InputError(
+                f"{path} is a classifier, which has no decoder; give the checkpoint it was fine-tuned from"
+            )
+        first = systems[0].model.clip if systems else model.clip
+        for key in ClipSpec.__dataclass_fields__:
+            if getattr(model.clip, key) != getattr(first, key):
+                raise InputError(
+                    f"{path} was trained with clip.{key}={getattr(model.clip, key)}, the first checkpoint with "
+                    f"{getattr(first, key)}; they can only be compared on the same window"
+                )
+        # The first one's mask for all: differences should come from the systems.
+        mask = (systems[0].settings if systems else settings)["mask"]
+        mask = mask | {key: value for key, value in config["mask"].items() if value is not None}
+        model.maskings = build_maskings(model.encoder, spec(MaskSpec, "mask", mask))
+        label = settings["model"]["name"]
+        if any(system.label == label for system in systems):
+            label = f"{label} ({Path(path).parent.parent.name})"
+        systems.append(System(label, model, settings | {"mask": mask}))
+    return systems
+
+
+def reconstruct(file: Path, systems: list[System], output: Path, config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Reconstruct one window by every system and write what came out; returns figures by system.
+
+    Hidden patches alone are measured: `masked_mse` in the units of the target, PSNR in dB and SSIM of pictures in
+    [0, 1].
+    """
     import numpy as np
     import torch
 
-    from avmae.clip import ClipSpec
     from avmae.data.media import read_window, write_video
     from avmae.data.read import window_batch
-    from avmae.figures import ROW, Row, contact_sheet, pixels, side_by_side, spectrogram_picture
-    from avmae.models.autoencoder import MaskedAutoencoder
-    from avmae.models.build import MaskSpec, build_maskings
+    from avmae.data.spectrogram import LogMel
+    from avmae.figures import (
+        ROW,
+        Row,
+        contact_sheet,
+        error_picture,
+        pixels,
+        side_by_side,
+        spectrogram_picture,
+    )
     from avmae.models.tokens import gather_tokens, scatter_tokens
-    from avmae.models.weights import load_model, read_checkpoint
 
-    settings = read_checkpoint(config["ckpt"]).config
-    model = load_model(config["ckpt"])
-    if not isinstance(model, MaskedAutoencoder):
-        raise InputError(
-            f"{config['ckpt']} is a classifier, which has no decoder; give the checkpoint it was fine-tuned from"
-        )
-    clip = spec(ClipSpec, "clip", settings["clip"])
-    mask = settings["mask"] | {key: value for key, value in config["mask"].items() if value is not None}
-    model.maskings = build_maskings(model.encoder, spec(MaskSpec, "mask", mask))
-    window = read_window(config["input"], clip, config["position"], clip.canvas)
-    output = Path(config["output"])
+    clip = systems[0].model.clip
+    window = read_window(file, clip, config["position"], clip.canvas)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"output={output} cannot be written: {error.strerror}") from error
     batch = window_batch(window, clip)
-    masks = model.draw_masks(1, torch.Generator().manual_seed(config["seed"]))
-    patches = model.encoder.patchify(batch)
-    with torch.inference_mode():
-        result = model(batch, masks)
-        views = {"true": model.reconstruct(batch, masks, "true")}
-        if model.normalize_target:
-            views["visible"] = model.reconstruct(batch, masks, "visible")
+    original = pixels(batch["video"][0].numpy(), clip.pixel_mean, clip.pixel_std)
+    videos, errors, metrics = {"original": original}, {}, {}
+    sounds = {"original": batch["audio"]} if window.has_audio else {}
+    normalised = any(system.model.normalize_target for system in systems)
 
-    masked, metrics = {}, {}
-    for name, decoder in model.decoders.items():
-        grid, hidden = decoder.grid, masks[name].hidden
-        seen = gather_tokens(patches[name], masks[name].visible)
-        nothing = torch.full_like(gather_tokens(patches[name], hidden), float("nan"))
-        masked[name] = grid.unpatchify(scatter_tokens([(seen, masks[name].visible), (nothing, hidden)]))
-        heard = name == "video" or window.has_audio
-        metrics[f"{name}/masked_mse"] = result.losses[name].mean().item() if heard else None
-        for view, arrays in views.items():
-            squared = (
-                gather_tokens(grid.patchify(arrays[name]), hidden) - gather_tokens(patches[name], hidden)
-            ).square()
-            if name == "video":
-                # In pixels of [0, 1]: the normalisation's deviation differs by channel.
-                squared = squared * torch.tensor(clip.pixel_std).square()
-                suffix = f"_{view}_statistics" if model.normalize_target else ""
-                metrics[f"video/psnr_hidden{suffix}"] = -10 * squared.mean().log10().item()
+    for system in systems:
+        model, found = system.model, {}
+        masks = model.draw_masks(1, torch.Generator().manual_seed(config["seed"]))
+        patches = model.encoder.patchify(batch)
+        with torch.inference_mode():
+            result = model(batch, masks)
+        masked, hidden = {}, {}
+        for name, decoder in model.decoders.items():
+            grid, mask = decoder.grid, masks[name]
+            seen = gather_tokens(patches[name], mask.visible)
+            nothing = torch.full_like(gather_tokens(patches[name], mask.hidden), float("nan"))
+            masked[name] = grid.unpatchify(scatter_tokens([(seen, mask.visible), (nothing, mask.hidden)]))
+            hidden[name] = masked[name].isnan()
+            heard = name == "video" or window.has_audio
+            found[f"{name}/masked_mse"] = result.losses[name].mean().item() if heard else None
+        if "audio" in masked and window.has_audio:
+            sounds.setdefault("masked", masked["audio"])
+        share = f"masked, {float(hidden['video'].float().mean()):.0%} hidden"
+        videos.setdefault(share, pixels(masked["video"][0].numpy(), clip.pixel_mean, clip.pixel_std))
+        for view in VIEWS if model.normalize_target else ["true"]:
+            whole = model.fill(batch, masks, result.predictions, view)
+            note = f", {VIEWS[view]}" if model.normalize_target else ""
+            label = f"{system.label}{note}" if len(systems) > 1 else VIEWS[view] if note else "reconstructed"
+            videos[label] = pixels(whole["video"][0].numpy(), clip.pixel_mean, clip.pixel_std)
+            errors[label] = error_picture(videos[label], original)
+            suffix = f"_{view}_statistics" if model.normalize_target else ""
+            for name, value in picture_figures(videos[label], original, hidden["video"][0]).items():
+                found[f"video/{name}{suffix}"] = value
+            if "audio" in whole and window.has_audio:
+                sounds[label] = whole["audio"]
+        metrics[system.label] = found
 
-    def picture(array: Any) -> Any:
-        return pixels(array["video"][0].numpy(), clip.pixel_mean, clip.pixel_std)
-
-    labels = {"true": "reconstructed", "visible": "reconstructed"}
-    if model.normalize_target:
-        labels = {"true": "with true patch statistics", "visible": "from visible patches alone"}
-    ratio = masks["video"].hidden.shape[1] / patches["video"].shape[1]
-    videos = {"original": picture(batch), f"masked, {ratio:.0%} hidden": picture(masked)}
-    videos |= {labels[view]: picture(arrays) for view, arrays in views.items()}
     columns = np.unique(np.linspace(0, clip.frames - 1, COLUMNS).round().astype(int))
-    rows = [Row(label, list(frames[columns])) for label, frames in videos.items()]
-    if "audio" in views["true"] and window.has_audio:
-        original = batch["audio"][0, 0].numpy()
-        low, high = np.quantile(original, 0.02), np.quantile(original, 0.998)
-        sounds = {"sound": original, "masked": masked["audio"][0, 0].numpy()}
-        sounds |= {labels[view]: arrays["audio"][0, 0].numpy() for view, arrays in views.items()}
-        height = max(ROW, clip.size)
-        pictures = [spectrogram_picture(sound, low, high, height) for sound in sounds.values()]
-        rows.append(Row("sound, in the order above", pictures))
+    rows = []
+    for label, frames in videos.items():
+        rows.append(Row(label, list(frames[columns])))
+        if label in errors:
+            rows.append(Row("error, brightest at 50%", list(errors[label][columns])))
+    if len(sounds) > 1:
+        low, high = (np.quantile(batch["audio"].numpy(), q) for q in (0.02, 0.998))
+        shown = [spectrogram_picture(s[0, 0].numpy(), low, high, max(ROW, clip.size)) for s in sounds.values()]
+        rows.append(Row("sound, in the order above", shown))
     note = "true patch statistics: each hidden patch's own mean and deviation are given, as in the papers' figures"
-    title = f"{Path(config['input']).name}  ({settings['model']['name']} {settings['size']['name']})"
-    contact_sheet(title, rows, note if model.normalize_target else "").save(output / "reconstruction.png")
-    write_video(
-        output / "reconstruction.mp4",
-        side_by_side(videos),
-        clip.fps / clip.stride,
-        window.waveform if window.has_audio else None,
-        clip.sample_rate,
-    )
-    (output / "metrics.json").write_text(json.dumps({"input": str(config["input"]), "mask": mask, **metrics}, indent=2))
-    print_table(["metric", "value"], [[k, "-" if v is None else f"{v:.4g}"] for k, v in metrics.items()])
-    print(f"wrote {output}: reconstruction.mp4, reconstruction.png, metrics.json")
+    names = ", ".join(f"{system.label} {system.settings['size']['name']}" for system in systems)
+    contact_sheet(f"{file.name}  ({names})", rows, note if normalised else "").save(output / "reconstruction.png")
+    waveform = window.waveform if window.has_audio else None
+    write_video(output / "reconstruction.mp4", side_by_side(videos), clip.fps / clip.stride, waveform, clip.sample_rate)
+    for label, sound in sounds.items():
+        if label != "masked":
+            # The original goes through the same way back, so that what one hears differ by is the model's.
+            write_wave(
+                output / f"{label.replace(', ', '_').replace(' ', '_')}.wav", LogMel(clip).invert(sound)[0], clip
+            )
+    content = {"input": str(file), "mask": systems[0].settings["mask"], "seed": config["seed"], "systems": metrics}
+    (output / "metrics.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+    return metrics
+
+
+def picture_figures(frames: Any, truth: Any, hidden: Any) -> dict[str, float]:
+    """PSNR and SSIM over hidden pixels.
+
+    Args:
+        frames: (T, H, W, 3) uint8 array.
+        truth: of the same kind.
+        hidden: (3, T, H, W) bool tensor.
+    """
+    import torch
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    ours, theirs = (torch.from_numpy(x).permute(0, 3, 1, 2).float() / 255 for x in (frames, truth))
+    where = hidden.transpose(0, 1)
+    _, similarity = structural_similarity_index_measure(ours, theirs, data_range=1.0, return_full_image=True)
+    return {
+        "psnr_hidden": -10 * (ours - theirs)[where].square().mean().clamp(min=1e-10).log10().item(),
+        "ssim_hidden": similarity[where].mean().item(),
+    }
+
+
+def write_wave(path: Path, waveform: Any, clip: Any) -> None:
+    """Write (samples,) float in [-1, 1] as 16-bit WAV."""
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, clip.sample_rate, 0, "NONE", ""))
+        file.writeframes((waveform.clamp(-1, 1) * 32767).short().numpy().tobytes())
 
 
 if __name__ == "__main__":

@@ -27,3 +27,18 @@ def test_silence_is_finite_and_every_band_holds_a_frequency() -> None:
     logmel = LogMel(clip)
     assert logmel(torch.zeros(1, clip.samples)).isfinite().all()
     assert (logmel.mel.mel_scale.fb.sum(0) > 0).all()
+
+
+def test_a_sound_made_from_a_spectrogram_has_that_spectrogram() -> None:
+    clip = ClipSpec()
+    time = torch.arange(clip.samples) / clip.sample_rate
+    rising = 0.3 * torch.sin(2 * torch.pi * (300 + 200 * time) * time)[None]
+    logmel = LogMel(clip)
+    spectrogram = logmel(rising)
+    again = logmel(torch.nn.functional.pad(logmel.invert(spectrogram), (0, clip.samples)))[:, :, : spectrogram.shape[2]]
+    loud = spectrogram > 0
+    assert loud.float().mean() > 0.01
+    # In natural logarithms of power: within a factor of 3 where there is sound, and quiet elsewhere.
+    error = (again - spectrogram)[loud].abs() * clip.mel_std
+    assert error.median() < 1.1
+    assert again[~loud].mean() < spectrogram[loud].mean() - 0.5

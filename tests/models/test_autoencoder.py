@@ -247,14 +247,18 @@ def test_imagemae_sees_each_frame_on_its_own() -> None:
     assert differs.tolist() == [[False] * 4, [False, False, False, True]]
 
 
-class TestReconstruct:
+def reconstruct(model: MaskedAutoencoder, clips: dict[str, Tensor], masks: dict[str, Mask], statistics: str) -> dict:
+    return model.fill(clips, masks, model(clips, masks).predictions, statistics)
+
+
+class TestFill:
     @every_system
     @pytest.mark.parametrize("statistics", ["true", "visible"])
     @pytest.mark.parametrize("normalize_target", [True, False])
     def test_keeps_visible_patches_to_the_bit(self, system: str, statistics: str, normalize_target: bool) -> None:
         model, clips = disturbed(system, normalize_target=normalize_target).eval(), batch()
         masks = draw(model)
-        whole = model.reconstruct(clips, masks, statistics)
+        whole = reconstruct(model, clips, masks, statistics)
         original = model.encoder.patchify(clips)
         assert list(whole) == list(original)
         for name, patches in model.encoder.patchify(whole).items():
@@ -275,7 +279,7 @@ class TestReconstruct:
             if normalize_target:
                 target = (target - target.mean(2, keepdim=True)) / target.std(2, keepdim=True)
             monkeypatch.setattr(model.decoders[name], "forward", lambda *_, target=target: target)
-        for name, whole in model.reconstruct(clips, masks, "true").items():
+        for name, whole in reconstruct(model, clips, masks, "true").items():
             torch.testing.assert_close(whole, clips[name], rtol=0, atol=1e-4)
 
     @every_system
@@ -284,7 +288,7 @@ class TestReconstruct:
         masks = draw(model)
         other = replaced(model, clips, masks, "hidden")
         honest, same, shown, differs = (
-            model.reconstruct(content, masks, statistics)
+            reconstruct(model, content, masks, statistics)
             for statistics in ("visible", "true")
             for content in (clips, other)
         )
@@ -303,7 +307,7 @@ class TestReconstruct:
         # Tokens are 2 x 4 x 4; of each row the first and the last can be seen.
         tokens = torch.arange(32).reshape(2, 4, 4)
         mask = Mask(tokens[..., [0, 3]].reshape(1, -1), tokens[..., [1, 2]].reshape(1, -1))
-        whole = model.reconstruct(clips, {"video": mask}, "visible")["video"]
+        whole = reconstruct(model, clips, {"video": mask}, "visible")["video"]
         assert (whole[..., : CLIP.size // 2] < -0.4).all()
         assert (whole[..., CLIP.size // 2 :] > 0.4).all()
 

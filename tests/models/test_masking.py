@@ -123,3 +123,39 @@ def test_the_share_is_exact_where_binary_fractions_are_not() -> None:
         for places in (10, 20, 25, 50, 100):
             if percent * places >= 100:
                 assert Masking("audio", "time", percent / 100, (places, 1)).hidden_places == percent * places // 100
+
+
+class TestUndecoded:
+    @given(
+        share=st.sampled_from([0.25, 0.5, 0.75]),
+        strategy=st.sampled_from(list(STRATEGIES["video"])),
+        seed=st.integers(0, 9),
+    )
+    def test_training_leaves_out_that_share_of_the_hidden_and_evaluation_none(
+        self, share: float, strategy: str, seed: int
+    ) -> None:
+        masking = Masking("video", strategy, 0.5, (4, 4, 4), undecoded=share)
+        training = masking(3, generator(seed))
+        masking.eval()
+        whole = masking(3, generator(seed))
+        assert torch.equal(training.visible, whole.visible)
+        assert whole.hidden.shape == (3, 32)
+        assert training.hidden.shape[1] == pytest.approx(32 * (1 - share), abs=4)
+        for some, every in zip(training.hidden, whole.hidden, strict=True):
+            assert set(some.tolist()) < set(every.tolist())
+            assert len(set(some.tolist())) == len(some)
+
+    def test_every_hidden_place_of_a_tube_is_decoded_at_some_times_and_every_time_has_some(self) -> None:
+        mask = Masking("video", "tube", 0.75, (8, 4, 4), undecoded=0.5)(2, generator(0))
+        decoded = picture(mask, (8, 4, 4)).flatten(2)
+        hidden_places = decoded.any(1).sum(1)
+        assert hidden_places.tolist() == [12, 12]
+        assert (decoded.sum(1)[decoded.any(1)] == 4).all()
+        assert (decoded.sum(2) == 6).all()
+
+    def test_out_of_range_is_refused(self) -> None:
+        for share in (-0.1, 1.0):
+            with pytest.raises(InputError, match=r"mask\.decoder_ratio"):
+                Masking("video", "tube", 0.5, (2, 2, 2), undecoded=share)
+        with pytest.raises(InputError, match="nothing to decode"):
+            Masking("video", "frame", 0.5, (2, 1, 1), undecoded=0.9)

@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor, nn
-from torchaudio.transforms import MelSpectrogram
+from torchaudio.transforms import GriffinLim, InverseMelScale, MelSpectrogram
 
 from avmae.clip import HOP_SECONDS, ClipSpec
 
@@ -36,3 +36,23 @@ class LogMel(nn.Module):
         with torch.autocast(waveform.device.type, enabled=False):
             power = self.mel(waveform.float())[..., : self.clip.spectrogram_frames]
             return ((power + FLOOR).log() - self.clip.mel_mean).div(self.clip.mel_std).transpose(1, 2).unsqueeze(1)
+
+    def invert(self, logmel: Tensor) -> Tensor:
+        """A sound that has about this spectrogram, phases by Griffin and Lim (1984): (B, 1, L, F) to (B, samples).
+
+        It lasts from the middle of the first spectrogram frame to the middle of the last.
+        """
+        spectrum = self.mel.spectrogram
+        bins = spectrum.n_fft // 2 + 1
+        power = (logmel[:, 0].float() * self.clip.mel_std + self.clip.mel_mean).exp().sub(FLOOR).clamp(min=0)
+        linear = InverseMelScale(bins, self.clip.mel_bins, self.clip.sample_rate).to(logmel.device)(
+            power.transpose(1, 2)
+        )
+        vocoder = GriffinLim(
+            spectrum.n_fft,
+            win_length=spectrum.win_length,
+            hop_length=spectrum.hop_length,
+            length=(self.clip.spectrogram_frames - 1) * spectrum.hop_length,
+            rand_init=False,
+        )
+        return vocoder.to(logmel.device)(linear)

@@ -158,10 +158,11 @@ class MaskedAutoencoder(nn.Module):
         )
 
     @torch.no_grad()
-    def reconstruct(
+    def fill(
         self,
         batch: Mapping[str, Any],
         masks: Mapping[str, Mask],
+        predictions: Mapping[str, Tensor],
         statistics: Literal["true", "visible"] = "true",
     ) -> dict[str, Tensor]:
         """The whole clip, visible patches as they are and hidden ones as predicted, by modality (B, C, *shape).
@@ -169,9 +170,14 @@ class MaskedAutoencoder(nn.Module):
         A model trained on normalised targets predicts each patch but for its mean and deviation. `true` takes these
         from the hidden patches themselves, as the papers' figures do; `visible` estimates them from the visible patches
         around, so nothing hidden is used.
+
+        Args:
+            batch: what `forward` took.
+            masks: by modality.
+            predictions: of `forward`.
+            statistics: where mean and deviation come from; of no meaning for models trained on plain targets.
         """
         patches = self.encoder.patchify(batch)
-        predictions = self(batch, masks).predictions
         whole = {}
         for name, prediction in predictions.items():
             mask = masks[name]

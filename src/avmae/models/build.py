@@ -111,12 +111,14 @@ class MaskSpec:
         ratio: share of picture places hidden.
         audio: strategy for sound: random, time or frequency.
         audio_ratio: share of sound places hidden.
+        decoder_ratio: share of the hidden picture tokens that training does not decode; see `Masking`.
     """
 
     video: str = "tube"
     ratio: float = 0.75
     audio: str = "random"
     audio_ratio: float = 0.75
+    decoder_ratio: float = 0.0
 
 
 def _grids(clip: ClipSpec, model: ModelSpec) -> dict[str, Grid]:
@@ -170,8 +172,12 @@ def build_autoencoder(clip: ClipSpec, model: ModelSpec, size: SizeSpec, mask: Ma
 def build_maskings(encoder: Encoder, mask: MaskSpec) -> nn.ModuleDict:
     """How each modality of an encoder is hidden."""
     strategies = {"video": (mask.video, mask.ratio), "audio": (mask.audio, mask.audio_ratio)}
+    undecoded = {"video": mask.decoder_ratio, "audio": 0.0}
     return nn.ModuleDict(
-        {name: Masking(name, *strategies[name], modality.grid.size) for name, modality in encoder.modalities.items()}
+        {
+            name: Masking(name, *strategies[name], modality.grid.size, undecoded[name])
+            for name, modality in encoder.modalities.items()
+        }
     )
 
 

@@ -10,7 +10,7 @@ from avmae.errors import InputError
 
 
 class Mask(NamedTuple):
-    """Token numbers of each clip; together they cover all tokens once.
+    """Token numbers of each clip; no token is in both, and all are in one unless some are not to be decoded.
 
     Args:
         visible: (B, V) int64.
@@ -40,20 +40,27 @@ class Masking(nn.Module):
         strategy: a key of `STRATEGIES[modality]`.
         ratio: share of places hidden, 0 < ratio < 1.
         size: tokens along each axis of the grid.
+        undecoded: share of the hidden tokens that are left out in training, 0 <= undecoded < 1 (VideoMAEv2 section
+            3.2). As with its running cells, another part of each hidden place is left out at each time.
 
     Raises:
         InputError: unknown strategy, or a ratio that leaves nothing hidden or nothing visible.
     """
 
     members: Tensor
+    decoded: Tensor
 
-    def __init__(self, modality: str, strategy: str, ratio: float, size: tuple[int, ...]) -> None:
+    def __init__(
+        self, modality: str, strategy: str, ratio: float, size: tuple[int, ...], undecoded: float = 0.0
+    ) -> None:
         super().__init__()
         if strategy not in STRATEGIES[modality]:
             raise InputError(f"mask.{modality}={strategy} is unknown; choose from {', '.join(STRATEGIES[modality])}")
         key = "mask.ratio" if modality == "video" else "mask.audio_ratio"
         if not 0 < ratio < 1:
             raise InputError(f"{key} must lie between 0 and 1, both excluded, not {ratio}")
+        if not 0 <= undecoded < 1:
+            raise InputError(f"mask.decoder_ratio must be at least 0 and below 1, not {undecoded}")
         axes = STRATEGIES[modality][strategy]
         rest = [axis for axis in range(len(size)) if axis not in axes]
         self.places = math.prod(size[axis] for axis in axes)
@@ -68,6 +75,13 @@ class Masking(nn.Module):
             )
         numbers = torch.arange(math.prod(size)).reshape(size).permute(*axes, *rest)
         self.register_buffer("members", numbers.reshape(self.places, -1), persistent=False)
+        # Along each diagonal of places and times, evenly: the same count in every draw.
+        rows, columns = (torch.arange(n, device="cpu") for n in (self.hidden_places, self.members.shape[1]))
+        diagonal = rows[:, None] + columns
+        kept = ((diagonal + 1) * (1 - undecoded) + 1e-9).floor() > (diagonal * (1 - undecoded) + 1e-9).floor()
+        if not kept.any():
+            raise InputError(f"mask.decoder_ratio={undecoded} leaves nothing to decode; lower it")
+        self.register_buffer("decoded", kept.flatten().nonzero().flatten(), persistent=False)
 
     def forward(self, batch: int, generator: Generator, rank: int = 0, world: int = 1) -> Mask:
         """Draw the masks of ``batch`` clips on the generator's device.
@@ -78,7 +92,7 @@ class Masking(nn.Module):
         noise = torch.rand(world * batch, self.places, generator=generator, device=generator.device)
         order = noise[rank * batch : (rank + 1) * batch].argsort(dim=1)
         tokens = self.members.to(order.device)[order]
-        return Mask(
-            visible=tokens[:, self.hidden_places :].flatten(1),
-            hidden=tokens[:, : self.hidden_places].flatten(1),
-        )
+        hidden = tokens[:, : self.hidden_places].flatten(1)
+        if self.training and len(self.decoded) < hidden.shape[1]:
+            hidden = hidden[:, self.decoded.to(order.device)]
+        return Mask(visible=tokens[:, self.hidden_places :].flatten(1), hidden=hidden)
