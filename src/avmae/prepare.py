@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from avmae.command import command, construct, print_table
+from avmae.command import command, construct, print_table, spec
 from avmae.errors import InputError
 
 
@@ -59,6 +59,8 @@ def main(config: dict[str, Any]) -> None:
         print(f"\n{len(problems)} files with problems, for example:")
         print(*(f"  {record.path}: {record.problem}" for record in problems[:10]), sep="\n")
     print(f"wrote {file}" if todo or not known else f"kept {file}")
+    if config["pack"]:
+        write_packed(config, parts, datamodule.classes, root, processes)
 
 
 def folds(root: Path) -> dict[str, list[Any]]:
@@ -76,6 +78,40 @@ def parts_of(splits: Any) -> dict[str, list[Any]]:
     """The parts that have clips."""
     parts = {name: getattr(splits, name) for name in ("train", "val", "test")}
     return {name: entries for name, entries in parts.items() if entries}
+
+
+def write_packed(
+    config: dict[str, Any], parts: dict[str, list[Any]], classes: list[str], root: Path, processes: int
+) -> None:
+    """Write the packed copy and say how it compares with the source."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from avmae.data.packed import PackSpec, Row, pack
+
+    spec_, target = spec(PackSpec, "packing", config["packing"]), Path(config["pack"]).expanduser()
+    rows: dict[str, Row] = {}
+    for part, entries in parts.items():
+        _, fold, name = part.split() if part.startswith("fold ") else ("", "0", part)
+        for entry in entries:
+            path = str(entry.path.relative_to(root))
+            rows.setdefault(path, Row(path, entry.label, entry.group, {})).parts[fold] = name
+
+    def progress(clips: Any) -> Any:
+        return track(clips, "Packing", total=len(rows), console=Console(stderr=True))
+
+    chosen = [rows[path] for path in sorted(rows)]
+    problems = pack(chosen, classes, root, target, spec_, processes, progress)
+    before = sum((root / row.name).stat().st_size for row in chosen)
+    after = sum(file.stat().st_size for file in target.iterdir())
+    if problems:
+        print(f"{len(problems)} clips cannot be packed and are left out, the first: {problems[0]}")
+    size, ratio = f"{after / 1e6:.1f} MB", f"{after / max(before, 1):.1f}"
+    print(f"wrote {target}: {len(chosen) - len(problems)} clips, {size}, {ratio} times the source's size")
+    print(
+        f"Lossy: JPEG at quality {spec_.quality}, short side at most {spec_.short_side} px; mono sound of 16 bits at "
+        f"{spec_.sample_rate} Hz\ntrain from it: data=shards data.root={target}"
+    )
 
 
 def report_sounding_classes(classes: list[str], entries: dict[Path, Any], records: dict[str, Any], root: Path) -> None:

@@ -15,6 +15,7 @@ from avmae.data.csv import read_csv
 from avmae.data.dataset import ClipDataset, Sample, collate
 from avmae.data.folder import read_folder
 from avmae.data.manifest import NAME, read_manifest
+from avmae.data.packed import read_packed
 from avmae.data.sampling import EvalSampler, TrainSampler
 from avmae.data.spectrogram import LogMel
 from avmae.data.splits import ClipEntry, Splits
@@ -229,6 +230,13 @@ class FolderDataModule(ClipDataModule):
 
     def __init__(self, root: str, val_share: float = 0.1, **reading: Any) -> None:
         super().__init__(without_unreadable(read_folder(root, val_share), root), **reading)
+
+
+class ShardsDataModule(ClipDataModule):
+    """A packed data set, on a disk or in an object store; see `read_packed`."""
+
+    def __init__(self, root: str, fold: int = 1, val_groups: int = 2, **reading: Any) -> None:
+        super().__init__(read_packed(str(root), fold, val_groups), **reading)
 
 
 class SyntheticDataModule(UCF101DataModule):

@@ -1,5 +1,6 @@
 """Files to windows: pictures and the sound of the same seconds, by presentation timestamps."""
 
+import io
 import math
 import os
 from bisect import bisect_left
@@ -11,7 +12,7 @@ from fractions import Fraction
 from heapq import heappush, heappushpop
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import av
 import numpy as np
@@ -38,6 +39,15 @@ FALLBACK_RATE = 25.0
 DAMAGE = (av.FFmpegError, IndexError)
 """What reading a damaged file on may raise; the second is PyAV's, when it meets a stream that no header announced."""
 
+
+class Stored(Protocol):
+    """A video that is no file of its own."""
+
+    def read_bytes(self) -> bytes:
+        """All of it, as a file would hold it."""
+
+
+Source = str | Path | Stored
 Frames = NDArray[np.uint8]
 Waveform = NDArray[np.float32]
 
@@ -103,7 +113,7 @@ def probe(path: str | Path) -> MediaInfo:
 
 
 def read_window(
-    path: str | Path, clip: ClipSpec, position: float, canvas: tuple[int, int] | None = None, audio: bool = True
+    path: Source, clip: ClipSpec, position: float, canvas: tuple[int, int] | None = None, audio: bool = True
 ) -> Window:
     """Read the pictures and the sound of one window.
 
@@ -112,7 +122,7 @@ def read_window(
     broken sound track costs no pictures.
 
     Args:
-        path: of any video file.
+        path: of any video file, or what stores one; it is named by messages.
         clip: length of the window, number of its frames, sample rate of its sound.
         position: of the window, from 0 for the first to 1 for the last that fits.
         canvas: height and width to scale every picture to; None for the size as displayed.
@@ -209,9 +219,67 @@ def write_video(path: str | Path, frames: Frames, fps: float, waveform: Waveform
             container.mux(audio.encode(None))
 
 
-def _open(path: str | Path) -> Any:
+def pack_video(source: str | Path, short_side: int, quality: int, sample_rate: int) -> bytes:
+    """A copy that is made for random windows: every picture a JPEG, the sound as it is trained on, as a QuickTime file.
+
+    Pictures keep their times, to the millisecond; they are scaled down to the short side if they are larger, never up,
+    and pixels become square. The sound becomes mono, 16 bits, and lasts as long as the pictures. All of this loses what
+    cannot be had back.
+
+    Args:
+        source: any video file.
+        short_side: largest length of the shorter side, in pixels.
+        quality: FFmpeg's scale of quantisers: 2 is the best, 31 the worst.
+        sample_rate: of the sound, in Hz.
+
+    Raises:
+        MediaError: the source is missing or no video that can be read.
+    """
+    target = io.BytesIO()
+    with _opened(source) as container:
+        pictures = _Pictures(container, source)
+        sound = container.streams.best("audio")
+        height, width = pictures.size[0], pictures.size[0] * pictures.aspect
+        scale = min(1.0, short_side / min(height, width))
+        canvas = (max(2, round(height * scale / 2) * 2), max(2, round(width * scale / 2) * 2))
+        with av.open(target, "w", format="mov") as packed:
+            video: Any = packed.add_stream("mjpeg", 1000, options={"qmin": str(quality), "qmax": str(quality)})
+            video.height, video.width, video.pix_fmt = *canvas, "yuvj420p"
+            audio: Any = packed.add_stream("pcm_s16le", sample_rate, layout="mono") if sound is not None else None
+            pixels = np.empty((*canvas, 3), np.uint8)
+            end = pictures.stated_duration()
+            waiting: Any = None
+            with closing(pictures._frames_from(0.0)) as timed:
+                for time, frame in timed:
+                    pictures._convert(frame, pixels)
+                    picture = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+                    picture.pts = round(1000 * time) if waiting is None else max(waiting.pts + 1, round(1000 * time))
+                    picture.time_base = Fraction(1, 1000)
+                    (packet,) = video.encode(picture)
+                    if waiting is not None:
+                        waiting.duration = packet.pts - waiting.pts
+                        packed.mux(waiting)
+                    waiting = packet
+                    end = max(end, time + pictures.step / 2)
+            if waiting is None:
+                raise MediaError(f"{source}: its pictures cannot be decoded twice; re-encode it or leave it out")
+            waiting.duration = max(1, round(1000 * end) - waiting.pts)
+            packed.mux(waiting)
+            waveform = None
+            if sound is not None:
+                waveform = _read_sound(pictures, sound, 0.0, max(1, round(end * sample_rate)), sample_rate)
+            if waveform is not None:
+                samples = (waveform * 32767).round().astype(np.int16)
+                block = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
+                block.sample_rate, block.pts, block.time_base = sample_rate, 0, Fraction(1, sample_rate)
+                packed.mux(audio.encode(block))
+    return target.getvalue()
+
+
+def _open(path: Source) -> Any:
     # An absolute path, for a colon in a relative one makes FFmpeg look for a protocol.
-    container = av.open(os.path.abspath(path), metadata_errors="ignore")
+    source = os.path.abspath(path) if isinstance(path, str | Path) else io.BytesIO(path.read_bytes())
+    container = av.open(source, metadata_errors="ignore")
     for stream in (*container.streams.video, *container.streams.audio):
         # Threads hang in forked workers, and workers fill the cores anyway.
         stream.thread_type, stream.thread_count = "NONE", 1
@@ -219,7 +287,7 @@ def _open(path: str | Path) -> Any:
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Any]:
+def _opened(path: Source) -> Iterator[Any]:
     """The container of a file; whatever goes wrong with it is raised as MediaError."""
     remedy = "replace the file or leave it out"
     try:
@@ -249,7 +317,7 @@ class _Pictures:
         aspect: width / height as displayed, with pixels that are not square accounted for.
     """
 
-    def __init__(self, container: Any, path: str | Path) -> None:
+    def __init__(self, container: Any, path: Source) -> None:
         self.container, self.path = container, path
         # Cover art is a video stream, too.
         streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
@@ -304,6 +372,10 @@ class _Pictures:
         Returns:
             The pictures (len(times), height, width, 3), and when the file's last picture ends if reading got there.
         """
+        if self.stream.codec_context.codec.intra_only and not self.lookahead:
+            found = self._read_apart(times.tolist(), canvas, to_end)
+            if found is not None:
+                return found
         frames = np.empty((len(times), *canvas, 3), np.uint8)
         wanted = times.tolist()
         filled = 0
@@ -328,6 +400,41 @@ class _Pictures:
         fill(len(wanted))
         length = float(shown.duration * shown.time_base) if shown.duration else self.step
         return frames, since + length
+
+    def _read_apart(
+        self, wanted: list[float], canvas: tuple[int, int], to_end: bool
+    ) -> tuple[Frames, float | None] | None:
+        """As `read`, of pictures that need no others: only those that are wanted are decoded.
+
+        Returns:
+            None if anything about the file is out of order; decoding all of it then decides.
+        """
+        frames = np.empty((len(wanted), *canvas, 3), np.uint8)
+        base = float(self.stream.time_base)
+        self.from_first = None
+        _seek(self.container, self.stream, self.origin + wanted[0])
+        filled, end, shown, since = 0, 0.0, None, -math.inf
+        try:
+            for packet in self.container.demux(self.stream):
+                # The last picture stays.
+                time = math.inf if packet.pts is None else packet.pts * base - self.origin
+                if time <= since or (shown is None and time > wanted[0] + EPSILON):
+                    return None
+                stop = bisect_left(wanted, time - EPSILON)
+                if shown is not None and filled < stop:
+                    (picture,) = shown.decode()
+                    self._convert(picture, frames[filled])
+                    frames[filled + 1 : stop] = frames[filled]
+                    filled = stop
+                if packet.pts is None:
+                    return frames, end
+                if filled == len(wanted) and not to_end:
+                    return frames, None
+                shown, since = packet, time
+                end = time + (packet.duration * base if packet.duration else self.step)
+        except (*DAMAGE, ValueError):
+            return None
+        return None
 
     def _frames_from(self, seconds: float) -> Generator[tuple[float, Any], None, None]:
         """Pictures with their times, from one at or before `seconds` to the last."""

@@ -1,7 +1,9 @@
 """Which clips a data set has, and which are for training, validation and test."""
 
 from dataclasses import dataclass
-from pathlib import Path
+
+from avmae.data.media import Source
+from avmae.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -9,12 +11,12 @@ class ClipEntry:
     """One file of a data set.
 
     Args:
-        path: of the file.
+        path: of the file, or where else it is stored.
         label: class number from 0.
         group: clips of one group share a source and must not be split between training and validation.
     """
 
-    path: Path
+    path: Source
     label: int
     group: str = ""
 
@@ -27,3 +29,18 @@ class Splits:
     val: list[ClipEntry]
     test: list[ClipEntry]
     classes: list[str]
+
+
+def hold_out(train: list[ClipEntry], val_groups: int, fold: int) -> tuple[list[ClipEntry], list[ClipEntry]]:
+    """Take the highest-numbered groups off a train list for validation; returns train and validation.
+
+    Raises:
+        InputError: no group is left for training.
+    """
+    groups = sorted({entry.group for entry in train})
+    if not 0 <= val_groups < len(groups):
+        raise InputError(
+            f"data.val_groups={val_groups} must leave some of the {len(groups)} train groups of fold {fold}"
+        )
+    held_out = set(groups[len(groups) - val_groups :])
+    return [e for e in train if e.group not in held_out], [e for e in train if e.group in held_out]

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from avmae.data.splits import ClipEntry, Splits
+from avmae.data.splits import ClipEntry, Splits, hold_out
 from avmae.errors import InputError
 
 VIDEOS, LISTS = "UCF-101", "ucfTrainTestlist"
@@ -57,18 +57,8 @@ def read_ucf101(root: str | Path, fold: int = 1, val_groups: int = 2) -> Splits:
     train = _read_list(root / LISTS / f"trainlist0{fold}.txt", files, classes)
     test = _read_list(root / LISTS / f"testlist0{fold}.txt", files, classes)
 
-    groups = sorted({entry.group for entry in train})
-    if not 0 <= val_groups < len(groups):
-        raise InputError(
-            f"data.val_groups={val_groups} must leave some of the {len(groups)} train groups of fold {fold}"
-        )
-    held_out = set(groups[len(groups) - val_groups :])
-    return Splits(
-        train=[entry for entry in train if entry.group not in held_out],
-        val=[entry for entry in train if entry.group in held_out],
-        test=test,
-        classes=classes,
-    )
+    train, val = hold_out(train, val_groups, fold)
+    return Splits(train, val, test, classes)
 
 
 def _lines(file: Path) -> list[str]:
