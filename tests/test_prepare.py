@@ -133,6 +133,13 @@ def test_statistics_are_those_of_the_windows(tmp_path: Path) -> None:
     assert found["mel_std"] > 0
 
 
+def test_statistics_of_batches_without_sound(miniature: Path, tmp_path: Path) -> None:
+    printed = run(
+        "stats", f"data.root={miniature}", "data.batch_size=1", "data.workers=0", "clip.size=32", cwd=tmp_path
+    )
+    assert yaml.safe_load(printed[printed.index("# over") :])["mel_std"] > 0
+
+
 def test_a_record_without_pictures_is_not_readable() -> None:
     assert not Record("a", 1, 1).readable
     assert Record("a", 1, 1, frames=1, problem="3 damaged packets").readable

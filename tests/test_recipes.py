@@ -102,6 +102,19 @@ def test_results_add_up_and_several_checkpoints_end_with_their_mean(finetuned: P
     assert "mean" in printed
 
 
+def test_last_is_the_last_and_best_the_best(miniature: Path, tmp_path: Path) -> None:
+    """Also where the score does not rise any more: with a rate of next to nothing the first epoch stays the best."""
+    arguments = ("task=classify", "optim=finetune", "optim.base_lr=1e-12", "trainer.max_epochs=3")
+    printed = train("hydra.run.dir=run", *arguments, cwd=tmp_path, miniature=miniature)
+    steps = {
+        name: torch.load(tmp_path / f"run/checkpoints/{name}.ckpt", weights_only=True)["global_step"]
+        for name in ("last", "best")
+    }
+    assert steps == {"last": 6, "best": 2}
+    assert "testing " in printed
+    assert "best.ckpt" in printed
+
+
 def test_the_full_recipe_trains_and_keeps_the_averaged_weights_as_the_model(finetuned: Path) -> None:
     state = load(finetuned)
     averaged, current = state["state_dict"], state["current_model_state"]

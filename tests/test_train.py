@@ -113,7 +113,7 @@ def test_every_system_trains(system: str, miniature: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("every", [3, 4], ids=["in mid-epoch", "at the end of an epoch"])
 def test_killed_and_resumed_equals_uninterrupted_to_the_bit(every: int, miniature: Path, tmp_path: Path) -> None:
-    keep = (f"callbacks.checkpoint.every_n_train_steps={every}", "callbacks.checkpoint.every_n_epochs=null")
+    keep = (f"callbacks.last.every_n_train_steps={every}", "callbacks.last.every_n_epochs=null")
     arguments = ("name=run", "trainer.max_epochs=8", "trainer.log_every_n_steps=1", "model.drop_path=0.5", *keep)
     train(*arguments, "logs=whole", cwd=tmp_path, miniature=miniature)
     (whole,) = (tmp_path / "whole/run").iterdir()
@@ -186,6 +186,9 @@ def test_a_sweep_of_two_processes_keeps_its_jobs_apart_and_ends_with_a_table(min
         (["data.fold=4"], "data.fold"),
         (["trainer.accumulate_grad_batches=50"], "accumulate_grad_batches"),
         (["trainer.accelerator=gpu"], "accelerator"),
+        (["trainer.precision=fp15"], "fp15"),
+        (["data.batch_size=0"], "batch_size"),
+        (["mask.ratio=abc"], "mask.ratio must be a number"),
         (["trainer.devices=2"], "strategy=ddp"),
         (["ckpt=gone.ckpt"], "gone.ckpt"),
         (["resume=last"], "resume=last"),
@@ -202,6 +205,7 @@ def test_a_missing_root_and_a_typo(tmp_path: Path) -> None:
     assert "nowhere" in error(train("data=ucf101", "data.root=nowhere", cwd=tmp_path, ok=False))
     printed = train("mask.ration=0.5", cwd=tmp_path, ok=False)
     assert "ration" in printed
+    assert "demo_pretrain" in train("experiment=demo_pretrian", cwd=tmp_path, ok=False), "it must name what there is"
     assert "Traceback" not in printed
 
 

@@ -101,6 +101,10 @@ def spec(cls: type[Spec], key: str, values: Mapping[str, Any]) -> Spec:
     unknown = sorted(set(values) - set(names))
     if unknown:
         raise InputError(f"unknown key {key}.{unknown[0]}; {key} has {', '.join(names)}")
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        value = values.get(field.name)
+        if field.type in (int, float) and isinstance(value, str):
+            raise InputError(f"{key}.{field.name} must be a number, not '{value}'")
     return cls(**values)
 
 
@@ -118,6 +122,10 @@ def construct(key: str, config: Mapping[str, Any], **objects: Any) -> Any:
         if "unexpected keyword argument" in str(error):
             raise InputError(f"unknown key in {key}: {str(error).split('()')[-1].strip()}") from error
         raise
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{key}: {str(error).splitlines()[0]}") from error
 
 
 def evaluation_data(settings: Mapping[str, Any], given: Mapping[str, Any], modalities: Collection[str]) -> Any:
@@ -136,6 +144,8 @@ def evaluation_data(settings: Mapping[str, Any], given: Mapping[str, Any], modal
         data = {}
     if "root" not in data | given and "test" not in data | given:
         raise InputError("the checkpoint names no data; give data.root=DIR, the folder of UCF101")
+    if "root" in given and "://" not in str(given["root"]) and not Path(given["root"]).expanduser().is_dir():
+        raise InputError(f"data.root={given['root']} is not a folder; give the data set's")
     clip = ClipSpec(**settings["clip"])
     return construct("data", data | given, clip=clip, audio="audio" in modalities, seed=settings["seed"])
 
@@ -238,6 +248,9 @@ def precision(trainer: dict[str, Any]) -> str:
 
 def quiet_libraries() -> None:
     """Silence advice that does not apply here; errors and our own lines stay."""
+    # Its own import would set the level again.
+    import lightning.pytorch  # noqa: F401
+
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR if not first_process() else logging.WARNING)
     for line in (
         ".*does not have many workers.*",
@@ -250,6 +263,7 @@ def quiet_libraries() -> None:
         ".*lr_scheduler.step.*before.*optimizer.step.*",
         ".*You defined a `validation_step` but have no `val_dataloader`.*",
         ".*Total length of .list. across ranks is zero.*",
+        ".*could not find the monitored key.*",
     ):
         warnings.filterwarnings("ignore", line)
 

@@ -43,7 +43,9 @@ def score(ckpt: str, config: dict[str, Any]) -> dict[str, Any]:
     model = load_model(ckpt)
     datamodule = evaluation_data(settings, config["data"], model.encoder.modalities)
     if not datamodule.splits.test:
-        raise InputError("the data set has no test clips; set data.test")
+        raise InputError(
+            "the data set has no test clips; a test list (data=csv) or a test/ folder (data=folder) has them"
+        )
     kind = classify if isinstance(model, Classifier) else retrieve
     return {"ckpt": str(ckpt)} | kind(ckpt, model, settings, datamodule, config)
 

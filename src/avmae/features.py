@@ -25,6 +25,8 @@ def main(config: dict[str, Any]) -> None:
 
     quiet_libraries()
     output = Path(config["output"]).expanduser()
+    if output.suffix != ".safetensors":
+        raise InputError(f"output={output} must end in .safetensors, for that is what is written")
     if not output.parent.is_dir():
         raise InputError(f"output={output}: the folder {output.parent} does not exist; make it or choose another")
     settings = read_checkpoint(config["ckpt"]).config

@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,10 @@ def main(config: dict[str, Any]) -> None:
     known = read_manifest(file)
     processes = config["processes"] or os.cpu_count() or 1
     decoded = update_manifest(root, paths, file, processes)
-    todo = len(list(track(decoded, "Decoding", total=len(paths), console=Console(stderr=True))))
+    first = list(islice(decoded, 1))
+    # A bar only where there is something to wait for.
+    shown = track(decoded, "Decoding", total=len(paths) - 1, console=Console(stderr=True)) if first else []
+    todo = len([*first, *shown])
     print(f"{todo} of {len(paths)} files decoded" if todo else f"nothing to do: {file} is up to date")
 
     records = read_manifest(file)

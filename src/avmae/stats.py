@@ -36,7 +36,10 @@ def main(config: dict[str, Any]) -> None:
         failed.update(sample["unreadable"])
         values = sample["frames"][kept].double().div(255).flatten(0, 3)
         pixels += torch.stack([values.sum(0), values.square().sum(0), torch.full((3,), float(len(values)))])
-        levels = mel(sample["waveform"][kept & sample["has_audio"]]).double().flatten()
+        heard = kept & sample["has_audio"]
+        if not heard.any():
+            continue
+        levels = mel(sample["waveform"][heard]).double().flatten()
         sounds += torch.stack([levels.sum(), levels.square().sum(), torch.tensor(float(len(levels)))])
     if not pixels[2, 0]:
         raise InputError(f"none of {limit} training clips can be read: {sorted(failed)[0]}")

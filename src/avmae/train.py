@@ -115,17 +115,21 @@ def run(config: dict[str, Any]) -> dict[str, float]:
         mixing = spec(MixSpec, "task.mix", task_config["mix"])
         task = Classification(network, optim, model_config, seed, compile, task_config["label_smoothing"], mixing)
 
+    callbacks = config["callbacks"]
     if not datamodule.splits.val:
-        config["callbacks"]["checkpoint"]["monitor"] = None
+        callbacks.pop("best", None)
+    elif "best" in callbacks and callbacks["best"]["monitor"] is None:
+        watched = {"pretrain": ("val/loss", "min"), "classify": ("val/top1", "max")}[task_config["name"]]
+        callbacks["best"]["monitor"], callbacks["best"]["mode"] = watched
     trainer: L.Trainer = construct(
         "trainer",
         config["trainer"] | {"precision": precision(config["trainer"])},
         strategy=instantiate(config["strategy"]),
         logger=[instantiate(logger) for logger in config["logger"].values()] if first_process() else [],
-        callbacks=[instantiate(callback) for callback in config["callbacks"].values()],
+        callbacks=[instantiate(callback) for callback in callbacks.values()],
         default_root_dir=config["run_dir"],
     )
-    describe(network, config, trainer)
+    describe(network, config, trainer, datamodule.splits)
     for logger in trainer.loggers:
         logger.log_hyperparams(
             {key: config[key] for key in ("name", *model_config.keys() & config.keys(), "optim", "augment")}
@@ -134,7 +138,9 @@ def run(config: dict[str, Any]) -> dict[str, float]:
     trainer.fit(task, datamodule=datamodule, ckpt_path=resume, weights_only=True)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if task_config["name"] == "classify" and datamodule.splits.test and trainer.state.status == "finished":
-        best = getattr(trainer.checkpoint_callback, "best_model_path", None) if datamodule.splits.val else None
+        best = next((c.best_model_path for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None)), None)
+        if best and first_process():
+            print(f"testing {best}")
         trainer.test(task, datamodule=datamodule, ckpt_path=best or None, weights_only=True, verbose=False)
         metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
 
@@ -142,7 +148,8 @@ def run(config: dict[str, Any]) -> dict[str, float]:
         run_dir = Path(config["run_dir"])
         (run_dir / "summary.json").write_text(json.dumps(metrics, indent=2, sort_keys=True))
         print_table(["metric", "value"], [[name, f"{value:.4g}"] for name, value in sorted(metrics.items())])
-        print(f"wrote {run_dir}: checkpoints/last.ckpt, metrics.csv, summary.json")
+        written = ("checkpoints/last.ckpt", "checkpoints/best.ckpt", "metrics.csv", "summary.json")
+        print(f"wrote {run_dir}: {', '.join(name for name in written if (run_dir / name).is_file())}")
     for logger in trainer.loggers:
         finish = getattr(logger.experiment, "finish", None)
         if finish is not None:
@@ -151,18 +158,27 @@ def run(config: dict[str, Any]) -> dict[str, float]:
     return metrics
 
 
-def describe(network: Any, config: dict[str, Any], trainer: Any) -> None:
+def describe(network: Any, config: dict[str, Any], trainer: Any, splits: Any) -> None:
     """Print what is trained, on the first process."""
     if not trainer.is_global_zero:
         return
-    parameters = sum(p.numel() for p in network.parameters())
+    parameters = f"{sum(p.numel() for p in network.parameters()) / 1e6:.1f} M parameters"
+    if config["task"].get("frozen"):
+        trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+        parameters += f", {trained / 1e6:.2g} M of them trained"
     grids = {name: encoder.grid for name, encoder in network.encoder.modalities.items()}
     tokens = " + ".join(f"{grid.tokens * grid.stack} {name}" for name, grid in grids.items())
     print(
         f"{config['name']}: {config['task']['name']} {config['model']['name']} {config['size']['name']}, "
-        f"{parameters / 1e6:.1f} M parameters, {tokens} tokens a clip, "
+        f"{parameters}, {tokens} tokens a clip, "
         f"{trainer.world_size} process{'es' if trainer.world_size > 1 else ''} on {trainer.strategy.root_device.type}, "
         f"{trainer.precision}",
+        flush=True,
+    )
+    source = config["data"]["_target_"].split(".")[-1].removesuffix("DataModule")
+    print(
+        f"data: {source} {config['data'].get('root') or ''}, {len(splits.classes)} classes; clips: "
+        f"{len(splits.train)} train, {len(splits.val)} validation, {len(splits.test)} test",
         flush=True,
     )
 

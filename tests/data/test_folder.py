@@ -44,6 +44,9 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no folder with videos"):
         read_folder(tmp_path)
     touch(tmp_path, "train/a/1.mp4", "val/c/2.mp4")
+    with pytest.raises(InputError, match="has the one class a"):
+        read_folder(tmp_path)
+    touch(tmp_path, "train/b/1.mp4")
     with pytest.raises(InputError, match=r"class c is not in .*train"):
         read_folder(tmp_path)
     with pytest.raises(InputError, match=r"data\.val_share"):

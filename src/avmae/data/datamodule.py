@@ -116,6 +116,8 @@ class ClipDataModule(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if batch_size < 1 or workers < 0 or segments < 1 or crops < 1:
+            raise InputError("data: batch_size, segments and crops are at least 1, workers at least 0")
         self.splits = splits
         self.clip, self.audio, self.batch_size, self.workers = clip, audio, batch_size, workers
         self.segments, self.crops, self.seed = segments, crops, seed

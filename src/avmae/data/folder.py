@@ -34,6 +34,10 @@ def read_folder(root: str | Path, val_share: float = 0.1) -> Splits:
         raise InputError(
             f"{root / 'train' if apart else root} holds no folder with videos ({', '.join(sorted(SUFFIXES))})"
         )
+    if len(classes) < 2:
+        raise InputError(
+            f"{root} has the one class {classes[0]}; data.root must hold a folder per class, or train/ with these"
+        )
     for part, found in clips.items():
         unknown = sorted(set(found) - set(classes))
         if unknown:

@@ -116,7 +116,8 @@ def _read_file(path: Path) -> Mapping[str, Any]:
             # Copied on write, so that a large file is not read twice; the legacy format cannot be mapped.
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # Of bytes that are no pickle, torch's unpickler raises whatever it stumbles over.
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        # torch's first line is the fact; what follows advises to load it unsafely.
+        reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
         raise InputError(f"{path} is not a checkpoint that can be read safely: {reason}") from error
     if not isinstance(state, Mapping):
         raise InputError(f"{path} is not a checkpoint: it holds a {type(state).__name__}, not tensors by name")
@@ -228,8 +229,8 @@ def start_from(network: MaskedAutoencoder | Classifier, path: str | Path) -> Mat
         model, size = (checkpoint.config[key]["name"] for key in ("model", "size"))
         raise InputError(
             f"{path} ({checkpoint.layout}) matches {share:.0%} of the encoder"
-            f"{', for example ' + shapes[0] if shapes else ''}; it was made with model={model} size={size}: "
-            "choose the same here"
+            f"{', for example ' + shapes[0] if shapes else ''}; it was made with model={model} size={size}"
+            f"{_shape(checkpoint.config)}: choose the same here"
         )
     network.load_state_dict(matched, strict=False)
     groups = [matched, missing, unexpected, reshaped]
@@ -243,6 +244,15 @@ def start_from(network: MaskedAutoencoder | Classifier, path: str | Path) -> Mat
     if checkpoint.unexpected:
         notes.append(f"not used: {', '.join(checkpoint.unexpected[:8])}{', ...' if checkpoint.unexpected[8:] else ''}")
     return Match(f"weights from {path} ({checkpoint.layout}): {share:.0%} of the encoder", rows, notes)  # type: ignore[arg-type]
+
+
+def _shape(config: Mapping[str, Any]) -> str:
+    """The settings that decide what fits, where they are known."""
+    if "dim" not in config["size"]:
+        return ""
+    size = ", ".join(f"size.{key}={config['size'][key]}" for key in ("dim", "depth", "heads", "audio_depth"))
+    patch = ",".join(map(str, config["model"]["video_patch"]))
+    return f" ({size}, model.video_patch=[{patch}])"
 
 
 def _part(name: str) -> str:

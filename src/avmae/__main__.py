@@ -1,0 +1,23 @@
+"""`python -m avmae`: which commands there are."""
+
+COMMANDS = {
+    "prepare": "check every file of a data set by decoding it; write a packed copy",
+    "stats": "mean and deviation of pixels and spectrograms, for the clip config",
+    "train": "pretrain, fine-tune or probe",
+    "evaluate": "score a checkpoint on test clips",
+    "predict": "the most probable classes of a video",
+    "reconstruct": "see what pretrained models make of videos",
+    "features": "write an embedding of every clip",
+    "export": "write a model for use elsewhere",
+}
+
+
+def main() -> None:
+    """Print a line for each command."""
+    for name, purpose in COMMANDS.items():
+        print(f"python -m avmae.{name:<12} {purpose}")
+    print("\nEach explains itself: python -m avmae.train -h")
+
+
+if __name__ == "__main__":
+    main()
