@@ -56,9 +56,11 @@ def main() -> None:
         ("top-1, clips with sound", f"{results['sound/top1']:.1%}"),
         ("top-1, silent clips", f"{results['silent/top1']:.1%}"),
         ("chance", f"{1 / classes:.1%}"),
-        ("validation loss, pictures + sound", f"{loss['val/loss_video']:.3f} + {loss['val/loss_audio']:.3f}"),
-        *((name.replace("_", " "), f"{value:.3g}") for name, value in figures.items() if isinstance(value, float)),
+        ("validation error of hidden patches, pictures", f"{loss['val/loss_video']:.3f}"),
+        ("validation error of hidden patches, sound", f"{loss['val/loss_audio']:.3f}"),
+        ("PSNR of hidden pixels in the picture below", f"{figures['video/psnr_hidden']:.1f} dB"),
         *((f"time to {name}", f"{value:.0f} s") for name, value in seconds.items()),
+        ("time in all", f"{sum(seconds.values()):.0f} s"),
     ]
     width = max(len(name) for name, _ in rows)
     print("\n" + "\n".join(f"{name:<{width}}  {value:>15}" for name, value in rows))
