@@ -215,7 +215,8 @@ class TestStartFrom:
             start_from(network, path)
         message = str(raised.value)
         assert str(path) in message
-        assert "model=avmae size=wider: choose the same here" in message
+        assert "made with model=avmae size=wider" in message
+        assert "model.video_patch=[2,8,8]): choose the same here" in message
         theirs, own = (m.state_dict() for m in (wider, network))
         key = message.split("for example ")[1].split(":")[0]
         assert f"{tuple(theirs[key].shape)} in the file, {tuple(own[key].shape)} here" in message
