@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -13,6 +14,7 @@ from avmae.clip import ClipSpec
 from avmae.data.augment import AugmentSpec, cut_boxes, rand_augment, random_erase
 from avmae.data.csv import read_csv
 from avmae.data.dataset import ClipDataset, Sample, collate
+from avmae.data.degrade import Degradation, degrade_sound, degrade_video
 from avmae.data.folder import read_folder
 from avmae.data.manifest import NAME, read_manifest
 from avmae.data.packed import read_packed
@@ -67,11 +69,16 @@ class BatchTransform(nn.Module):
         self.register_buffer("mean", torch.tensor(clip.pixel_mean).view(3, 1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(clip.pixel_std).view(3, 1, 1, 1), persistent=False)
 
-    def forward(self, sample: Sample) -> Batch:
-        """Expand each of B samples into its R views."""
+    def forward(self, sample: Sample, degradation: Degradation | None = None) -> Batch:
+        """Expand each of B samples into its R views, and degrade them where asked to."""
         repeats = sample["boxes"].shape[1]
         view = sample["view"][:, None] + torch.arange(repeats, device=sample["view"].device)
         video = cut_boxes(sample["frames"], sample["boxes"], self.clip.size)
+        waveform, has_audio = sample["waveform"], sample["has_audio"]
+        if degradation is not None:
+            seeds = sample["clip_id"].clamp(min=0) * 1000 + sample["view"]
+            video = degrade_video(video, degradation, seeds.repeat_interleave(repeats))
+            waveform, has_audio = degrade_sound(waveform, has_audio, sample["label"], degradation, seeds)
         if sample["seeds"]:
             video = rand_augment(video, sample["seeds"], self.augment)
         video = (video - self.mean) / self.std
@@ -79,8 +86,8 @@ class BatchTransform(nn.Module):
             video = random_erase(video, sample["seeds"], self.augment)
         return Batch(
             video=video,
-            audio=self.spectrogram(sample["waveform"]).repeat_interleave(repeats, 0),
-            has_audio=sample["has_audio"].repeat_interleave(repeats),
+            audio=self.spectrogram(waveform).repeat_interleave(repeats, 0),
+            has_audio=has_audio.repeat_interleave(repeats),
             label=sample["label"].repeat_interleave(repeats),
             clip_id=sample["clip_id"].repeat_interleave(repeats),
             view=view.flatten(),
@@ -178,9 +185,12 @@ class ClipDataModule(L.LightningDataModule):
         """Cut, normalise and take spectrograms on the device."""
         return self.transform.to(batch["frames"].device)(batch)
 
-    def part_loader(self, part: str) -> DataLoader:
-        """Segments x crops of each clip of a part: train, val or test."""
-        return self._eval_loader(getattr(self.splits, part), self.segments, self.crops)
+    def part_loader(self, part: str, mixed: bool = False) -> DataLoader:
+        """Segments x crops of each clip of a part: train, val or test; `mixed` takes the clips in random order."""
+        entries = getattr(self.splits, part)
+        if mixed:
+            entries = [entries[i] for i in np.random.default_rng(self.seed).permutation(len(entries))]
+        return self._eval_loader(entries, self.segments, self.crops)
 
     def transfer_batch_to_device(self, batch: Sample, device: torch.device, dataloader_idx: int) -> Any:
         """Move the tensors; messages stay."""

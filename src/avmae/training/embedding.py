@@ -64,11 +64,16 @@ def embed(
             for name, value in pooled.items():
                 total = sums.setdefault(name, value.new_zeros(clips, value.shape[1], dtype=torch.float32))
                 total.index_add_(0, clip_id, value.float() * scored[:, None])
+    refuse_unreadable(messages, clips, part, max_unreadable)
+    means = {name: (total / views.clamp(min=1)[:, None]).cpu() for name, total in sums.items()}
+    fused = means.pop("fused")
+    return Embeddings(fused, means, (has_audio > 0).cpu(), (views > 0).cpu())
+
+
+def refuse_unreadable(messages: set[str], clips: int, part: str, max_unreadable: float) -> None:
+    """Raise an InputError that names some of the clips, if too large a share of a part could not be read."""
     if len(messages) > max_unreadable * clips:
         raise InputError(
             f"{len(messages)} of {clips} clips of the {part} part cannot be read, more than "
             f"max_unreadable={max_unreadable:g}; for example:\n  " + "\n  ".join(sorted(messages)[:5])
         )
-    means = {name: (total / views.clamp(min=1)[:, None]).cpu() for name, total in sums.items()}
-    fused = means.pop("fused")
-    return Embeddings(fused, means, (has_audio > 0).cpu(), (views > 0).cpu())

@@ -1,0 +1,195 @@
+"""Poorer pictures and poorer sound, made on the device from whole batches: tests whether one modality helps the other.
+
+Whatever is drawn (directions, dropped frames, noise) is a function of the clip and the view alone, so every model is
+tested on the same pictures and sounds.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms.v2 import functional as v2
+
+from avmae.errors import InputError
+
+REFERENCE_SIZE = 224
+"""Picture height, in pixels, in which `blur` and `motion` are stated; at other sizes they shrink or grow with it."""
+
+SEVERITIES: dict[str, tuple[float, ...]] = {
+    "lowres": (2, 4, 8),
+    "blur": (2, 4, 8, 16),
+    "motion": (8, 16, 32),
+    "jpeg": (30, 10, 3),
+    "drop": (0.25, 0.5, 0.75),
+    "noise": (20, 10, 0, -10),
+    "silence": (),
+    "swap": (),
+}
+"""Degradations and the severities the study tests, mildest first."""
+
+PICTURES = ("lowres", "blur", "motion", "jpeg", "drop")
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """One way in which a clip is poor.
+
+    | kind | severity |
+    |---|---|
+    | `lowres` | factor by which the picture is scaled down by area, then up again bilinearly |
+    | `blur` | standard deviation of a Gaussian, in pixels of a 224 px picture |
+    | `motion` | length of a straight smear, in pixels of a 224 px picture; one direction for each clip |
+    | `jpeg` | quality at which each picture is compressed, 1 to 100 |
+    | `drop` | share of pictures that are lost, the one before staying on display |
+    | `noise` | ratio of the sound's power to that of white noise added to it, in dB |
+    | `silence` | none: the sound is taken away |
+    | `swap` | none: the sound is that of another clip, of another class |
+
+    Args:
+        kind: one of the above.
+        severity: see above; 0 where there is none.
+
+    Raises:
+        InputError: an unknown kind, or a severity out of range.
+    """
+
+    kind: str
+    severity: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in SEVERITIES:
+            raise InputError(f"degradation '{self.kind}' does not exist; there are {', '.join(SEVERITIES)}")
+        fits = {
+            "lowres": self.severity >= 1,
+            "blur": self.severity > 0,
+            "motion": self.severity > 0,
+            "jpeg": 1 <= self.severity <= 100,
+            "drop": 0 < self.severity < 1,
+            "noise": math.isfinite(self.severity),
+        }.get(self.kind, self.severity == 0)
+        if not fits:
+            raise InputError(f"degradation {self}: the severity is out of range; the study takes {self.examples(self)}")
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.severity:g}" if SEVERITIES[self.kind] else self.kind
+
+    @staticmethod
+    def examples(degradation: "Degradation") -> str:
+        """The study's severities of the same kind."""
+        return ", ".join(f"{degradation.kind}:{s:g}" for s in SEVERITIES[degradation.kind]) or degradation.kind
+
+    @classmethod
+    def parse(cls, text: str) -> "Degradation":
+        """Read `kind:severity`.
+
+        Raises:
+            InputError: it is no such thing.
+        """
+        kind, _, severity = text.partition(":")
+        try:
+            return cls(kind, float(severity or 0))
+        except ValueError as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"degradation '{text}': the severity must be a number, as in {kind}:4") from error
+
+
+def all_degradations() -> list[Degradation]:
+    """The study's, kind by kind."""
+    return [Degradation(kind, s) for kind, severities in SEVERITIES.items() for s in severities or (0.0,)]
+
+
+def degrade_video(video: Tensor, degradation: Degradation, seeds: Tensor) -> Tensor:
+    """Degrade pictures; sound's degradations leave them as they are.
+
+    Args:
+        video: (B, 3, T, H, W) float32 in [0, 1].
+        degradation: which and how much.
+        seeds: (B,) int64, of what is drawn for each clip.
+
+    Returns:
+        The same shape.
+    """
+    kind, severity = degradation.kind, degradation.severity
+    if kind not in PICTURES:
+        return video
+    clips, _, times, height, width = video.shape
+    flat = video.transpose(1, 2).flatten(0, 1)
+    pixels = severity * height / REFERENCE_SIZE
+    if kind == "lowres":
+        small = [max(1, round(n / severity)) for n in (height, width)]
+        down = F.interpolate(flat, small, mode="area")
+        flat = F.interpolate(down, (height, width), mode="bilinear", align_corners=False)
+    elif kind == "blur":
+        # torchvision pads by reflection, which cannot reach beyond the picture.
+        reach = min(math.ceil(4 * pixels), height - 1, width - 1)
+        flat = v2.gaussian_blur(flat, [2 * reach + 1] * 2, [pixels] * 2)
+    elif kind == "motion":
+        flat = _smear(flat, pixels, seeds.repeat_interleave(times))
+    elif kind == "jpeg":
+        pictures = (flat * 255).round().to(torch.uint8).cpu()
+        flat = torch.stack([v2.jpeg(picture, int(severity)) for picture in pictures]).to(video) / 255
+    else:
+        return video.take_along_dim(_frozen(times, severity, seeds).view(clips, 1, times, 1, 1), 2)
+    return flat.unflatten(0, (clips, times)).transpose(1, 2).contiguous()
+
+
+def degrade_sound(
+    waveform: Tensor, has_audio: Tensor, label: Tensor, degradation: Degradation, seeds: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Degrade sound; pictures' degradations leave it as it is.
+
+    Args:
+        waveform: (B, samples) float32.
+        has_audio: (B,) bool.
+        label: (B,) int64; `swap` takes the next clip of the batch that sounds and has another one.
+        degradation: which and how much.
+        seeds: (B,) int64, of what is drawn for each clip.
+
+    Returns:
+        The waveforms, and which clips have sound. A clip for which there is nothing to swap falls silent.
+    """
+    if degradation.kind == "noise":
+        power = waveform.square().mean(1, keepdim=True)
+        scale = (power * 10 ** (-degradation.severity / 10)).sqrt()
+        noise = torch.stack([torch.randn(waveform.shape[1], generator=_generator(seed)) for seed in seeds.tolist()])
+        return waveform + scale * noise.to(waveform), has_audio
+    if degradation.kind == "silence":
+        return torch.zeros_like(waveform), torch.zeros_like(has_audio)
+    if degradation.kind == "swap":
+        number = torch.arange(len(label), device=label.device)
+        fits = has_audio[None] & (label[None] != label[:, None])
+        distance = (number[None] - number[:, None]) % len(label)
+        other = distance.masked_fill(~fits, len(label)).argmin(1)
+        return waveform[other], has_audio & fits.any(1)
+    return waveform, has_audio
+
+
+def _generator(seed: int) -> torch.Generator:
+    """On the CPU, whose numbers are the same on every machine."""
+    return torch.Generator().manual_seed(seed)
+
+
+def _smear(pictures: Tensor, length: float, seeds: Tensor) -> Tensor:
+    """Average (N, C, H, W) along a line of some pixels."""
+    height, width = pictures.shape[-2:]
+    angles = torch.stack([torch.rand((), generator=_generator(seed)) for seed in seeds.tolist()]).to(pictures) * math.pi
+    steps = math.ceil(length) + 1
+    total = torch.zeros_like(pictures)
+    for offset in torch.linspace(-length / 2, length / 2, steps).tolist():
+        theta = pictures.new_tensor([[1.0, 0, 0], [0, 1, 0]]).repeat(len(pictures), 1, 1)
+        theta[:, 0, 2], theta[:, 1, 2] = 2 * offset * angles.cos() / width, 2 * offset * angles.sin() / height
+        grid = F.affine_grid(theta, list(pictures.shape), align_corners=False)
+        total += F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
+    return total / steps
+
+
+def _frozen(times: int, share: float, seeds: Tensor) -> Tensor:
+    """(B, T) int64: the picture on display when some are lost; the first is always there."""
+    lost = round(share * (times - 1))
+    kept = torch.ones(len(seeds), times, dtype=torch.bool)
+    for row, seed in zip(kept, seeds.tolist(), strict=True):
+        row[1 + torch.randperm(times - 1, generator=_generator(seed))[:lost]] = False
+    return (torch.arange(times) * kept).cummax(1).values.to(seeds.device)
