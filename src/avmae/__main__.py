@@ -7,6 +7,7 @@ COMMANDS = {
     "evaluate": "score a checkpoint on test clips",
     "predict": "the most probable classes of a video",
     "reconstruct": "see what pretrained models make of videos",
+    "study": "train and test several systems, clean and degraded: does sound help?",
     "features": "write an embedding of every clip",
     "export": "write a model for use elsewhere",
 }

@@ -36,18 +36,49 @@ def main(config: dict[str, Any]) -> None:
 
 def score(ckpt: str, config: dict[str, Any]) -> dict[str, Any]:
     """Results of one checkpoint: a classifier's accuracy, or a pretraining's retrieval."""
+    from avmae.data.degrade import Degradation, all_degradations
     from avmae.models.classifier import Classifier
     from avmae.models.weights import load_model, read_checkpoint
+    from avmae.training.degraded import score_degraded
 
+    asked = config["degrade"] or []
+    if isinstance(asked, str) and asked != "all":
+        asked = [asked]
+    degradations = all_degradations() if asked == "all" else [Degradation.parse(str(text)) for text in asked]
     settings = read_checkpoint(ckpt).config
     model = load_model(ckpt)
-    datamodule = evaluation_data(settings, config["data"], model.encoder.modalities)
+    # Sound is read whatever the system, for results are told apart by whether a clip has it.
+    datamodule = evaluation_data(settings, config["data"], ["video", "audio"])
     if not datamodule.splits.test:
         raise InputError(
             "the data set has no test clips; a test list (data=csv) or a test/ folder (data=folder) has them"
         )
-    kind = classify if isinstance(model, Classifier) else retrieve
-    return {"ckpt": str(ckpt)} | kind(ckpt, model, settings, datamodule, config)
+    result: dict[str, Any] = {"ckpt": str(ckpt)}
+    if isinstance(model, Classifier):
+        result |= classify(ckpt, model, settings, datamodule, config)
+    elif "audio" in model.encoder.modalities or not degradations:
+        result |= retrieve(ckpt, model, settings, datamodule, config)
+    if degradations:
+        rows = score_degraded(model, datamodule, degradations, config["max_unreadable"])
+        print()
+        print_degraded(rows)
+        result["degraded"] = rows
+    return result
+
+
+def print_degraded(rows: list[dict[str, Any]]) -> None:
+    """A line for each degradation, a column for each metric and subset."""
+    from avmae.training.degraded import condition_name
+
+    table: dict[str, dict[str, str]] = {}
+    for row in rows:
+        line = condition_name(row["degradation"], row["severity"])
+        column = row["metric"] if row["subset"] == "all" else f"{row['subset']}/{row['metric']}"
+        if row["metric"] != "top5":
+            text = f"{row['value']:.1%}" if row["metric"] == "top1" else f"{row['value']:.4f}"
+            table.setdefault(line, {})[column] = text
+    columns = list(dict.fromkeys(name for cells in table.values() for name in cells))
+    print_table(["degraded", *columns], [[line, *(cells[c] for c in columns)] for line, cells in table.items()])
 
 
 def classify(

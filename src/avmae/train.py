@@ -113,7 +113,16 @@ def run(config: dict[str, Any]) -> dict[str, float]:
         task = Pretraining(network, optim, model_config, seed, compile, objective)
     else:
         mixing = spec(MixSpec, "task.mix", task_config["mix"])
-        task = Classification(network, optim, model_config, seed, compile, task_config["label_smoothing"], mixing)
+        task = Classification(
+            network,
+            optim,
+            model_config,
+            seed,
+            compile,
+            label_smoothing=task_config["label_smoothing"],
+            mixing=mixing,
+            drop_audio=task_config["drop_audio"],
+        )
 
     callbacks = config["callbacks"]
     if not datamodule.splits.val:

@@ -20,7 +20,7 @@ from avmae.data.manifest import NAME, read_manifest
 from avmae.data.packed import read_packed
 from avmae.data.sampling import EvalSampler, TrainSampler
 from avmae.data.spectrogram import LogMel
-from avmae.data.splits import ClipEntry, Splits
+from avmae.data.splits import ClipEntry, Splits, few_labels
 from avmae.data.synthetic import write_synthetic
 from avmae.data.ucf101 import read_ucf101
 from avmae.errors import InputError
@@ -108,6 +108,7 @@ class ClipDataModule(L.LightningDataModule):
         crops: boxes of each test window.
         augment: how training views are drawn.
         seed: of the run.
+        train_share: of each class's training clips, at least one; the rest is left out (few labels).
     """
 
     def __init__(
@@ -121,11 +122,14 @@ class ClipDataModule(L.LightningDataModule):
         crops: int = 1,
         augment: AugmentSpec | None = None,
         seed: int = 0,
+        train_share: float = 1.0,
     ) -> None:
         super().__init__()
+        if not 0 < train_share <= 1:
+            raise InputError(f"data.train_share={train_share} must be above 0 and at most 1")
         if batch_size < 1 or workers < 0 or segments < 1 or crops < 1:
             raise InputError("data: batch_size, segments and crops are at least 1, workers at least 0")
-        self.splits = splits
+        self.splits = splits if train_share == 1 else few_labels(splits, train_share, seed)
         self.clip, self.audio, self.batch_size, self.workers = clip, audio, batch_size, workers
         self.segments, self.crops, self.seed = segments, crops, seed
         self.augment = augment or AugmentSpec()

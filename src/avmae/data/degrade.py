@@ -124,7 +124,7 @@ def degrade_video(video: Tensor, degradation: Degradation, seeds: Tensor) -> Ten
         flat = F.interpolate(down, (height, width), mode="bilinear", align_corners=False)
     elif kind == "blur":
         # torchvision pads by reflection, which cannot reach beyond the picture.
-        reach = min(math.ceil(4 * pixels), height - 1, width - 1)
+        reach = min(math.ceil(3 * pixels), height - 1, width - 1)
         flat = v2.gaussian_blur(flat, [2 * reach + 1] * 2, [pixels] * 2)
     elif kind == "motion":
         flat = _smear(flat, pixels, seeds.repeat_interleave(times))

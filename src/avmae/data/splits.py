@@ -1,6 +1,8 @@
 """Which clips a data set has, and which are for training, validation and test."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from avmae.data.media import Source
 from avmae.errors import InputError
@@ -44,3 +46,13 @@ def hold_out(train: list[ClipEntry], val_groups: int, fold: int) -> tuple[list[C
         )
     held_out = set(groups[len(groups) - val_groups :])
     return [e for e in train if e.group not in held_out], [e for e in train if e.group in held_out]
+
+
+def few_labels(splits: Splits, share: float, seed: int) -> Splits:
+    """Keep a share of each class's training clips, at least one, drawn by the seed; all else stays."""
+    rng = np.random.default_rng(seed)
+    kept = []
+    for label in range(len(splits.classes)):
+        numbers = [n for n, entry in enumerate(splits.train) if entry.label == label]
+        kept += rng.permutation(numbers)[: max(1, round(share * len(numbers)))].tolist()
+    return replace(splits, train=[splits.train[n] for n in sorted(map(int, kept))])

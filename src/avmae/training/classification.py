@@ -88,6 +88,11 @@ class Classification(Task):
         compile: see `Task`.
         label_smoothing: of the training loss (VideoMAE: 0.1).
         mixing: mixup and cutmix.
+        drop_audio: share of the training clips with sound whose sound is taken away, so that the model does not lean
+            on it alone.
+
+    Raises:
+        InputError: sound is to be dropped that the network does not hear or cannot miss.
     """
 
     network: Classifier
@@ -101,8 +106,15 @@ class Classification(Task):
         compile: bool = False,
         label_smoothing: float = 0.0,
         mixing: MixSpec | None = None,
+        drop_audio: float = 0.0,
     ) -> None:
         super().__init__(network, optim, config, seed, compile)
+        if not 0 <= drop_audio < 1:
+            raise InputError(f"task.drop_audio={drop_audio} must be a share of clips below 1")
+        modalities = network.encoder.modalities
+        if drop_audio and ("audio" not in modalities or modalities["audio"].absent is None):
+            raise InputError("task.drop_audio needs a system that hears: model=avmae or model=avmae_concat")
+        self.drop_audio = drop_audio
         self.label_smoothing, self.mixing = label_smoothing, mixing or MixSpec()
         self.results: dict[str, Any] = {}
         """What the last test found, as `ClipScores.compute`."""
@@ -120,7 +132,12 @@ class Classification(Task):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy of one batch, mixed where the recipe says so."""
-        rng = np.random.default_rng(self.step_seed(Stream.MIXING, self.trainer.fit_loop.epoch_loop.total_batch_idx))
+        step = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        if self.drop_audio:
+            generator = torch.Generator(self.device).manual_seed(self.step_seed(Stream.DROPPED_SOUND, step))
+            heard = self.draw(batch["label"].shape[0], generator) >= self.drop_audio
+            batch = {**batch, "has_audio": batch["has_audio"] & heard}
+        rng = np.random.default_rng(self.step_seed(Stream.MIXING, step))
         batch, target = mix(batch, self.network.classes, self.mixing, rng, self.network.clip.mel_std)
         logits = self.network(batch)
         loss = F.cross_entropy(logits.float(), target, label_smoothing=self.label_smoothing)

@@ -9,7 +9,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from avmae.data.datamodule import Batch, ClipDataModule
-from avmae.data.degrade import Degradation
+from avmae.data.degrade import SEVERITIES, Degradation
 from avmae.models.autoencoder import MaskedAutoencoder, normalize_patches
 from avmae.models.classifier import Classifier
 from avmae.models.tokens import gather_tokens
@@ -104,3 +104,8 @@ def score_degraded(
                 row = {"degradation": kind, "severity": severity, "subset": subset[0] if subset else "all"}
                 rows.append({**row, "metric": metric, "value": float(value)})
     return rows
+
+
+def condition_name(kind: str, severity: float) -> str:
+    """How a row's condition is called in tables."""
+    return f"{kind} {severity:g}" if SEVERITIES.get(kind) else kind

@@ -101,7 +101,7 @@ class Pretraining(Task):
         masks = self.network.draw_masks(clips, generator, rank, world)
         if not (whole and any(self.hidden_whole.values())):
             return self.network(batch, masks)
-        drawn = torch.rand(world * clips, generator=generator, device=self.device)[rank * clips : (rank + 1) * clips]
+        drawn = self.draw(clips, generator)
         # Never both, and nothing of a clip that would be left with nothing.
         shown = {
             "audio": drawn >= self.objective.hide_audio,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from timm.models.vision_transformer import Block
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
 from avmae.errors import InputError
@@ -24,6 +24,7 @@ class Stream(IntEnum):
     VALIDATION_MASKS = 1
     NETWORK = 2
     MIXING = 3
+    DROPPED_SOUND = 4
 
 
 class Task(L.LightningModule):
@@ -51,6 +52,12 @@ class Task(L.LightningModule):
     def step_seed(self, stream: Stream, step: int, rank: int = 0) -> int:
         """A seed of its own for each purpose, step and process."""
         return int(np.random.SeedSequence((self.seed, stream, step, rank)).generate_state(1, np.uint64)[0] >> 1)
+
+    def draw(self, clips: int, generator: torch.Generator) -> Tensor:
+        """(clips,) uniform numbers for this process's clips, which do not depend on how many processes share them."""
+        first = self.global_rank * clips
+        drawn = torch.rand(self.trainer.world_size * clips, generator=generator, device=self.device)
+        return drawn[first : first + clips]
 
     def configure_model(self) -> None:
         """Shard block by block where the strategy shards (FSDP2); nothing elsewhere."""

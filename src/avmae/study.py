@@ -1,0 +1,219 @@
+"""`python -m avmae.study`: does sound help, and most where pictures are poor? Every training and test of the answer."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+
+from avmae.command import command, evaluation_data, print_table, quiet_libraries
+from avmae.errors import InputError
+
+HEARING = ("avmae_concat", "avmae")
+QUICK = {
+    "seeds": [0],
+    "labels": [1.0],
+    "degradations": ["lowres:8", "blur:16", "drop:0.75", "noise:0", "silence", "swap"],
+}
+QUICK_OVERRIDES = ["trainer.max_epochs=4", "trainer.check_val_every_n_epoch=4"]
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run of `python -m avmae.train`.
+
+    Args:
+        name: of its folder.
+        start: what the weights start from: `pretraining` itself, `pretrained` or `scratch`.
+        labels: share of the training clips.
+        arguments: of the command, but for the data and the folder.
+    """
+
+    name: str
+    start: str
+    labels: float
+    arguments: tuple[str, ...]
+
+
+@command("study")
+def main(config: dict[str, Any]) -> None:
+    """Train, test, tabulate; see `python -m avmae.study --help`."""
+    quiet_libraries()
+    study = config["study"]
+    if study["quick"]:
+        study |= QUICK | {"overrides": QUICK_OVERRIDES + study["overrides"]}
+    output = Path(config["output"] or f"logs/study_{study['name']}{'_quick' if study['quick'] else ''}")
+    handed_on = [o for o in HydraConfig.get().overrides.task if o.startswith(("data=", "data."))]
+    begin(output, study | {"data": handed_on, "quick": study["quick"]})
+
+    began, rows = time.monotonic(), []
+    units = [(system, seed) for seed in study["seeds"] for system in study["systems"]]
+    for number, (system, seed) in enumerate(units, start=1):
+        folder = output / system / f"seed{seed}"
+        file = folder / "rows.json"
+        if not file.is_file():
+            print(f"[{number}/{len(units)}] {system}, seed {seed}: {time.monotonic() - began:.0f} s so far", flush=True)
+            found = list(unit(folder, system, seed, study, handed_on, config["accelerator"]))
+            write(file, [{"system": system, "seed": seed, **row} for row in found])
+        rows += json.loads(file.read_text(encoding="utf-8"))
+    controlled = output / "controls.json"
+    if not controlled.is_file():
+        write(controlled, measure_controls(output, study))
+    content = {"study": study, "controls": json.loads(controlled.read_text(encoding="utf-8")), "rows": rows}
+    write(output / "study.json", content)
+    summary = summarize(rows)
+    report(content, summary)
+    print(f"wrote {output / 'study.json'} in {time.monotonic() - began:.0f} s")
+
+
+def begin(output: Path, settings: dict[str, Any]) -> None:
+    """Make the study's folder, or go on in it.
+
+    Raises:
+        InputError: it cannot be made, or holds a study with other settings.
+    """
+    file = output / "settings.json"
+    if file.is_file():
+        found = json.loads(file.read_text(encoding="utf-8"))
+        differs = sorted(key for key in found.keys() | settings.keys() if found.get(key) != settings.get(key))
+        if differs:
+            raise InputError(
+                f"{output} holds a study with another {', '.join(differs)} ({found.get(differs[0])}, now "
+                f"{settings.get(differs[0])}); give output=NEWDIR, or delete it"
+            )
+        return
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        write(file, settings)
+    except OSError as error:
+        raise InputError(f"output={output} cannot be written: {error.strerror}; choose another") from error
+
+
+def write(file: Path, content: Any) -> None:
+    """Write JSON whole or not at all."""
+    temporary = file.with_suffix(".partial")
+    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    temporary.replace(file)
+
+
+def trainings(folder: Path, system: str, seed: int, study: dict[str, Any]) -> Iterator[Training]:
+    """What is trained of one system with one seed, the pretraining first."""
+    common = (f"model={system}", f"seed={seed}", *study["overrides"])
+    hearing = study["hearing"] if system in HEARING else {"pretrain": [], "finetune": []}
+    pretrain = (f"experiment={study['pretrain']}", *common, *hearing["pretrain"])
+    finetune = (f"experiment={study['finetune']}", *common, *hearing["finetune"])
+    yield Training("pretrain", "pretraining", 1.0, pretrain)
+    for share in study["labels"]:
+        few = (f"data.train_share={share}", *study["few_labels"]) if share < 1 else ()
+        name = f"finetune_{share:g}"
+        yield Training(name, "pretrained", share, (*finetune, *few, f"ckpt={folder}/pretrain/checkpoints/last.ckpt"))
+        if not study["quick"]:
+            yield Training(f"scratch_{share:g}", "scratch", share, (*finetune, *few))
+
+
+def unit(
+    folder: Path, system: str, seed: int, study: dict[str, Any], handed_on: list[str], accelerator: str
+) -> Iterator[dict[str, Any]]:
+    """Train one system with one seed in all ways and test each: rows of results."""
+    from avmae.data.degrade import Degradation, all_degradations
+    from avmae.models.weights import load_model, read_checkpoint
+    from avmae.training.degraded import score_degraded
+
+    chosen = study["degradations"]
+    degradations = all_degradations() if chosen == "all" else [Degradation.parse(str(text)) for text in chosen]
+    for training in trainings(folder, system, seed, study):
+        run_dir, ckpt = folder / training.name, folder / training.name / "checkpoints/last.ckpt"
+        if not (run_dir / "summary.json").is_file():
+            train([*training.arguments, *handed_on, f"trainer.accelerator={accelerator}"], run_dir)
+        model = load_model(ckpt)
+        # Sound is read for all, for results are told apart by whether a clip has it.
+        data = evaluation_data(read_checkpoint(ckpt).config, {}, ["video", "audio"])
+        # From scratch and with few labels, what matters is how much is learned, clean.
+        full = training.start == "pretraining" or (training.start == "pretrained" and training.labels == 1)
+        for row in score_degraded(model, data, degradations if full else []):
+            yield {"start": training.start, "labels": training.labels, **row}
+
+
+def train(arguments: list[str], run_dir: Path) -> None:
+    """Run one training as a process of its own.
+
+    Raises:
+        InputError: it failed; its message is that of the training.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    log = run_dir / "output.txt"
+    command = [sys.executable, "-m", "avmae.train", *arguments, f"hydra.run.dir={run_dir.absolute()}"]
+    print("  python", *command[1:], flush=True)
+    with log.open("w", encoding="utf-8") as stream:
+        code = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=os.environ).returncode
+    if code:
+        said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-5:]
+        raise InputError(f"a training of the study failed (code {code}); {log} ends with:\n  " + "\n  ".join(said))
+
+
+def measure_controls(output: Path, study: dict[str, Any]) -> dict[str, float]:
+    """What the data give away to linear models, on the data set that the trainings had."""
+    from avmae.models.weights import read_checkpoint
+    from avmae.training.controls import controls
+
+    found = sorted(output.glob("*/seed*/finetune_1/checkpoints/last.ckpt"))
+    if not found:
+        raise InputError("study.labels must contain 1.0, a fine-tuning on all training clips")
+    return controls(evaluation_data(read_checkpoint(found[0]).config, {}, ["video", "audio"]))
+
+
+def summarize(rows: list[dict[str, Any]]) -> dict[tuple[str, ...], list[float]]:
+    """Values over seeds by (system, start, labels, degradation, severity, subset, metric)."""
+    values: dict[tuple[str, ...], list[float]] = {}
+    names = ("system", "start", "labels", "degradation", "severity", "subset", "metric")
+    for row in rows:
+        values.setdefault(tuple(str(row[name]) for name in names), []).append(row["value"])
+    return values
+
+
+def report(content: dict[str, Any], summary: dict[tuple[str, ...], list[float]]) -> None:
+    """Print the tables: accuracy and hidden-patch error by degradation, few labels, controls."""
+    from avmae.training.degraded import condition_name
+
+    systems = content["study"]["systems"]
+
+    def cell(*key: Any) -> str:
+        values = summary.get(tuple(map(str, key)))
+        if values is None:
+            return "-"
+        scale, digits = (100, 1) if key[-1] == "top1" else (1, 4)
+        text = f"{scale * mean(values):.{digits}f}"
+        return text if len(values) == 1 else f"{text} ± {scale * stdev(values):.{digits}f}"
+
+    conditions = list(dict.fromkeys((row["degradation"], row["severity"]) for row in content["rows"]))
+    for title, start, metric, subsets in (
+        ("top-1 in percent, pretrained and fine-tuned", "pretrained", "top1", ("all", "sound", "silent")),
+        ("squared error of hidden picture patches", "pretraining", "hidden_mse", ("sound",)),
+    ):
+        for subset in subsets:
+            print(f"\n{title}: {subset} clips")
+            body = [
+                [
+                    condition_name(kind, severity),
+                    *(cell(s, start, 1.0, kind, severity, subset, metric) for s in systems),
+                ]
+                for kind, severity in conditions
+            ]
+            print_table(["degradation", *systems], body)
+    print("\ntop-1 in percent, clean, by share of labels")
+    starts = list(dict.fromkeys((r["start"], r["labels"]) for r in content["rows"] if r["metric"] == "top1"))
+    body = [[f"{a} {b:g}", *(cell(s, a, b, "clean", 0.0, "all", "top1") for s in systems)] for a, b in starts]
+    print_table(["start and labels", *systems], body)
+    print("\nwhat linear models know, in percent")
+    print_table(["control", "top1"], [[name, f"{value:.1%}"] for name, value in content["controls"].items()])
+
+
+if __name__ == "__main__":
+    main()

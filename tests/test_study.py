@@ -1,0 +1,59 @@
+"""The study on a miniature, whole."""
+
+import json
+from pathlib import Path
+
+import pytest
+from commands import error, run
+from conftest import TINY
+
+SYSTEMS = ("videomae", "avmae")
+
+
+@pytest.fixture(scope="module")
+def arguments(miniature: Path) -> list[str]:
+    tiny = ",".join(f"'{o}'" for o in [*TINY, "trainer.max_epochs=1", "optim.kind=adamw"] if "accelerator" not in o)
+    study = ["study.quick=true", f"study.systems=[{','.join(SYSTEMS)}]", f"study.overrides=[{tiny}]"]
+    return [*study, "data=ucf101", f"data.root={miniature}", "data.val_groups=1", "accelerator=cpu", "output=out"]
+
+
+@pytest.fixture(scope="module")
+def study(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("study")
+    return folder, run("study", *arguments, cwd=folder)
+
+
+def test_every_system_is_tested_on_every_degradation(study: tuple[Path, str]) -> None:
+    folder, printed = study
+    content = json.loads((folder / "out/study.json").read_text())
+    degradations = ["clean", "lowres", "blur", "drop", "noise", "silence", "swap"]
+    for system in SYSTEMS:
+        for start, metric in (("pretraining", "hidden_mse"), ("pretrained", "top1")):
+            rows = [r for r in content["rows"] if (r["system"], r["start"], r["metric"]) == (system, start, metric)]
+            for subset in ("all", "sound", "silent"):
+                values = {r["degradation"]: r["value"] for r in rows if r["subset"] == subset}
+                assert list(values) == degradations
+                # What is done to sound is nothing to who does not hear, and to clips that have none.
+                if system == "videomae" or subset == "silent":
+                    assert len({values[name] for name in ("clean", "noise", "silence", "swap")}) == 1
+                if metric == "hidden_mse":
+                    assert values["blur"] != values["clean"]
+                    assert (values["swap"] == values["clean"]) == (system == "videomae" or subset == "silent")
+    controls = content["controls"]
+    assert controls["chance"] == 0.25
+    # One number tells two of four classes at most.
+    assert controls["has_sound"] == pytest.approx(0.5)
+    assert "lowres 8" in printed
+
+
+def test_a_second_run_trains_nothing_and_other_settings_are_refused(
+    study: tuple[Path, str], arguments: list[str]
+) -> None:
+    folder, first = study
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("out/**/*.ckpt")}
+    second = run("study", *arguments, cwd=folder)
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("out/**/*.ckpt")} == before
+    tables = first[first.index("top-1 in percent") :].splitlines()[:-1]
+    assert second.strip().splitlines()[:-1] == tables
+    said = error(run("study", *arguments, "study.finetune=demo_finetune", cwd=folder, ok=False))
+    assert "another finetune" in said
