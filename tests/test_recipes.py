@@ -43,6 +43,7 @@ def test_an_objective_that_the_system_cannot_meet_is_refused(miniature: Path, tm
         (["model=videomae", "task.hide_audio=0.5"], "task.hide_audio"),
         (["task.hide_video=0.5"], r"model.may_lack=[video,audio]"),
         (["task.hide_audio=0.9", "task.hide_video=0.9"], "at most 1"),
+        (["task=classify", "optim=finetune", "model=videomae", "task.drop_audio=0.5"], "task.drop_audio"),
     ):
         assert key in error(train(*wrong, cwd=tmp_path, miniature=miniature, ok=False))
 
@@ -78,7 +79,13 @@ def finetuned(miniature: Path, pretrained: Path, tmp_path_factory: pytest.TempPa
     """Run folder of the full recipe's augmentations, mixing and EMA."""
     folder = tmp_path_factory.mktemp("finetuned")
     recipe = ("augment=strong", "task.mix.mixup=0.8", "task.mix.cutmix=1", "task.label_smoothing=0.1", "callbacks=ema")
-    strong = ("model.drop_path=0.2", "task.dropout=0.5", "model.checkpointing=true", "model.may_lack=[video,audio]")
+    strong = (
+        "task.drop_audio=0.3",
+        "model.drop_path=0.2",
+        "task.dropout=0.5",
+        "model.checkpointing=true",
+        "model.may_lack=[video,audio]",
+    )
     epochs = ("trainer.max_epochs=2", "callbacks.ema.decay=0.5", "trainer.accumulate_grad_batches=2")
     ckpt = f"ckpt={pretrained}/checkpoints/last.ckpt"
     setup = ("hydra.run.dir=run", "task=classify", "optim=finetune", "optim.clip_norm=1", ckpt)
@@ -89,7 +96,8 @@ def finetuned(miniature: Path, pretrained: Path, tmp_path_factory: pytest.TempPa
 def test_results_add_up_and_several_checkpoints_end_with_their_mean(finetuned: Path, tmp_path: Path) -> None:
     ckpts = [finetuned / f"checkpoints/{name}.ckpt" for name in ("last", "best")]
     output = tmp_path / "results.json"
-    printed = run("evaluate", f"ckpt=[{ckpts[0]},{ckpts[1]}]", f"output={output}", cwd=tmp_path)
+    degrade = "degrade=[blur:16,silence]"
+    printed = run("evaluate", f"ckpt=[{ckpts[0]},{ckpts[1]}]", f"output={output}", degrade, cwd=tmp_path)
     content = json.loads(output.read_text())
     for result in content["runs"]:
         confusion = torch.tensor(result["confusion"])
@@ -98,6 +106,11 @@ def test_results_add_up_and_several_checkpoints_end_with_their_mean(finetuned: P
         # In the miniature a class sounds as a whole or not at all.
         assert result["sound_classes/top1"] == pytest.approx(result["sound/top1"])
         assert result["silent_classes/top1"] == pytest.approx(result["silent/top1"])
+        degraded = {(r["degradation"], r["subset"]): r["value"] for r in result["degraded"] if r["metric"] == "top1"}
+        assert degraded["clean", "all"] == pytest.approx(result["top1"])
+        assert degraded["clean", "sound"] == pytest.approx(result["sound/top1"])
+        assert degraded["silence", "silent"] == degraded["clean", "silent"]
+        assert ("blur", "all") in degraded
     assert content["top1"] == pytest.approx(sum(r["top1"] for r in content["runs"]) / 2)
     assert "mean" in printed
 

@@ -28,7 +28,8 @@ class ModelSpec:
         positions: `flat`, as VideoMAE's weights need it, or `axes`; see `grid_positions`.
         video_patch: frames, height, width of a tubelet.
         audio_patch: spectrogram frames and mel bins of a patch.
-        frames_apart: encode each frame on its own (ImageMAE); the tubelet is then one frame long.
+        frames_apart: encode each frame on its own (ImageMAE); the tubelet is then one frame long,
+            whatever `video_patch` says, so that all systems can share a recipe.
         may_lack: modalities in whose place a learned token can stand: `audio` for silent clips, `video` for inpainting.
         drop_path: rate of the last block.
         checkpointing: recompute activations in the backward pass.
@@ -66,8 +67,10 @@ class ModelSpec:
             raise InputError(f"model.may_lack must be [audio] or [video, audio], not {list(self.may_lack)}")
         if (self.fusion == "none") != (len(self.modalities) == 1):
             raise InputError("model.fusion is none for systems of pictures alone, and only for them")
-        if self.frames_apart and (self.video_patch[0] != 1 or len(self.modalities) > 1):
-            raise InputError("model.frames_apart needs a tubelet of one frame (model.video_patch=[1,..]) and no sound")
+        if self.frames_apart and len(self.modalities) > 1:
+            raise InputError("model.frames_apart is for systems of pictures alone")
+        if self.frames_apart:
+            object.__setattr__(self, "video_patch", (1, *self.video_patch[1:]))
 
 
 @dataclass(frozen=True)
