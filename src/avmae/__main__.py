@@ -7,6 +7,7 @@ COMMANDS = {
     "evaluate": "score a checkpoint on test clips",
     "predict": "the most probable classes of a video",
     "reconstruct": "see what pretrained models make of videos",
+    "report": "write a page about runs and sweeps: curves, results, classes, reconstructions",
     "features": "write an embedding of every clip",
     "export": "write a model for use elsewhere",
 }
