@@ -67,12 +67,14 @@ class Point:
         place: what it depends on, a number or a name.
         value: itself.
         link: an address to go to from the point.
+        colour: of the point; empty for its line's.
     """
 
     line: str
     place: float | str
     value: float
-    link: str | None = None
+    link: str = ""
+    colour: str = ""
 
 
 def colours(count: int, ordered: bool = False) -> list[str]:
@@ -134,6 +136,7 @@ def dependence_figure(points: Sequence[Point], xlabel: str, metric: str) -> Figu
         axes = figure.add_subplot()
         _dependence(axes, points)
         axes.set_xlabel(xlabel)
+        axes.set_ylim(_limits(points))
         _value_axis(axes, metric)
     return figure
 
@@ -244,14 +247,14 @@ def _dependence(axes: Axes, points: Sequence[Point], lines: Sequence[str] | None
         y, spread = np.array([row[1] for row in stats]), np.array([row[2] or 0 for row in stats])
         style: dict[str, Any] = {"color": colour, "marker": MARKERS[number % len(MARKERS)], "markersize": 4}
         handles[line] = axes.errorbar(x, y, spread if spread.any() else None, capsize=2, linewidth=1.3, **style)
-        linked = [(a, b, at[row[0]][0].link) for a, b, row in zip(x, y, stats, strict=True) if at[row[0]][0].link]
-        if linked:
-            across, up, links = zip(*linked, strict=True)
-            axes.scatter(across, up, s=36, color=colour, zorder=3).set_urls(list(links))
+        dots = [(a, b, at[row[0]][0]) for a, b, row in zip(x, y, stats, strict=True)]
+        if any(point.link for _, _, point in dots):
+            marks = axes.scatter(x, y, s=40, color=[point.colour or colour for *_, point in dots], zorder=3)
+            marks.set_urls([point.link for *_, point in dots])
     if not numbers:
         axes.set_xticks(range(len(places)), [str(place) for place in places])
     elif len(places) <= 8:
-        axes.set_xticks(sorted(places), [f"{place:g}" for place in sorted(places)])  # type: ignore[type-var]
+        axes.set_xticks(sorted(places), [f"{place:g}" for place in sorted(places)])
     return handles
 
 
@@ -260,7 +263,8 @@ def _limits(points: Sequence[Point]) -> tuple[float, float]:
     for point in points:
         groups.setdefault((point.line, point.place), []).append(point.value)
     ends = [m + sign * (d or 0) for m, d in map(mean_deviation, groups.values()) for sign in (-1, 1)]
-    margin = 0.06 * (max(ends) - min(ends)) or 0.05 * abs(max(ends)) or 1.0
+    # Differences of less than a few percent are not blown up to a whole panel.
+    margin = max(0.07 * (max(ends) - min(ends)), 0.02 * max(map(abs, ends))) or 1.0
     return min(ends) - margin, max(ends) + margin
 
 

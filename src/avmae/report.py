@@ -35,6 +35,7 @@ OVERVIEW = (
     *("test/top5", "results/top1", "results/top5", "results/sound/top1", "results/silent/top1"),
 )
 """Metrics of the table over runs."""
+PARTS = {"train": "training", "val": "validation", "test": "test", "results": "avmae.evaluate"}
 TASKS = {"pretrain": "Pretraining", "classify": "Classification"}
 
 
@@ -97,46 +98,44 @@ def build(config: Mapping[str, Any]) -> dict[str, Any]:
         if not given:
             raise InputError(f"reconstructions={folder} holds no reconstruction.png or reconstruction.mp4")
         pictures += given
-    arranged, sweeps = arrange([read_run(path) for path in dict.fromkeys(path.resolve() for path in found)])
+    arranged, sweeps = arrange([read_run(path) for path in {path.resolve(): path for path in found}.values()])
     owned: dict[Path | None, list[Path]] = {}
     for path in dict.fromkeys(path.resolve() for path in pictures):
-        owners = [run.folder for run in arranged if run.folder in (path, *path.parents)]
+        owners = [run.folder for run in arranged if run.folder.resolve() in (path, *path.parents)]
         owned.setdefault(max(owners, key=lambda owner: len(owner.parts), default=None), []).append(path)
-    ordered = bool(arranged) and sweeps == [arranged] and isinstance(arranged[0].swept_value(_axis(arranged)), float)
-    standard, sections = defaults(), []
-    for number, (run, colour) in enumerate(zip(arranged, colours(len(arranged), ordered), strict=True)):
-        shown_here = reconstructions(owned.get(run.folder, []), config)
-        sections.append(
-            {
-                "run": run,
-                "anchor": f"run-{number + 1}",
-                "colour": colour,
-                "task": TASKS.get(run.task, run.task),
-                "settings": settings_table(run, standard),
-                "config": "\n".join(f"{key}: {_value(value)}" for key, value in run.config.items()),
-                "metrics": pairs(
-                    {n: metric(n, v) for n, v in sorted(run.final.items()) if not n.startswith("results/")}
-                ),
-                "records": {name: pairs(flat(content)) for name, content in run.records.items()},
-                "evaluation": evaluation(run),
-                "reconstructions": shown_here,
-            }
-        )
-    swept = {key for jobs in sweeps for key in jobs[0].swept}
+    standard, sections = defaults(), list[dict[str, Any]]()
+    for run in arranged:
+        section = {
+            "run": run,
+            "anchor": f"run-{len(sections) + 1}",
+            "task": TASKS.get(run.task, run.task),
+            "metrics": {n: metric(n, value) for n, value in sorted(run.final.items()) if not n.startswith("results/")},
+            "config": "\n".join(f"{key}: {_value(value)}" for key, value in run.config.items()),
+            "records": {name: {k: _value(v) for k, v in flat(record).items()} for name, record in run.records.items()},
+            "evaluation": evaluation(run),
+            "reconstructions": reconstructions(owned.get(run.folder, []), config),
+        }
+        sections.append(section)
+    tasks = [[s for s in sections if s["task"] == task] for task in dict.fromkeys(s["task"] for s in sections)]
+    for alike in tasks:
+        jobs = [section["run"] for section in alike]
+        ordered = jobs in sweeps and isinstance(jobs[0].swept_value(_axis(jobs)), float)
+        for section, colour in zip(alike, colours(len(alike), ordered), strict=True):
+            section["colour"] = colour
+    names = list(dict.fromkeys(str(run.config.get("name") or run.label) for run in arranged))
     return {
-        "title": sections[0]["run"].label if len(sections) == 1 else ", ".join(path.resolve().name for path in inputs),
+        "title": ", ".join(names or [path.resolve().name for path in inputs]),
         "inputs": [str(path) for path in inputs],
         "written": f"{datetime.now():%Y-%m-%d %H:%M}",
         "version": avmae.__version__,
         "counted": f"{len(sections)} run{'' if len(sections) == 1 else 's'}",
-        "overview": overview(sections),
+        "overview": [{"title": alike[0]["task"], "table": overview(alike)} for alike in tasks]
+        if len(sections) > 1
+        else [],
         "sweeps": [sweep_section([s for s in sections if s["run"] in jobs]) for jobs in sweeps],
-        "differences": differences(sections, swept),
-        "curves": [
-            curves_section(task, [s for s in sections if s["task"] == task and s["run"].curves])
-            for task in dict.fromkeys(s["task"] for s in sections if s["run"].curves)
-        ],
+        "curves": [curves_section([s for s in alike if s["run"].curves]) for alike in tasks],
         "studies": studies,
+        "settings": settings(sections, standard),
         "runs": sections,
         "reconstructions": reconstructions(owned.get(None, []), config),
     }
@@ -157,44 +156,40 @@ def defaults() -> dict[str, Any]:
     return flat({str(key): value for key, value in content.items()})
 
 
-def overview(sections: Sequence[Mapping[str, Any]]) -> Table | None:
-    """A row for each run; of several the best figures are marked, those of one task against each other."""
-    runs = [s["run"] for s in sections]
+def overview(sections: Sequence[Mapping[str, Any]]) -> Table:
+    """A row for each run of one task; the best figures are marked."""
+    runs = [section["run"] for section in sections]
     names = [name for name in OVERVIEW if any(name in run.final for run in runs)]
-    if not names:
-        return None
+    best = {}
+    for name in names:
+        values = {run.final[name] for run in runs if name in run.final}
+        best[name] = (min if "loss" in name else max)(values) if len(values) > 1 else None
     rows = []
     for section, run in zip(sections, runs, strict=True):
         cells = [cell(run.label, href=f"#{section['anchor']}", colour=section["colour"])]
         for name in names:
-            rivals = [other.final[name] for other in runs if other.task == run.task and name in other.final]
             value = run.final.get(name)
-            best = (min if "loss" in name else max)(rivals) if len(set(rivals)) > 1 else None
-            cells.append(cell("" if value is None else metric(name, value), best=value is not None and value == best))
+            cells.append(
+                cell("" if value is None else metric(name, value), best=value is not None and value == best[name])
+            )
         rows.append(cells)
     return {"header": ["run", *names], "rows": rows}
 
 
-def differences(sections: Sequence[Mapping[str, Any]], swept: set[str]) -> Table | None:
-    """Settings that differ between runs, but for those whose values already name the jobs of a sweep."""
-    known = [s for s in sections if s["run"].config]
-    keys = [key for key in varied([s["run"].config for s in known]) if len(known) < len(sections) or key not in swept]
-    if len(known) < 2 or not keys:
-        return None
+def settings(sections: Sequence[Mapping[str, Any]], standard: Mapping[str, Any]) -> dict[str, Any]:
+    """In what the runs differ, a table, and what they share that is not a default: (key, value, default) texts."""
+    known = [section for section in sections if section["run"].config]
+    configs = [section["run"].config for section in known]
+    keys = varied(configs)
+    shared = configs[0] if configs else {}
+    changed = [key for key in varied([shared, standard]) if key in shared and key not in keys]
     rows = [
-        [cell(s["run"].label, href=f"#{s['anchor']}"), *(cell(_value(s["run"].config.get(k, "–"))) for k in keys)]
-        for s in known
+        [cell(s["run"].label, href=f"#{s['anchor']}"), *(cell(_text(s["run"].config, k)) for k in keys)] for s in known
     ]
-    return _turned({"header": ["run", *keys], "rows": rows})
-
-
-def settings_table(run: Run, standard: Mapping[str, Any]) -> Table | None:
-    """Where a run's config differs from what training does by default."""
-    keys = [key for key in varied([run.config, standard]) if key in run.config]
-    if not run.config or not keys:
-        return None
-    rows = [[cell(key), cell(_value(run.config[key])), cell(_value(standard.get(key, "–")))] for key in keys]
-    return {"header": ["setting", "this run", "default"], "rows": rows}
+    return {
+        "differing": _turned({"header": ["run", *keys], "rows": rows}) if keys else None,
+        "changed": [(key, _text(shared, key), _text(standard, key)) for key in changed],
+    }
 
 
 def sweep_section(sections: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -213,9 +208,12 @@ def sweep_section(sections: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for section, job in zip(sections, jobs, strict=True):
             if name in job.final:
                 line = ", ".join(f"{key}={job.overrides.get(key, 'default')}" for key in kinds)
-                points.append(Point(line, job.swept_value(axis), job.final[name], f"#{section['anchor']}"))
+                place, link = job.swept_value(axis), f"#{section['anchor']}"
+                points.append(Point(line, place, job.final[name], link, "" if kinds else section["colour"]))
         lines |= dict.fromkeys(point.line for point in points)
-        panels.append({"title": name, "svg": svg(dependence_figure(points, axis, name))})
+        part, _, rest = name.partition("/")
+        title = f"{TITLES.get(rest, rest)}, {PARTS.get(part, part)}"
+        panels.append({"title": title, "svg": svg(dependence_figure(points, axis, name))})
     legend = [{"text": line, "colour": colour} for line, colour in zip(lines, colours(len(lines)), strict=True)]
     return {
         "axis": axis,
@@ -226,7 +224,7 @@ def sweep_section(sections: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def curves_section(task: str, sections: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def curves_section(sections: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Curves of the runs of one task, each quantity in one plot."""
     from avmae.plots import POINTS, Curve, curves_figure, svg
 
@@ -241,7 +239,7 @@ def curves_section(task: str, sections: Sequence[Mapping[str, Any]]) -> dict[str
         panels[name in SHOWN].append({"title": TITLES.get(name, name), "svg": svg(curves_figure(name, curves))})
     longest = max((len(points) for s in sections for points in s["run"].curves.values()), default=0)
     return {
-        "title": task,
+        "title": sections[0]["task"] if sections else "",
         "legend": [{"text": s["run"].label, "colour": s["colour"], "href": f"#{s['anchor']}"} for s in sections],
         "shown": panels[True],
         "folded": panels[False],
@@ -366,11 +364,6 @@ def cell(text: str, **marks: Any) -> dict[str, Any]:
     return {"text": text, "href": None, "best": False, "colour": None} | marks
 
 
-def pairs(content: Mapping[str, Any]) -> Table:
-    """A table of names and values without a header."""
-    return {"header": [], "rows": [[cell(name), cell(_value(value))] for name, value in content.items()]}
-
-
 def _turned(table: Table) -> Table:
     """The table on its side where it has more columns than rows, so that it stays readable on narrow screens."""
     if len(table["header"]) <= len(table["rows"]) + 1:
@@ -392,6 +385,10 @@ def _axis(jobs: Sequence[Run]) -> str:
 
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
+
+
+def _text(config: Mapping[str, Any], key: str) -> str:
+    return _value(config[key]) if key in config else "–"
 
 
 def _value(value: Any) -> str:
