@@ -157,13 +157,18 @@ def defaults() -> dict[str, Any]:
 
 
 def overview(sections: Sequence[Mapping[str, Any]]) -> Table:
-    """A row for each run of one task; the best figures are marked."""
+    """A row for each run of one task; the best accuracies are marked.
+
+    Losses are not: under another mask or with other targets they measure another task.
+    """
+    from avmae.plots import is_share
+
     runs = [section["run"] for section in sections]
     names = [name for name in OVERVIEW if any(name in run.final for run in runs)]
     best = {}
     for name in names:
         values = {run.final[name] for run in runs if name in run.final}
-        best[name] = (min if "loss" in name else max)(values) if len(values) > 1 else None
+        best[name] = max(values) if len(values) > 1 and is_share(name) else None
     rows = []
     for section, run in zip(sections, runs, strict=True):
         cells = [cell(run.label, href=f"#{section['anchor']}", colour=section["colour"])]
