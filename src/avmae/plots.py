@@ -37,6 +37,8 @@ STYLE: dict[str, Any] = {
     "text.parse_math": False,
     "svg.fonttype": "none",
 }
+CLEAN = ("clean", "none", None)
+"""A study's names for no degradation."""
 PANEL = (4.1, 2.6)
 """Inches; three panels fill a laptop's width, one a phone's."""
 POINTS = 400
@@ -152,9 +154,9 @@ def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str])
     with rc_context(STYLE | {"axes.grid": False, "font.size": font}):
         figure = Figure((side, side), layout="constrained")
         axes = figure.add_subplot()
-        axes.pcolormesh(shares, cmap="Blues", vmin=0, vmax=1, edgecolors="#eeeeee", linewidth=0.3)
-        axes.set(xlim=(0, len(classes)), ylim=(len(classes), 0), aspect="equal")
-        places = np.arange(len(classes)) + 0.5
+        # "none" keeps a pixel a class in the SVG, whatever its size on screen or paper.
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="none")
+        places = np.arange(len(classes))
         axes.set_xticks(places, names, rotation=90)
         axes.set_yticks(places, names)
         axes.tick_params(length=0)
@@ -163,7 +165,7 @@ def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str])
         for row, column in np.argwhere(counts) if few else ():
             ink = "white" if shares[row, column] > 0.55 else "#222222"
             text = f"{counts[row, column]:.0f}"
-            axes.text(column + 0.5, row + 0.5, text, color=ink, ha="center", va="center", fontsize=7)
+            axes.text(column, row, text, color=ink, ha="center", va="center", fontsize=7)
     return figure
 
 
@@ -171,18 +173,18 @@ def study_figure(
     rows: Sequence[Mapping[str, Any]],
     metric: str,
     degradations: Sequence[str] | None = None,
-    legend: bool = True,
+    labels: bool = True,
 ) -> Figure:
     """A metric against severity: a panel for each degradation, a line for each system, deviation over seeds.
 
-    Rows of no degradation (`clean`, `none` or null) are the start of every line, at severity 0. Systems under several
+    Rows of no degradation (`CLEAN`) are the start of every line, at severity 0. Systems under several
     conditions (any further key that varies, such as `split`) are lines of their own. All panels have one scale.
 
     Args:
         rows: of `study.json`: mappings with `system`, `seed`, `degradation`, `severity`, `metric` and `value`.
         metric: the rows to draw.
         degradations: the panels; None for all.
-        legend: name the lines in the figure.
+        labels: name panels and lines in the figure; where it is False, a page around it does.
     """
     points = study_points(rows, metric)
     chosen = list(points) if degradations is None else list(degradations)
@@ -190,19 +192,19 @@ def study_figure(
     height = -(-len(chosen) // columns)
     lines = list(dict.fromkeys(point.line for panel in points.values() for point in panel))
     with rc_context(STYLE):
-        figure = Figure((PANEL[0] * columns, PANEL[1] * height + 0.3 * legend), layout="constrained")
+        figure = Figure((PANEL[0] * columns, PANEL[1] * height + 0.3 * labels), layout="constrained")
         grid = figure.subplots(height, columns, squeeze=False)
         for axes in grid.flat[len(chosen) :]:
             axes.set_axis_off()
         handles: dict[str, Any] = {}
         for axes, name in zip(grid.flat, chosen, strict=False):
             handles |= _dependence(axes, points[name], lines)
-            axes.set_title(name, loc="left", fontweight="bold")
+            axes.set_title(name if labels else "", loc="left", fontweight="bold")
             axes.set_xlabel("severity")
             _value_axis(axes, metric)
         for axes in grid.flat[: len(chosen)]:
             axes.set_ylim(_limits([point for panel in points.values() for point in panel]))
-        if legend:
+        if labels:
             figure.legend(handles.values(), handles, loc="outside upper left", ncols=min(4, len(handles)))
     return figure
 
@@ -214,7 +216,7 @@ def study_points(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, li
     clean, panels = [], dict[str, list[Point]]()
     for row in rows:
         line = ", ".join([str(row["system"]), *(f"{key} {row.get(key)}" for key in extra)])
-        if row["degradation"] in (None, "clean", "none"):
+        if row["degradation"] in CLEAN:
             clean.append(Point(line, 0.0, row["value"]))
         else:
             panels.setdefault(str(row["degradation"]), []).append(Point(line, row["severity"], row["value"]))

@@ -61,8 +61,9 @@ def main(config: dict[str, Any]) -> None:
     except OSError as error:
         raise InputError(f"output={output} cannot be written: {error.strerror}; choose another") from error
     for section in page["runs"]:
-        print(*(f"{section['run'].label}: {note}" for note in section["run"].notes), sep="\n", end="")
-    print(f"wrote {output}: {page['counted']}, {output.stat().st_size / 1e6:.1f} MB")
+        for note in section["run"].notes:
+            print(f"{section['run'].label}: {note}")
+    print(f"wrote {output}: {page['counted']}{', ' * bool(page['counted'])}{output.stat().st_size / 1e6:.1f} MB")
 
 
 def build(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,7 +129,7 @@ def build(config: Mapping[str, Any]) -> dict[str, Any]:
         "inputs": [str(path) for path in inputs],
         "written": f"{datetime.now():%Y-%m-%d %H:%M}",
         "version": avmae.__version__,
-        "counted": f"{len(sections)} run{'' if len(sections) == 1 else 's'}",
+        "counted": f"{len(sections)} run{'s' * (len(sections) > 1)}" if sections else "",
         "overview": [{"title": alike[0]["task"], "table": overview(alike)} for alike in tasks]
         if len(sections) > 1
         else [],
@@ -263,8 +264,7 @@ def evaluation(run: Run) -> dict[str, Any] | None:
         names = [name for name, value in parts[0].items() if isinstance(value, int | float)]
         rows = [[cell(str(part["ckpt"])), *(cell(metric(n, part[n])) for n in names)] for part in parts]
         if len(parts) > 1:
-            columns = [mean_deviation([part[n] for part in parts]) for n in names]
-            spread = [f"{metric(n, m)} ± {metric(n, d or 0)}" for n, (m, d) in zip(names, columns, strict=True)]
+            spread = [_spread(n, *mean_deviation([part[n] for part in parts])) for n in names]
             rows.append([cell("mean ± deviation"), *map(cell, spread)])
         found: dict[str, Any] = {"figures": _turned({"header": ["checkpoint", *names], "rows": rows}), "classes": []}
         if "confusion" not in parts[0]:
@@ -327,33 +327,33 @@ def embedded(file: Path, kind: str, limit: float) -> dict[str, str]:
 
 def study_sections(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Figures and a table of each metric under each condition of a study."""
-    from avmae.plots import colours, mean_deviation, study_conditions, study_figure, study_points, svg
+    from avmae.plots import CLEAN, colours, mean_deviation, study_conditions, study_figure, study_points, svg
 
-    keys, sections = study_conditions(rows), []
-    for name in dict.fromkeys(row["metric"] for row in rows):
-        for values in dict.fromkeys(tuple(row.get(key) for key in keys) for row in rows if row["metric"] == name):
-            chosen = [row for row in rows if row["metric"] == name and tuple(row.get(key) for key in keys) == values]
-            points = study_points(chosen, name)
-            lines = list(dict.fromkeys(point.line for panel in points.values() for point in panel))
-            groups: dict[tuple[str, Any], dict[str, list[float]]] = {}
-            for degradation, panel in points.items():
-                for point in panel:
-                    groups.setdefault((degradation, point.place), {}).setdefault(point.line, []).append(point.value)
-            table = []
-            for (degradation, severity), found in groups.items():
-                texts = [mean_deviation(found[line]) if line in found else None for line in lines]
-                shown = ["–" if t is None else _spread(name, *t) for t in texts]
-                table.append([cell(degradation), cell(_value(severity)), *map(cell, shown)])
-            sections.append(
-                {
-                    "title": ", ".join(
-                        [name, *(f"{k} {v}" for k, v in zip(keys, values, strict=True) if v is not None)]
-                    ),
-                    "panels": [{"title": d, "svg": svg(study_figure(chosen, name, [d], False))} for d in points],
-                    "legend": [{"text": line, "colour": c} for line, c in zip(lines, colours(len(lines)), strict=True)],
-                    "table": {"header": ["degradation", "severity", *lines], "rows": table},
-                }
-            )
+    keys, parts = study_conditions(rows), dict[tuple[Any, ...], list[Mapping[str, Any]]]()
+    for row in rows:
+        parts.setdefault((row["metric"], *(row.get(key) for key in keys)), []).append(row)
+    sections = []
+    for (name, *values), chosen in parts.items():
+        lines = list(dict.fromkeys(str(row["system"]) for row in chosen))
+        groups: dict[tuple[str, str], dict[str, list[float]]] = {}
+        for row in chosen:
+            clean = row["degradation"] in CLEAN
+            place = ("clean", "") if clean else (str(row["degradation"]), _value(row["severity"]))
+            groups.setdefault(place, {}).setdefault(str(row["system"]), []).append(row["value"])
+        cells = [
+            [*map(cell, place), *(cell(_spread(name, *mean_deviation(found[x])) if x in found else "–") for x in lines)]
+            for place, found in groups.items()
+        ]
+        section = {
+            "title": ", ".join([name, *(f"{k} {v}" for k, v in zip(keys, values, strict=True) if v is not None)]),
+            "panels": [
+                {"title": degradation, "svg": svg(study_figure(chosen, name, [degradation], labels=False))}
+                for degradation in study_points(chosen, name)
+            ],
+            "legend": [{"text": line, "colour": c} for line, c in zip(lines, colours(len(lines)), strict=True)],
+            "table": {"header": ["degradation", "severity", *lines], "rows": cells},
+        }
+        sections.append(section)
     return sections
 
 
@@ -379,7 +379,11 @@ def _turned(table: Table) -> Table:
 
 
 def _spread(name: str, mean: float, deviation: float | None) -> str:
-    return metric(name, mean) + ("" if deviation is None else f" ± {metric(name, deviation)}")
+    from avmae.plots import is_share
+
+    if deviation is None:
+        return metric(name, mean)
+    return f"{metric(name, mean)} ± {metric(name, deviation) if is_share(name) else format(deviation, '.2g')}"
 
 
 def _axis(jobs: Sequence[Run]) -> str:
