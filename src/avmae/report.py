@@ -9,7 +9,7 @@ from typing import Any
 
 from avmae.command import command
 from avmae.errors import InputError
-from avmae.runs import Run, arrange, find_runs, flat, read_run, read_study, varied
+from avmae.runs import Run, arrange, find_runs, flat, read_reconstruction, read_run, read_study, varied
 
 Table = dict[str, Any]
 """`header`, texts, and `rows` of cells: a text each, and where it has them `href`, `best` and `colour`."""
@@ -33,6 +33,7 @@ SHOWN = ("loss", "loss_video", "loss_audio", "loss_contrast", "top1", "knn_top1"
 OVERVIEW = (
     *("train/loss", "val/loss", "val/loss_video", "val/loss_audio", "val/knn_top1", "val/top1", "test/top1"),
     *("test/top5", "results/top1", "results/top5", "results/sound/top1", "results/silent/top1"),
+    *("results/video_to_audio/r1", "results/audio_to_video/r1"),
 )
 """Metrics of the table over runs."""
 PARTS = {"train": "training", "val": "validation", "test": "test", "results": "avmae.evaluate"}
@@ -42,22 +43,13 @@ TASKS = {"pretrain": "Pretraining", "classify": "Classification"}
 @command("report")
 def main(config: dict[str, Any]) -> None:
     """Gather what lies in the folders and write the page; see `python -m avmae.report --help`."""
-    import jinja2
-
     output = Path(config["output"]).expanduser()
     if output.is_dir():
         raise InputError(f"output={output} is a folder; give a file, such as output={output}/report.html")
     page = build(config)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(environment.get_template("report.html").render(page), encoding="utf-8")
+        output.write_text(render(page), encoding="utf-8")
     except OSError as error:
         raise InputError(f"output={output} cannot be written: {error.strerror}; choose another") from error
     for section in page["runs"]:
@@ -71,34 +63,11 @@ def build(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         config: of `conf/report.yaml`.
-
-    Raises:
-        InputError: a folder does not exist or holds nothing that could be shown.
     """
     import avmae
     from avmae.plots import colours
 
-    inputs = [Path(path).expanduser() for path in _listed(config["input"])]
-    found, studies, pictures = list[Path](), [], list[Path]()
-    for folder in inputs:
-        if not folder.is_dir():
-            raise InputError(f"input={folder} is not a folder; give a run's, such as logs/NAME/TIME, or a sweep's")
-        runs, shown, study = find_runs(folder), find_reconstructions(folder), folder / "study.json"
-        if folder not in runs and (folder / "results.json").is_file():
-            runs.append(folder)
-        if not (runs or shown or study.is_file()):
-            raise InputError(
-                f"input={folder} holds no run (metrics.csv, summary.json or .hydra/config.yaml), no results.json, "
-                "no study.json and no reconstruction; give logs/NAME/TIME, or a sweep's folder"
-            )
-        studies += study_sections(read_study(study)) if study.is_file() else []
-        found, pictures = found + runs, pictures + shown
-    if config["reconstructions"] is not None:
-        folder = Path(config["reconstructions"]).expanduser()
-        given = find_reconstructions(folder)
-        if not given:
-            raise InputError(f"reconstructions={folder} holds no reconstruction.png or reconstruction.mp4")
-        pictures += given
+    inputs, found, studies, pictures = gather(config)
     arranged, sweeps = arrange([read_run(path) for path in {path.resolve(): path for path in found}.values()])
     owned: dict[Path | None, list[Path]] = {}
     for path in dict.fromkeys(path.resolve() for path in pictures):
@@ -135,11 +104,58 @@ def build(config: Mapping[str, Any]) -> dict[str, Any]:
         else [],
         "sweeps": [sweep_section([s for s in sections if s["run"] in jobs]) for jobs in sweeps],
         "curves": [curves_section([s for s in alike if s["run"].curves]) for alike in tasks],
-        "studies": studies,
+        "studies": [section for file in studies for section in study_sections(read_study(file))],
         "settings": settings(sections, standard),
         "runs": sections,
         "reconstructions": reconstructions(owned.get(None, []), config),
     }
+
+
+def render(page: Mapping[str, Any]) -> str:
+    """The page as HTML; every text in it is escaped."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html").render(page)
+
+
+def gather(config: Mapping[str, Any]) -> tuple[list[Path], list[Path], list[Path], list[Path]]:
+    """The inputs, folders of runs, files of studies, and folders of reconstructions.
+
+    Raises:
+        InputError: a folder does not exist or holds nothing that could be shown.
+    """
+    if not isinstance(config["clips"], int) or config["clips"] < 0 or not isinstance(config["embed_mb"], int | float):
+        raise InputError("clips must be a whole number from 0, and embed_mb a number")
+    given = config["input"] if isinstance(config["input"], list) else [config["input"]]
+    inputs = [Path(str(path)).expanduser() for path in given]
+    found, studies, pictures = list[Path](), list[Path](), list[Path]()
+    for folder in inputs:
+        if not folder.is_dir():
+            raise InputError(f"input={folder} is not a folder; give a run's, such as logs/NAME/TIME, or a sweep's")
+        runs, shown, study = find_runs(folder), find_reconstructions(folder), folder / "study.json"
+        if folder not in runs and (folder / "results.json").is_file():
+            runs.append(folder)
+        if not (runs or shown or study.is_file()):
+            raise InputError(
+                f"input={folder} holds no run (metrics.csv, summary.json or .hydra/config.yaml), no results.json, "
+                "no study.json and no reconstruction; give logs/NAME/TIME, or a sweep's folder"
+            )
+        found, pictures = found + runs, pictures + shown
+        studies += [study] if study.is_file() else []
+    if config["reconstructions"] is not None:
+        folder = Path(str(config["reconstructions"])).expanduser()
+        shown = find_reconstructions(folder)
+        if not shown:
+            raise InputError(f"reconstructions={folder} holds no reconstruction.png or reconstruction.mp4")
+        pictures += shown
+    return inputs, found, studies, pictures
 
 
 def find_reconstructions(folder: Path) -> list[Path]:
@@ -255,20 +271,16 @@ def curves_section(sections: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def evaluation(run: Run) -> dict[str, Any] | None:
     """What `avmae.evaluate` found: figures, folds, classes and their confusion, added up over folds."""
-    from avmae.plots import confusion_figure, mean_deviation, svg
+    from avmae.plots import confusion_figure, svg
 
     if not run.results:
         return None
     parts = run.results.get("runs") or [run.results]
     try:
-        names = [name for name, value in parts[0].items() if isinstance(value, int | float)]
-        rows = [[cell(str(part["ckpt"])), *(cell(metric(n, part[n])) for n in names)] for part in parts]
-        if len(parts) > 1:
-            spread = [_spread(n, *mean_deviation([part[n] for part in parts])) for n in names]
-            rows.append([cell("mean ± deviation"), *map(cell, spread)])
-        found: dict[str, Any] = {"figures": _turned({"header": ["checkpoint", *names], "rows": rows}), "classes": []}
+        found: dict[str, Any] = {"classes": [], "confusion": None}
+        found["figures"] = figures("checkpoint", {str(part["ckpt"]): part for part in parts})
         if "confusion" not in parts[0]:
-            return found | {"confusion": None}
+            return found
         classes = list(map(str, parts[0]["classes"]))
         confusion = [
             [sum(cells) for cells in zip(*lines, strict=True)]
@@ -291,28 +303,35 @@ def reconstructions(folders: Sequence[Path], config: Mapping[str, Any]) -> dict[
     """Videos, contact sheets and figures of the first few folders, and how many others there are."""
     shown = []
     for folder in folders[: config["clips"]]:
-        content: Any = {}
-        if (folder / "metrics.json").is_file():
-            try:
-                content = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-            except ValueError:
-                content = {}
-        systems = content.get("systems") or {}
-        names = list(dict.fromkeys(name for found in systems.values() for name in found))
-        rows = [
-            [cell(label), *(cell("–" if found.get(n) is None else metric(n, found[n])) for n in names)]
-            for label, found in systems.items()
-        ]
+        content = read_reconstruction(folder)
         shown.append(
             {
-                "name": Path(str(content.get("input", folder))).name,
-                "mask": ", ".join(f"{key} {_value(value)}" for key, value in (content.get("mask") or {}).items()),
+                "name": Path(content["input"]).name,
+                "mask": ", ".join(f"{key} {_value(value)}" for key, value in content["mask"].items()),
                 "video": embedded(folder / "reconstruction.mp4", "video/mp4", config["embed_mb"]),
                 "picture": embedded(folder / "reconstruction.png", "image/png", config["embed_mb"]),
-                "figures": _turned({"header": ["system", *names], "rows": rows}) if rows else None,
+                "figures": figures("system", content["systems"]),
             }
         )
     return {"shown": shown, "left": max(0, len(folders) - len(shown))}
+
+
+def figures(first: str, content: Mapping[str, Mapping[str, Any]]) -> Table | None:
+    """A table of numbers by row and name, on its side, with the mean of several checkpoints."""
+    names = list(dict.fromkeys(name for found in content.values() for name in found))
+    numbers = {n: [v for found in content.values() if isinstance(v := found.get(n), int | float)] for n in names}
+    names = [n for n in names if numbers[n]]
+    if not names:
+        return None
+    from avmae.plots import mean_deviation
+
+    rows = [
+        [cell(label), *(cell(metric(n, v) if isinstance(v := found.get(n), int | float) else "–") for n in names)]
+        for label, found in content.items()
+    ]
+    if first == "checkpoint" and len(rows) > 1:
+        rows.append([cell("mean ± deviation"), *(cell(_spread(n, *mean_deviation(numbers[n]))) for n in names)])
+    return _turned({"header": [first, *names], "rows": rows})
 
 
 def embedded(file: Path, kind: str, limit: float) -> dict[str, str]:
@@ -390,10 +409,6 @@ def _axis(jobs: Sequence[Run]) -> str:
     keys = jobs[0].swept
     numbers = [k for k in keys if k != "seed" and all(isinstance(job.swept_value(k), float) for job in jobs)]
     return [*numbers, *(k for k in keys if k != "seed"), *keys][0]
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def _text(config: Mapping[str, Any], key: str) -> str:

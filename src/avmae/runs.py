@@ -20,7 +20,7 @@ RECORD_BYTES = 1 << 16
 """Larger JSON files are data, not records of how a run was started."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
     """What lies in one run's folder; what is missing or broken is empty, and `notes` says so.
 
@@ -199,6 +199,22 @@ def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in content.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
     return found
+
+
+def read_reconstruction(folder: Path) -> dict[str, Any]:
+    """`input`, `mask` and `systems` (figures by system and name) of what `avmae.reconstruct` wrote.
+
+    Its pictures say most, so a file of figures that is missing, foreign or unfinished counts as empty.
+    """
+    try:
+        content = _json(folder / "metrics.json")
+        kept = {key: content[key] for key in ("mask", "systems") if isinstance(content.get(key), Mapping)}
+        name = str(content.get("input", folder))
+    except (OSError, ValueError, AttributeError):
+        kept, name = {}, str(folder)
+    found = {"mask": {}, "systems": {}} | kept
+    systems = {label: figures for label, figures in found["systems"].items() if isinstance(figures, Mapping)}
+    return {"input": name, "mask": found["mask"], "systems": systems}
 
 
 def read_study(file: Path) -> list[dict[str, Any]]:
