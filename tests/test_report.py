@@ -159,13 +159,15 @@ def test_the_page_needs_nothing_else(sweep: Path) -> None:
     assert not {"script", "iframe", "object", "embed"} & {tag for tag, _ in page.elements}
     targets = {link for link in links if link.startswith("#")}
     assert targets <= {f"#{name}" for name in page.values("id")}
+    assert not page.values("target"), "links stay in the window"
+    assert len(page.values("id")) == len(set(page.values("id"))), "figures do not borrow from each other"
     policy = next(attrs for _, attrs in page.elements if attrs.get("http-equiv") == "Content-Security-Policy")
     assert "default-src 'none'" in str(policy["content"])
 
 
 def test_seeds_of_a_sweep_become_a_deviation_and_other_keys_lines(tmp_path: Path) -> None:
     for job, (system, ratio, seed) in enumerate((s, r, n) for s in ("a", "b") for r in (0.5, 0.9) for n in (0, 1)):
-        overrides = [f"model.name={system}", f"mask.ratio={ratio}", f"seed={seed}"]
+        overrides = [f"seed={seed}", f"model.name={system}", f"mask.ratio={ratio}"]
         write_run(tmp_path / str(job), overrides, final=ratio + seed / 10)
     (tmp_path / "sweep.csv").write_text("job\n")
     section = report(tmp_path).after("Results against mask.ratio")

@@ -94,11 +94,11 @@ def is_share(name: str) -> bool:
 def svg(figure: Figure) -> str:
     """A figure as an SVG element to be put into a page; all text in it is escaped."""
     stream = io.StringIO()
-    # Several pages' worth of figures share one space of ids, and equal input should give equal files.
-    with rc_context(STYLE | {"svg.hashsalt": "avmae"}):
+    with rc_context(STYLE):
         figure.savefig(stream, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = stream.getvalue()
-    text = re.sub(r' id="[A-Za-z.0-9]+_\d+"', "", text[text.index("<svg") :])
+    # Ids that nothing refers to repeat from figure to figure, and matplotlib's links open a new window.
+    text = re.sub(r' (id="[A-Za-z.0-9]+_\d+"|target="_blank")', "", text[text.index("<svg") :])
     return re.sub(r" font-family: [^;\"]*;", "", text)
 
 
