@@ -294,7 +294,7 @@ def test_reconstructions_are_embedded_up_to_a_size_and_a_number(tmp_path: Path) 
     assert [base64.b64decode(str(src).removeprefix("data:video/mp4;base64,")) for src in videos] == [b"video" * 200] * 2
     assert len([tag for tag, _ in page.elements if tag == "img"]) == 3
     assert re.search(r"b/reconstruction.mp4 has 3.0 MB and was left out; embed_mb=4", page.text)
-    assert {"21.5", "mask: ratio 0.9", "clip.avi"} <= set(page.texts)
+    assert {"21.50", "mask: ratio 0.9", "clip.avi"} <= set(page.texts)
     assert "1 more are not shown; clips=2" in report(folder, clips=1).text
 
 
@@ -404,6 +404,7 @@ def test_a_real_sweep_and_its_reconstruction(miniature: Path, tmp_path: Path) ->
     assert "wrote out/page.html: 2 runs" in printed
     page = Page((tmp_path / "out/page.html").read_text())
     assert {"mask.ratio=0.5", "mask.ratio=0.9", "Loss on pictures", "Loss on sound", "size.dim"} <= set(page.texts)
+    assert page.texts[1] == "pretrain_avmae", "the name's interpolations are resolved"
     assert "Results against mask.ratio" in page.text
     assert "has not ended" not in page.text
     (video,) = [attrs["src"] for tag, attrs in page.elements if tag == "video"]

@@ -92,7 +92,7 @@ def build(config: Mapping[str, Any]) -> dict[str, Any]:
         ordered = jobs in sweeps and isinstance(jobs[0].swept_value(_axis(jobs)), float)
         for section, colour in zip(alike, colours(len(alike), ordered), strict=True):
             section["colour"] = colour
-    names = list(dict.fromkeys(str(run.config.get("name") or run.label) for run in arranged))
+    names = list(dict.fromkeys(run.name or run.label for run in arranged))
     return {
         "title": ", ".join(names or [path.resolve().name for path in inputs]),
         "inputs": [str(path) for path in inputs],
@@ -377,10 +377,10 @@ def study_sections(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def metric(name: str, value: float) -> str:
-    """A metric's value as text: shares of 1 in percent."""
+    """A metric's value as text: shares of 1 in percent, counts whole, others to four digits."""
     from avmae.plots import is_share
 
-    return f"{value:.1%}" if is_share(name) else f"{value:.4g}"
+    return f"{value:.1%}" if is_share(name) else str(value) if isinstance(value, int) else f"{value:#.4g}"
 
 
 def cell(text: str, **marks: Any) -> dict[str, Any]:

@@ -26,6 +26,7 @@ class Run:
 
     Args:
         config: by dotted key, interpolations as written.
+        name: of the config, its interpolations resolved.
         overrides: what the command line set, by key.
         curves: (step, value) pairs by metric.
         summary: final metrics.
@@ -37,6 +38,7 @@ class Run:
 
     folder: Path
     config: dict[str, Any] = field(default_factory=dict)
+    name: str = ""
     overrides: dict[str, str] = field(default_factory=dict)
     command: str = ""
     curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
@@ -102,6 +104,9 @@ def read_run(folder: Path) -> Run:
         return content
 
     run.config = flat(read(".hydra/config.yaml", _yaml, dict))
+    run.name = re.sub(
+        r"\$\{([\w.]+)\}", lambda key: str(run.config.get(key[1], key[0])), str(run.config.get("name", ""))
+    )
     overrides = [str(line) for line in read(".hydra/overrides.yaml", _yaml, list)]
     run.overrides = dict(line.lstrip("+~").partition("=")[::2] for line in overrides)
     run.command = shlex.join(["python", "-m", "avmae.train", *overrides]) if run.config else ""
@@ -177,7 +182,7 @@ def arrange(runs: Sequence[Run]) -> tuple[list[Run], list[list[Run]]]:
             sweeps.append(jobs)
     arranged = [run for jobs in groups.values() for run in jobs]
     for run in arranged:
-        run.label = run.label or str(run.config.get("name") or run.folder.resolve().name)
+        run.label = run.label or run.name or run.folder.resolve().name
     labels = [run.label for run in arranged]
     above = os.path.commonpath([run.folder.resolve().parent for run in arranged]) if arranged else ""
     for run in arranged:
