@@ -8,6 +8,7 @@ COMMANDS = {
     "predict": "the most probable classes of a video",
     "reconstruct": "see what pretrained models make of videos",
     "study": "train and test several systems, clean and degraded: does sound help?",
+    "report": "write a page about runs and sweeps: curves, results, classes, reconstructions",
     "features": "write an embedding of every clip",
     "export": "write a model for use elsewhere",
 }
