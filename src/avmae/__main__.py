@@ -7,6 +7,7 @@ COMMANDS = {
     "evaluate": "score a checkpoint on test clips",
     "predict": "the most probable classes of a video",
     "reconstruct": "see what pretrained models make of videos",
+    "demo": "the same on a local web page, with what the sound attends to",
     "features": "write an embedding of every clip",
     "export": "write a model for use elsewhere",
 }
