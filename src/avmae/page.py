@@ -179,7 +179,7 @@ def build_page(viewer: Viewer, uploads: Path) -> gradio.Blocks:
                 statistics = gradio.Radio(
                     list(VIEWS.values()),
                     value=VIEWS["true"],
-                    label="Hidden patches get their mean and deviation",
+                    label="Mean and deviation of hidden patches",
                     visible=viewer.model.normalize_target,
                 )
                 seed = gradio.Number(0, label="Seed of the mask", precision=0)
