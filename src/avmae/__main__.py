@@ -9,6 +9,7 @@ COMMANDS = {
     "reconstruct": "see what pretrained models make of videos",
     "study": "train and test several systems, clean and degraded: does sound help?",
     "report": "write a page about runs and sweeps: curves, results, classes, reconstructions",
+    "demo": "the same on a local web page, with what the sound attends to",
     "features": "write an embedding of every clip",
     "export": "write a model for use elsewhere",
 }

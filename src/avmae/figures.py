@@ -37,8 +37,7 @@ def pixels(video: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np
 def spectrogram_picture(spectrogram: np.ndarray, low: float, high: float, height: int) -> np.ndarray:
     """(L, F) float, NaN where hidden, to (height, W, 3) uint8: time runs right, frequency up, low to high brightens."""
     level = ((spectrogram.T[::-1] - low) / max(high - low, 1e-6)).clip(0, 1)
-    stops = np.linspace(0, 1, len(MAGMA))
-    colours = np.stack([np.interp(np.nan_to_num(level), stops, MAGMA[:, c]) for c in range(3)], -1)
+    colours = _magma(np.nan_to_num(level))
     colours[np.isnan(level)] = HIDDEN
     image = Image.fromarray(colours.round().astype(np.uint8))
     width = max(1, round(image.width * height / image.height))
@@ -48,9 +47,29 @@ def spectrogram_picture(spectrogram: np.ndarray, low: float, high: float, height
 def error_picture(frames: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Mean absolute difference over channels of (T, H, W, 3) uint8 pairs as colours; half of the range is brightest."""
     level = np.abs(frames.astype(float) - truth).mean(-1) / 255 * 2
-    stops = np.linspace(0, 1, len(MAGMA))
-    colours = np.stack([np.interp(level, stops, MAGMA[:, channel]) for channel in range(3)], -1)
-    return colours.round().astype(np.uint8)
+    return _magma(level).round().astype(np.uint8)
+
+
+def heat(frames: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """Grey pictures under a colour for each patch, dark to bright.
+
+    Args:
+        frames: (T, H, W, 3) uint8.
+        levels: (T, h, w) in [0, 1], the brightest at 1; h divides H and w divides W.
+
+    Returns:
+        (T, H, W, 3) uint8.
+    """
+    rows, columns = (frames.shape[axis] // levels.shape[axis] for axis in (1, 2))
+    level = levels.repeat(rows, 1).repeat(columns, 2)[..., None]
+    grey = frames.mean(-1, keepdims=True)
+    return (0.35 * grey + 0.65 * _magma(level[..., 0])).round().astype(np.uint8)
+
+
+def magnify(frames: np.ndarray, height: int = 192) -> np.ndarray:
+    """(T, H, W, 3) uint8 enlarged by a whole factor to at least a height."""
+    factor = max(1, -(-height // frames.shape[1]))
+    return frames.repeat(factor, 1).repeat(factor, 2)
 
 
 def contact_sheet(title: str, rows: Sequence[Row], note: str = "") -> Image.Image:
@@ -78,22 +97,24 @@ def contact_sheet(title: str, rows: Sequence[Row], note: str = "") -> Image.Imag
 
 def side_by_side(panels: dict[str, np.ndarray]) -> np.ndarray:
     """Videos (T, H, W, 3) uint8 next to each other under their labels, as one of the same kind."""
-    factor = max(1, -(-192 // next(iter(panels.values())).shape[1]))
+    panels = {label: magnify(frames) for label, frames in panels.items()}
     font = ImageFont.load_default(15)
     labels = []
     for label, frames in panels.items():
-        strip = Image.new("RGB", (frames.shape[2] * factor + MARGIN, 28), PAPER)
+        strip = Image.new("RGB", (frames.shape[2] + MARGIN, 28), PAPER)
         ImageDraw.Draw(strip).text((MARGIN, 14), label, INK, font, anchor="lm")
         labels.append(np.asarray(strip))
     head = np.concatenate(labels, 1)
     pictures = []
     for time in range(len(next(iter(panels.values())))):
-        parts = [
-            np.pad(np.asarray(_enlarge(f[time], factor)), ((0, 0), (0, MARGIN), (0, 0)), constant_values=255)
-            for f in panels.values()
-        ]
+        parts = [np.pad(frames[time], ((0, 0), (0, MARGIN), (0, 0)), constant_values=255) for frames in panels.values()]
         pictures.append(np.concatenate([head, np.concatenate(parts, 1)], 0))
     return np.stack(pictures)
+
+
+def _magma(level: np.ndarray) -> np.ndarray:
+    stops = np.linspace(0, 1, len(MAGMA))
+    return np.stack([np.interp(level, stops, MAGMA[:, channel]) for channel in range(3)], -1)
 
 
 def _enlarge(image: np.ndarray, factor: int) -> Image.Image:

@@ -12,33 +12,21 @@ def main(config: dict[str, Any]) -> None:
     """Average the class probabilities over segments x crops and print the first few."""
     import torch
 
-    from avmae.clip import ClipSpec
     from avmae.data.media import read_window
     from avmae.data.read import window_batch
-    from avmae.models.classifier import Classifier
-    from avmae.models.weights import load_model, read_checkpoint
+    from avmae.inference import load_classifier, top_classes
 
     if config["format"] not in ("table", "json"):
         raise InputError(f"format={config['format']} is unknown; choose table or json")
-    settings = read_checkpoint(config["ckpt"]).config
-    model = load_model(config["ckpt"])
-    if not isinstance(model, Classifier):
-        raise InputError(
-            f"{config['ckpt']} is a pretraining checkpoint and knows no classes; fine-tune it first: "
-            "python -m avmae.train experiment=finetune_ucf101 ckpt=..."
-        )
-    clip, segments = ClipSpec(**settings["clip"]), config["segments"]
+    model, settings = load_classifier(config["ckpt"])
+    clip, segments = model.clip, config["segments"]
     probabilities = []
     for segment in range(segments):
         position = 0.5 if segments == 1 else segment / (segments - 1)
         window = read_window(config["input"], clip, position, clip.canvas)
         with torch.inference_mode():
             probabilities.append(model(window_batch(window, clip, config["crops"])).softmax(-1).mean(0))
-    scores, labels = torch.stack(probabilities).mean(0).topk(min(config["top"], model.classes))
-    top = [
-        {"class": settings["class_names"][label], "label": label, "score": score}
-        for score, label in zip(scores.tolist(), labels.tolist(), strict=True)
-    ]
+    top = top_classes(torch.stack(probabilities).mean(0), settings["class_names"], config["top"])
     if config["format"] == "json":
         print(json.dumps({"input": str(config["input"]), "has_audio": window.has_audio, "classes": top}, indent=2))
     else:

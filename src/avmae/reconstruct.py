@@ -10,7 +10,6 @@ from avmae.command import command, print_table, spec
 from avmae.errors import InputError, MediaError
 
 COLUMNS = 8
-VIEWS = {"true": "with true patch statistics", "visible": "from visible patches alone"}
 
 
 @command("reconstruct")
@@ -61,18 +60,12 @@ def load_systems(config: dict[str, Any]) -> list[System]:
         InputError: one has no decoder, or takes another window than the first.
     """
     from avmae.clip import ClipSpec
-    from avmae.models.autoencoder import MaskedAutoencoder
+    from avmae.inference import load_autoencoder
     from avmae.models.build import MaskSpec, build_maskings
-    from avmae.models.weights import load_model, read_checkpoint
 
     systems: list[System] = []
     for path in config["ckpt"] if isinstance(config["ckpt"], list) else [config["ckpt"]]:
-        settings = read_checkpoint(path).config
-        model = load_model(path)
-        if not isinstance(model, MaskedAutoencoder):
-            raise InputError(
-                f"{path} is a classifier, which has no decoder; give the checkpoint it was fine-tuned from"
-            )
+        model, settings = load_autoencoder(path)
         first = systems[0].model.clip if systems else model.clip
         for key in ClipSpec.__dataclass_fields__:
             if getattr(model.clip, key) != getattr(first, key):
@@ -98,7 +91,6 @@ def reconstruct(file: Path, systems: list[System], output: Path, config: dict[st
     [0, 1].
     """
     import numpy as np
-    import torch
 
     from avmae.data.media import read_window, write_video
     from avmae.data.read import window_batch
@@ -112,7 +104,7 @@ def reconstruct(file: Path, systems: list[System], output: Path, config: dict[st
         side_by_side,
         spectrogram_picture,
     )
-    from avmae.models.tokens import gather_tokens, scatter_tokens
+    from avmae.inference import VIEWS, picture_figures, reconstruct_window
 
     clip = systems[0].model.clip
     window = read_window(file, clip, config["position"], clip.canvas)
@@ -128,31 +120,21 @@ def reconstruct(file: Path, systems: list[System], output: Path, config: dict[st
 
     for system in systems:
         model, found = system.model, {}
-        masks = model.draw_masks(1, torch.Generator().manual_seed(config["seed"]))
-        patches = model.encoder.patchify(batch)
-        with torch.inference_mode():
-            result = model(batch, masks)
-        masked, hidden = {}, {}
-        for name, decoder in model.decoders.items():
-            grid, mask = decoder.grid, masks[name]
-            seen = gather_tokens(patches[name], mask.visible)
-            nothing = torch.full_like(gather_tokens(patches[name], mask.hidden), float("nan"))
-            masked[name] = grid.unpatchify(scatter_tokens([(seen, mask.visible), (nothing, mask.hidden)]))
-            hidden[name] = masked[name].isnan()
-            heard = name == "video" or window.has_audio
-            found[f"{name}/masked_mse"] = result.losses[name].mean().item() if heard else None
+        result = reconstruct_window(model, batch, config["seed"])
+        masked, hidden = result.masked, result.masked["video"].isnan()
+        for name, loss in result.losses.items():
+            found[f"{name}/masked_mse"] = loss if name == "video" or window.has_audio else None
         if "audio" in masked and window.has_audio:
             sounds.setdefault("masked", masked["audio"])
-        share = f"masked, {float(hidden['video'].float().mean()):.0%} hidden"
+        share = f"masked, {float(hidden.float().mean()):.0%} hidden"
         videos.setdefault(share, pixels(masked["video"][0].numpy(), clip.pixel_mean, clip.pixel_std))
-        for view in VIEWS if model.normalize_target else ["true"]:
-            whole = model.fill(batch, masks, result.predictions, view)
+        for view, whole in result.whole.items():
             note = f", {VIEWS[view]}" if model.normalize_target else ""
             label = f"{system.label}{note}" if len(systems) > 1 else VIEWS[view] if note else "reconstructed"
             videos[label] = pixels(whole["video"][0].numpy(), clip.pixel_mean, clip.pixel_std)
             errors[label] = error_picture(videos[label], original)
             suffix = f"_{view}_statistics" if model.normalize_target else ""
-            for name, value in picture_figures(videos[label], original, hidden["video"][0]).items():
+            for name, value in picture_figures(videos[label], original, hidden[0]).items():
                 found[f"video/{name}{suffix}"] = value
             if "audio" in whole and window.has_audio:
                 sounds[label] = whole["audio"]
@@ -182,26 +164,6 @@ def reconstruct(file: Path, systems: list[System], output: Path, config: dict[st
     content = {"input": str(file), "mask": systems[0].settings["mask"], "seed": config["seed"], "systems": metrics}
     (output / "metrics.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
     return metrics
-
-
-def picture_figures(frames: Any, truth: Any, hidden: Any) -> dict[str, float]:
-    """PSNR and SSIM over hidden pixels.
-
-    Args:
-        frames: (T, H, W, 3) uint8 array.
-        truth: of the same kind.
-        hidden: (3, T, H, W) bool tensor.
-    """
-    import torch
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
-    ours, theirs = (torch.from_numpy(x).permute(0, 3, 1, 2).float() / 255 for x in (frames, truth))
-    where = hidden.transpose(0, 1)
-    _, similarity = structural_similarity_index_measure(ours, theirs, data_range=1.0, return_full_image=True)
-    return {
-        "psnr_hidden": -10 * (ours - theirs)[where].square().mean().clamp(min=1e-10).log10().item(),
-        "ssim_hidden": similarity[where].mean().item(),
-    }
 
 
 def write_wave(path: Path, waveform: Any, clip: Any) -> None:

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from systems import disturb, without_gradient
+from systems import SYSTEMS, autoencoder, batch, disturb, draw, without_gradient
 from torch import Tensor, nn
 
 from avmae.models.fusion import ConcatFusion, JointCrossAttention, NoFusion
@@ -113,3 +113,41 @@ def test_cross_attention_looks_at_single_tokens_of_the_joint_sequence() -> None:
         attended = x + layer.attention_gates[name].gamma * layer.projections[name](torch.cat(heads, -1))
         mlp = layer.mlps[name](layer.mlp_norms[name](attended))
         torch.testing.assert_close(fused[name], attended + layer.mlp_gates[name].gamma * mlp)
+
+
+@pytest.mark.parametrize("fusion", ["cross_attention", "two_layers"])
+def test_attention_weights_are_those_of_the_forward_pass(fusion: str) -> None:
+    module, tokens = opened(fusion, ["video", "audio"]), tokens_of(["video", "audio"])
+    for layer in module:
+        heard = []
+        for projection in layer.projections.values():
+            projection.register_forward_pre_hook(lambda _, inputs, heard=heard: heard.append(inputs[0]))
+        fused = layer(tokens)
+        joint = torch.cat([layer.norms[name](x) for name, x in tokens.items()], 1)
+        value = layer.key_value(joint)[..., DIM:].unflatten(-1, (HEADS, -1)).transpose(1, 2)
+        for (name, weights), expected in zip(layer.attention(tokens).items(), heard, strict=True):
+            assert {k: w.shape for k, w in weights.items()} == {k: (2, HEADS, COUNTS[name], COUNTS[k]) for k in weights}
+            attended = torch.cat([weights["video"], weights["audio"]], -1) @ value
+            torch.testing.assert_close(attended.transpose(1, 2).flatten(2), expected)
+        tokens = fused
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_an_encoder_tells_what_the_last_layer_of_its_fusion_attends_to(masked: bool) -> None:
+    model, clips = autoencoder("avmae", fusion_depth=2), batch()
+    disturb(model)
+    visible = {name: mask.visible for name, mask in draw(model).items()} if masked else None
+    arguments = (model.encoder.patchify(clips), {"audio": clips["has_audio"]}, visible)
+    last, heard = model.encoder.fusion[-1], {}
+    last.projections["audio"].register_forward_pre_hook(lambda _, inputs: heard.update(audio=inputs[0]))
+    last.key_value.register_forward_hook(lambda _, __, output: heard.update(value=output.chunk(2, -1)[1]))
+    model.encoder(*arguments)
+    weights = model.encoder.cross_attention(*arguments)["audio"]
+    attended = torch.cat(list(weights.values()), -1) @ heard["value"].unflatten(-1, (last.heads, -1)).transpose(1, 2)
+    torch.testing.assert_close(attended.transpose(1, 2).flatten(2), heard["audio"])
+
+
+@pytest.mark.parametrize("system", [name for name in SYSTEMS if name != "avmae"])
+def test_an_encoder_without_cross_attention_says_so(system: str) -> None:
+    model, clips = autoencoder(system), batch()
+    assert model.encoder.cross_attention(model.encoder.patchify(clips), {"audio": clips["has_audio"]}) is None

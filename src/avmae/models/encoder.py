@@ -9,6 +9,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from avmae.models.fusion import JointCrossAttention
 from avmae.models.tokens import Grid, gather_tokens, grid_positions
 
 LAYERS: dict[str, Any] = {
@@ -162,6 +163,25 @@ class Encoder(nn.Module):
     ) -> dict[str, Tensor]:
         """Encode and fuse; takes and returns what `encode_apart` does."""
         return self.fusion(self.encode_apart(patches, present, visible))
+
+    def cross_attention(
+        self,
+        patches: Mapping[str, Tensor],
+        present: Mapping[str, Tensor],
+        visible: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, dict[str, Tensor]] | None:
+        """What the modalities attend to in the last layer of the fusion; takes what `encode_apart` does.
+
+        Returns:
+            See `JointCrossAttention.attention`; None where the fusion is another.
+        """
+        if not isinstance(self.fusion, nn.Sequential):
+            return None
+        *earlier, last = self.fusion
+        tokens = self.encode_apart(patches, present, visible)
+        for layer in earlier:
+            tokens = layer(tokens)
+        return cast(JointCrossAttention, last).attention(tokens)
 
     def pool(self, tokens: Mapping[str, Tensor], clips: int) -> dict[str, Tensor]:
         """Mean token of each modality, (clips, dim), over all frames where these are encoded apart."""

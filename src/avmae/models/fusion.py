@@ -65,14 +65,37 @@ class JointCrossAttention(nn.Module):
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-    def forward(self, tokens: Tokens) -> Tokens:
-        """Tokens of each modality, (B, N_m, dim), to the same."""
+    def _project(self, tokens: Tokens) -> tuple[Tokens, Tensor, Tensor]:
+        """Each modality's queries, and keys and values of the joint sequence, (B, heads, N, dim / heads)."""
         normed = {name: self.norms[name](x) for name, x in tokens.items()}
         key, value = self.key_value(torch.cat(list(normed.values()), 1)).chunk(2, -1)
-        key, value = self._split(key), self._split(value)
+        queries = {name: self._split(self.queries[name](x)) for name, x in normed.items()}
+        return queries, self._split(key), self._split(value)
+
+    def attention(self, tokens: Tokens) -> dict[str, Tokens]:
+        """The weights that `forward` attends with, which its fused kernel does not hand out.
+
+        Args:
+            tokens: of each modality, (B, N_m, dim).
+
+        Returns:
+            By querying, then by attended modality, (B, heads, N_querying, N_attended); over all attended tokens of all
+            modalities they sum to 1.
+        """
+        queries, key, _ = self._project(tokens)
+        counts = [x.shape[1] for x in tokens.values()]
+        weights = {}
+        for name, query in queries.items():
+            joint = (query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5).softmax(-1)
+            weights[name] = dict(zip(tokens, joint.split(counts, -1), strict=True))
+        return weights
+
+    def forward(self, tokens: Tokens) -> Tokens:
+        """Tokens of each modality, (B, N_m, dim), to the same."""
+        queries, key, value = self._project(tokens)
         fused = {}
         for name, x in tokens.items():
-            heard = F.scaled_dot_product_attention(self._split(self.queries[name](normed[name])), key, value)
+            heard = F.scaled_dot_product_attention(queries[name], key, value)
             x = x + self.attention_gates[name](self.projections[name](heard.transpose(1, 2).flatten(2)))
             fused[name] = x + self.mlp_gates[name](self.mlps[name](self.mlp_norms[name](x)))
         return fused
