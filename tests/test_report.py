@@ -338,6 +338,7 @@ def test_a_studys_figure_has_a_panel_a_degradation_and_a_line_a_system(tmp_path:
     (container, _) = panels[0].containers
     line = container.lines[0]
     assert list(line.get_xdata()) == [0, 1, 2]
+    assert [label.get_text() for label in panels[0].get_xticklabels()] == ["clean", "1", "2"]
     assert list(line.get_ydata()) == pytest.approx([0.61, 0.51, 0.41])
     # Rows of several conditions are never averaged into one line.
     assert len({point.line for point in study_points(read_study(tmp_path / "study.json"), "top1")["blur"]}) == 3

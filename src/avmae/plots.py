@@ -177,8 +177,8 @@ def study_figure(
 ) -> Figure:
     """A metric against severity: a panel for each degradation, a line for each system, deviation over seeds.
 
-    Rows of no degradation (`CLEAN`) are the start of every line, at severity 0. Systems under several
-    conditions (any further key that varies, such as `split`) are lines of their own. All panels have one scale.
+    Rows of no degradation (`CLEAN`) are the start of every line; severities follow in the order of the rows. Systems
+    under several conditions (any further key that varies, such as `split`) are lines of their own. All panels have one scale.
 
     Args:
         rows: of `study.json`: mappings with `system`, `seed`, `degradation`, `severity`, `metric` and `value`.
@@ -217,9 +217,11 @@ def study_points(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, li
     for row in rows:
         line = ", ".join([str(row["system"]), *(f"{key} {row.get(key)}" for key in extra)])
         if row["degradation"] in CLEAN:
-            clean.append(Point(line, 0.0, row["value"]))
+            clean.append(Point(line, "clean", row["value"]))
         else:
-            panels.setdefault(str(row["degradation"]), []).append(Point(line, row["severity"], row["value"]))
+            # By name and in the rows' order, for the worst may be the smallest number, as of a signal-to-noise ratio.
+            place = f"{row['severity']:g}" if isinstance(row["severity"], int | float) else str(row["severity"])
+            panels.setdefault(str(row["degradation"]), []).append(Point(line, place, row["value"]))
     return {name: [*clean, *points] for name, points in panels.items()} or {"clean": clean}
 
 

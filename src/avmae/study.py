@@ -68,9 +68,9 @@ def main(config: dict[str, Any]) -> None:
         write(controlled, measure_controls(output, study))
     content = {"study": study, "controls": json.loads(controlled.read_text(encoding="utf-8")), "rows": rows}
     write(output / "study.json", content)
-    summary = summarize(rows)
-    report(content, summary)
-    print(f"wrote {output / 'study.json'} in {time.monotonic() - began:.0f} s")
+    report(content, summarize(rows))
+    plot(output, rows)
+    print(f"wrote {output}: study.json, top1.png, hidden_mse.png in {time.monotonic() - began:.0f} s")
 
 
 def begin(output: Path, settings: dict[str, Any]) -> None:
@@ -167,6 +167,15 @@ def measure_controls(output: Path, study: dict[str, Any]) -> dict[str, float]:
     if not found:
         raise InputError("study.labels must contain 1.0, a fine-tuning on all training clips")
     return controls(evaluation_data(read_checkpoint(found[0]).config, {}, ["video", "audio"]))
+
+
+def plot(output: Path, rows: list[dict[str, Any]]) -> None:
+    """Write accuracy and hidden-patch error of the clips with sound against severity."""
+    from avmae.plots import study_figure, write_png
+
+    for metric, start in (("top1", "pretrained"), ("hidden_mse", "pretraining")):
+        chosen = [row for row in rows if (row["start"], row["labels"], row["subset"]) == (start, 1.0, "sound")]
+        write_png(study_figure(chosen, metric), output / f"{metric}.png")
 
 
 def summarize(rows: list[dict[str, Any]]) -> dict[tuple[str, ...], list[float]]:

@@ -17,7 +17,8 @@ from avmae.training.classification import ClipScores
 from avmae.training.embedding import refuse_unreadable
 
 Row = dict[str, Any]
-"""`degradation` (its kind, or clean), `severity`, `subset` (all, sound or silent clips), `metric` and `value`."""
+"""`degradation` (its kind, or clean), `severity` (1 for kinds that have none), `subset` (all, sound or silent clips),
+`metric` and `value`."""
 
 
 class _HiddenError(nn.Module):
@@ -98,6 +99,7 @@ def score_degraded(
     rows = []
     for condition, score in zip(conditions, scores, strict=True):
         kind, severity = ("clean", 0.0) if condition is None else (condition.kind, condition.severity)
+        severity = severity if SEVERITIES.get(kind) or kind == "clean" else 1.0
         for name, value in score.compute().items():
             *subset, metric = name.split("/")
             if metric in ("top1", "top5", "hidden_mse"):
