@@ -1,6 +1,6 @@
 # make demo   pretrain, fine-tune, evaluate and reconstruct on the embedded miniature data set, in some minutes
 # make test   the whole test suite
-# make check  lint, types, import floors
+# make check  lint, types, import floors, documentation
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -17,6 +17,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 install: $(INSTALLED)
 

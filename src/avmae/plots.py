@@ -178,7 +178,8 @@ def study_figure(
     """A metric against severity: a panel for each degradation, a line for each system, deviation over seeds.
 
     Rows of no degradation (`CLEAN`) are the start of every line; severities follow in the order of the rows. Systems
-    under several conditions (any further key that varies, such as `split`) are lines of their own. All panels have one scale.
+    under several conditions (any further key that varies, such as `split`) are lines of their own. All panels have one
+    scale.
 
     Args:
         rows: of `study.json`: mappings with `system`, `seed`, `degradation`, `severity`, `metric` and `value`.
