@@ -1,6 +1,6 @@
 """What `make demo` runs: the whole way from files to a pretrained, fine-tuned and visible model, by commands alone.
 
-On the embedded miniature data set: pretrain `avmae`, fine-tune it, evaluate it, reconstruct a clip it has not seen.
+On the embedded miniature data set: pretrain `avmae`, fine-tune it, evaluate it, reconstruct a clip it has not seen, report.
 """
 
 import json
@@ -36,16 +36,17 @@ def main() -> None:
             f"ckpt={pretrained}/checkpoints/last.ckpt",
             f"hydra.run.dir={finetuned}",
         ),
-        "evaluate": run("evaluate", f"ckpt={finetuned}/checkpoints/best.ckpt", f"output={LOGS}/results.json"),
+        "evaluate": run("evaluate", f"ckpt={finetuned}/checkpoints/best.ckpt"),
     }
     clip = sorted((DATA / "UCF-101").glob("*/*_g03_c01.avi"))[0]
-    reconstruction = LOGS / "reconstruction"
+    reconstruction = pretrained / "reconstruction"
     seconds["reconstruct"] = run(
         "reconstruct", f"ckpt={pretrained}/checkpoints/last.ckpt", f"input={clip}", f"output={reconstruction}"
     )
     run("predict", f"ckpt={finetuned}/checkpoints/best.ckpt", f"input={clip}")
+    seconds["report"] = run("report", f"input=[{pretrained},{finetuned}]", f"output={LOGS}/report.html")
 
-    results = json.loads((LOGS / "results.json").read_text())
+    results = json.loads((finetuned / "results.json").read_text())
     (figures,) = json.loads((reconstruction / "metrics.json").read_text())["systems"].values()
     loss = json.loads((pretrained / "summary.json").read_text())
     classes = len(results["per_class"])
@@ -65,6 +66,7 @@ def main() -> None:
     width = max(len(name) for name, _ in rows)
     print("\n" + "\n".join(f"{name:<{width}}  {value:>15}" for name, value in rows))
     print(f"\npictures: {reconstruction}/reconstruction.png and reconstruction.mp4 (with sound)")
+    print(f"all of it on one page: {LOGS}/report.html")
 
 
 if __name__ == "__main__":
