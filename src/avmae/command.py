@@ -22,6 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from avmae.errors import InputError
+from avmae.terminal import printable
 
 # Read when torch loads GNU's OpenMP. By default its threads spin for milliseconds while they wait, which takes the
 # cores from the reading processes: on a busy machine a run slows down tenfold. Not to spin at all costs a small model
@@ -87,7 +88,7 @@ def fail(error: Exception) -> NoReturn:
         message = str(error.__cause__ or error).splitlines()[0]
         key = re.search(r"full_key: (\S+)", str(error))
         message = f"{key[1]}: {message}" if key and not isinstance(error.__cause__, InputError) else message
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    print(f"error: {printable(message)}", file=sys.stderr, flush=True)
     raise SystemExit(1)
 
 
@@ -142,12 +143,37 @@ def evaluation_data(settings: Mapping[str, Any], given: Mapping[str, Any], modal
     data = settings.get("data", {"_target_": "avmae.data.datamodule.UCF101DataModule"})
     if given.get("_target_", data["_target_"]) != data["_target_"]:
         data = {}
+    if "_target_" not in given:
+        refuse_foreign_code(data)
     if "root" not in data | given and "test" not in data | given:
         raise InputError("the checkpoint names no data; give data.root=DIR, the folder of UCF101")
     if "root" in given and "://" not in str(given["root"]) and not Path(given["root"]).expanduser().is_dir():
         raise InputError(f"data.root={given['root']} is not a folder; give the data set's")
     clip = ClipSpec(**settings["clip"])
     return construct("data", data | given, clip=clip, audio="audio" in modalities, seed=settings["seed"])
+
+
+def refuse_foreign_code(data: Mapping[str, Any]) -> None:
+    """Keep a checkpoint's config from naming what is to be called: only avmae's own data modules, with plain values.
+
+    Raises:
+        InputError: it names anything else.
+    """
+    target = data.get("_target_")
+    nested = [value for key, value in data.items() if key != "_target_"]
+    special = [key for key in data if str(key).startswith("_") and key != "_target_"]
+    for value in nested:
+        # What is found is appended to the list that is walked.
+        if isinstance(value, Mapping):
+            special += [key for key in value if str(key).startswith("_")]
+            nested += value.values()
+        elif isinstance(value, list):
+            nested += value
+    if not re.fullmatch(r"avmae\.data\.datamodule\.\w+DataModule", str(target)) or special:
+        raise InputError(
+            f"the checkpoint asks to call {target} with {', '.join(map(str, special)) or 'plain values'} to read its "
+            "data, which is no data module of avmae's; if you trust it, set data._target_ yourself"
+        )
 
 
 def run_folder(logs: str, name: str, resume: str | None) -> str:
@@ -169,8 +195,8 @@ def resume_checkpoint(logs: str, name: str, resume: str) -> Path:
     """
     if resume != "last":
         path = Path(resume).expanduser()
-        if not path.is_file():
-            raise InputError(f"resume={resume} is not a file; give a checkpoint's path, or resume=last")
+        if not path.is_file() and not (path / "meta.pt").is_file():
+            raise InputError(f"resume={resume} is no checkpoint; give a checkpoint's path, or resume=last")
         return path.absolute()
     found = sorted(Path(logs, name).glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
     if not found:
@@ -302,6 +328,7 @@ class SweepTable(Callback):
 
 def print_table(header: list[str], rows: list[list[str]]) -> None:
     """Print aligned columns."""
+    rows = [[printable(cell, keep="") for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     for row in (header, ["-" * width for width in widths], *rows):
         first, *rest = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))

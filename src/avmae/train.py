@@ -15,6 +15,7 @@ from avmae.command import (
     resume_checkpoint,
     spec,
 )
+from avmae.terminal import printable
 
 
 @command("train")
@@ -105,7 +106,7 @@ def run(config: dict[str, Any]) -> dict[str, float]:
             print(match.title)
             header = ["tensors of", "matched", "missing", "unexpected", "reshaped"]
             print_table(header, [[part, *map(str, counts)] for part, *counts in match.rows])
-            print(*match.notes, sep="\n", end="\n" if match.notes else "", flush=True)
+            print(*map(printable, match.notes), sep="\n", end="\n" if match.notes else "", flush=True)
     compile = config["trainer"].pop("compile")
     task: Task
     if isinstance(network, MaskedAutoencoder):
@@ -149,7 +150,7 @@ def run(config: dict[str, Any]) -> dict[str, float]:
         (run_dir / "summary.json").write_text(json.dumps(metrics, indent=2, sort_keys=True))
         print_table(["metric", "value"], [[name, f"{value:.4g}"] for name, value in sorted(metrics.items())])
         written = ("checkpoints/last.ckpt", "checkpoints/best.ckpt", "metrics.csv", "summary.json")
-        print(f"wrote {run_dir}: {', '.join(name for name in written if (run_dir / name).is_file())}")
+        print(f"wrote {run_dir}: {', '.join(name for name in written if (run_dir / name).exists())}")
     for logger in trainer.loggers:
         finish = getattr(logger.experiment, "finish", None)
         if finish is not None:

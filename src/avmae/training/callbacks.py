@@ -13,6 +13,7 @@ from torchmetrics import MeanMetric
 
 from avmae.data.datamodule import Batch
 from avmae.errors import InputError
+from avmae.terminal import printable
 
 
 class Throughput(Callback):
@@ -84,7 +85,7 @@ class UnreadableClips(Callback):
                 f"{text}\nmore than callbacks.unreadable.max_share={self.max_share:g} of the data cannot be read; "
                 "repair it, take the clips off the lists, or raise the share"
             )
-        print(f"skipped: {text}", file=sys.stderr)
+        print(f"skipped: {printable(text)}", file=sys.stderr)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
