@@ -4,9 +4,12 @@ import csv
 import dataclasses
 import functools
 import logging
+import multiprocessing
 import os
 import re
+import signal
 import sys
+import time
 import uuid
 import warnings
 from collections.abc import Callable, Collection, Mapping
@@ -21,7 +24,9 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from avmae.errors import InputError
+from avmae.errors import InputError, Interrupted
+from avmae.processes import end_with_parent
+from avmae.runs import requeued, resume_checkpoint
 
 # Read when torch loads GNU's OpenMP. By default its threads spin for milliseconds while they wait, which takes the
 # cores from the reading processes: on a busy machine a run slows down tenfold. Not to spin at all costs a small model
@@ -161,42 +166,35 @@ def run_folder(logs: str, name: str, resume: str | None) -> str:
         fail(error)
 
 
-def resume_checkpoint(logs: str, name: str, resume: str) -> Path:
-    """The checkpoint that ``resume=`` means.
-
-    Raises:
-        InputError: there is none.
-    """
-    if resume != "last":
-        path = Path(resume).expanduser()
-        if not path.is_file():
-            raise InputError(f"resume={resume} is not a file; give a checkpoint's path, or resume=last")
-        return path.absolute()
-    found = sorted(Path(logs, name).glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise InputError(f"resume=last: no checkpoint under {logs}/{name}; start without resume=, or give a path")
-    return found[-1].absolute()
-
-
 def launch(function: Callable[[dict[str, Any]], Any], config: dict[str, Any], processes: int) -> Any:
     """Run a function of a config in this process, or in several local ones that know each other.
 
     The processes are torchrun's, started from here with the resolved config, so it works the same inside a sweep. If
-    one dies, all end. Where torchrun or SLURM has started us, this process is one of those already.
+    one dies, all end: within a second if the others notice, else 30 s later. Signals are handed on to all of them.
+    Where torchrun or SLURM has started us, this process is one of those already.
 
     Returns:
         What the first process returned.
 
     Raises:
         InputError: a process failed with one, or died.
+        Interrupted: a signal ended them.
     """
     external = "RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1
     if processes == 1 or external:
         return function(config)
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    def hand_on(number: int, frame: Any) -> NoReturn:
+        raise SignalException(f"signal {number}", signal.Signals(number))
+
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    # Seconds for a step and for writing the checkpoint, after a signal; then what is left is killed.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
+    # Its traceback of a failed process says less than our message.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     settings = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -206,13 +204,26 @@ def launch(function: Callable[[dict[str, Any]], Any], config: dict[str, Any], pr
         rdzv_endpoint="localhost:0",
         max_restarts=0,
     )
+    # Torch hands on SIGTERM and SIGINT itself.
+    before = signal.signal(signal.SIGUSR1, hand_on)
     try:
-        return elastic_launch(settings, _Process(function))(config)[0]
+        result = elastic_launch(settings, _Process(function))(config)[0]
+    except SignalException as error:
+        raise Interrupted(128 + error.sigval) from None
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         message = failure.message["message"] if isinstance(failure.message, dict) else failure.message
         message = re.sub(r"^(InputError|MediaError): ", "", message)
+        if failure.exitcode < 0:
+            message = f"{signal.Signals(-failure.exitcode).name} ended it; go on with resume=last"
         raise InputError(f"process {rank} of {processes} failed: {message}") from error
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        for child in multiprocessing.active_children():
+            child.kill()
+    if isinstance(result, Interrupted):
+        raise result
+    return result
 
 
 class _Process:
@@ -225,10 +236,22 @@ class _Process:
     def __call__(self, config: dict[str, Any]) -> Any:
         from torch.distributed.elastic.multiprocessing.errors import record
 
+        end_with_parent()
         try:
-            return record(self.function)(config)
+            return record(self._run)(config)
         except (InputError, InstantiationException):
             raise SystemExit(1) from None
+        except Interrupted as end:
+            return end
+
+    def _run(self, config: dict[str, Any]) -> Any:
+        try:
+            return self.function(config)
+        except RuntimeError as error:
+            if re.search("Connection (closed|reset) by peer", str(error)):
+                # Another process has died, and the launcher is to name that one: it ends this one when it has noticed.
+                time.sleep(10)
+            raise
 
 
 def first_process() -> bool:
@@ -309,3 +332,4 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
 
 
 OmegaConf.register_new_resolver("run_folder", run_folder, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("requeued", requeued, use_cache=True, replace=True)

@@ -12,14 +12,18 @@ from avmae.command import (
     precision,
     print_table,
     quiet_libraries,
-    resume_checkpoint,
     spec,
 )
+from avmae.runs import record_environment, resume_checkpoint
 
 
 @command("train")
 def main(config: dict[str, Any]) -> dict[str, float]:
     """Train; see `python -m avmae.train --help`."""
+    if config["resume"]:
+        config["resume"] = str(resume_checkpoint(config["logs"], config["name"], config["resume"]))
+    if first_process():
+        record_environment(config["run_dir"], config["resume"])
     return launch(run, config, process_count(config))
 
 
@@ -65,10 +69,12 @@ def run(config: dict[str, Any]) -> dict[str, float]:
 
     from avmae.clip import ClipSpec
     from avmae.data.augment import AugmentSpec
+    from avmae.errors import InputError
     from avmae.models.autoencoder import MaskedAutoencoder
     from avmae.models.build import MaskSpec, ModelSpec, SizeSpec, build_autoencoder, build_classifier
     from avmae.models.classifier import Classifier
     from avmae.models.weights import start_from
+    from avmae.training.checkpoints import SafeCheckpointIO
     from avmae.training.classification import Classification
     from avmae.training.mixing import MixSpec
     from avmae.training.optim import OptimSpec
@@ -121,6 +127,9 @@ def run(config: dict[str, Any]) -> dict[str, float]:
     elif "best" in callbacks and callbacks["best"]["monitor"] is None:
         watched = {"pretrain": ("val/loss", "min"), "classify": ("val/top1", "max")}[task_config["name"]]
         callbacks["best"]["monitor"], callbacks["best"]["mode"] = watched
+    if "best" in callbacks and callbacks["best"]["save_top_k"] not in (0, 1):
+        callbacks["best"] |= {"filename": "best_{epoch:04d}", "auto_insert_metric_name": False}
+    checkpoint_io = SafeCheckpointIO()
     trainer: L.Trainer = construct(
         "trainer",
         config["trainer"] | {"precision": precision(config["trainer"])},
@@ -128,14 +137,23 @@ def run(config: dict[str, Any]) -> dict[str, float]:
         logger=[instantiate(logger) for logger in config["logger"].values()] if first_process() else [],
         callbacks=[instantiate(callback) for callback in callbacks.values()],
         default_root_dir=config["run_dir"],
+        plugins=[checkpoint_io],
     )
     describe(network, config, trainer, datamodule.splits)
     for logger in trainer.loggers:
         logger.log_hyperparams(
             {key: config[key] for key in ("name", *model_config.keys() & config.keys(), "optim", "augment")}
         )
-    resume = resume_checkpoint(config["logs"], config["name"], config["resume"]) if config["resume"] else None
-    trainer.fit(task, datamodule=datamodule, ckpt_path=resume, weights_only=True)
+    try:
+        trainer.fit(task, datamodule=datamodule, ckpt_path=config["resume"], weights_only=True)
+    except RuntimeError as error:
+        if message := datamodule.explain(error):
+            raise InputError(f"{message}; go on with resume=last") from error
+        raise
+    unsaved = trainer.strategy.broadcast(checkpoint_io.failures)
+    if unsaved:
+        path, cause = next(iter(unsaved.items()))
+        raise InputError(f"trained to the end, but {path} could not be saved: {cause}; make room, then resume=last")
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if task_config["name"] == "classify" and datamodule.splits.test and trainer.state.status == "finished":
         best = next((c.best_model_path for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None)), None)
