@@ -3,10 +3,14 @@
 import csv
 import dataclasses
 import functools
+import json
 import logging
+import multiprocessing
 import os
 import re
+import signal
 import sys
+import time
 import uuid
 import warnings
 from collections.abc import Callable, Collection, Mapping
@@ -18,10 +22,11 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.experimental.callback import Callback
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from avmae.errors import InputError
+from avmae.errors import InputError, Interrupted
+from avmae.processes import end_with_parent
+from avmae.runs import requeued, resume_checkpoint, torchrun_id
 from avmae.terminal import printable
 
 # Read when torch loads GNU's OpenMP. By default its threads spin for milliseconds while they wait, which takes the
@@ -178,6 +183,9 @@ def refuse_foreign_code(data: Mapping[str, Any]) -> None:
 
 def run_folder(logs: str, name: str, resume: str | None) -> str:
     """Where a run writes: a new folder, or that of the run it resumes."""
+    if resume is None and (run := torchrun_id()) is not None:
+        # Each process asks for itself, and the time may differ.
+        return f"{logs}/{name}/{run}"
     if resume is None:
         return f"{logs}/{name}/{datetime.now():%Y-%m-%d_%H-%M-%S}"
     try:
@@ -187,42 +195,34 @@ def run_folder(logs: str, name: str, resume: str | None) -> str:
         fail(error)
 
 
-def resume_checkpoint(logs: str, name: str, resume: str) -> Path:
-    """The checkpoint that ``resume=`` means.
-
-    Raises:
-        InputError: there is none.
-    """
-    if resume != "last":
-        path = Path(resume).expanduser()
-        if not path.is_file() and not (path / "meta.pt").is_file():
-            raise InputError(f"resume={resume} is no checkpoint; give a checkpoint's path, or resume=last")
-        return path.absolute()
-    found = sorted(Path(logs, name).glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise InputError(f"resume=last: no checkpoint under {logs}/{name}; start without resume=, or give a path")
-    return found[-1].absolute()
-
-
 def launch(function: Callable[[dict[str, Any]], Any], config: dict[str, Any], processes: int) -> Any:
     """Run a function of a config in this process, or in several local ones that know each other.
 
     The processes are torchrun's, started from here with the resolved config, so it works the same inside a sweep. If
-    one dies, all end. Where torchrun or SLURM has started us, this process is one of those already.
+    one dies, all end: within a second if the others notice, else 30 s later. Signals are handed on to all of them.
+    Where torchrun or SLURM has started us, this process is one of those already.
 
     Returns:
         What the first process returned.
 
     Raises:
         InputError: a process failed with one, or died.
+        Interrupted: a signal ended them.
     """
-    external = "RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1
-    if processes == 1 or external:
+    if processes == 1 or started():
         return function(config)
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    def hand_on(number: int, frame: Any) -> NoReturn:
+        raise SignalException(f"signal {number}", signal.Signals(number))
+
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    # Seconds for a step and for writing the checkpoint, after a signal; then what is left is killed.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
+    # Its traceback of a failed process says less than our message.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     settings = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -232,13 +232,37 @@ def launch(function: Callable[[dict[str, Any]], Any], config: dict[str, Any], pr
         rdzv_endpoint="localhost:0",
         max_restarts=0,
     )
+    # Torch hands on SIGTERM and SIGINT itself.
+    before = signal.signal(signal.SIGUSR1, hand_on)
     try:
-        return elastic_launch(settings, _Process(function))(config)[0]
+        result = elastic_launch(settings, _Process(function))(config)[0]
+    except SignalException as error:
+        raise Interrupted(128 + error.sigval) from None
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         message = failure.message["message"] if isinstance(failure.message, dict) else failure.message
         message = re.sub(r"^(InputError|MediaError): ", "", message)
+        if failure.exitcode < 0:
+            message = f"{signal.Signals(-failure.exitcode).name} ended it; go on with resume=last"
         raise InputError(f"process {rank} of {processes} failed: {message}") from error
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        for child in multiprocessing.active_children():
+            child.kill()
+    if isinstance(result, Interrupted):
+        raise result
+    return result
+
+
+def started() -> tuple[int, int] | None:
+    """Nodes, and processes on each, that torchrun or SLURM has started; None if neither has."""
+    if "RANK" in os.environ:
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        return int(os.environ["WORLD_SIZE"]) // local, local
+    if (tasks := int(os.environ.get("SLURM_NTASKS", 1))) > 1:
+        nodes = int(os.environ.get("SLURM_NNODES", 1))
+        return nodes, tasks // nodes
+    return None
 
 
 class _Process:
@@ -251,10 +275,22 @@ class _Process:
     def __call__(self, config: dict[str, Any]) -> Any:
         from torch.distributed.elastic.multiprocessing.errors import record
 
+        end_with_parent()
         try:
-            return record(self.function)(config)
+            return record(self._run)(config)
         except (InputError, InstantiationException):
             raise SystemExit(1) from None
+        except Interrupted as end:
+            return end
+
+    def _run(self, config: dict[str, Any]) -> Any:
+        try:
+            return self.function(config)
+        except RuntimeError as error:
+            if re.search("Connection (closed|reset) by peer", str(error)):
+                # Another process has died, and the launcher is to name that one: it ends this one when it has noticed.
+                time.sleep(10)
+            raise
 
 
 def first_process() -> bool:
@@ -295,34 +331,31 @@ def quiet_libraries() -> None:
 
 
 class SweepTable(Callback):
-    """Ends a multirun with one table over its jobs, on the terminal and in `sweep.csv`."""
+    """Ends a multirun with one table over its jobs, on the terminal and in `sweep.csv`.
 
-    def __init__(self) -> None:
-        self.rows: list[dict[str, str]] = []
-
-    def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
-        """Keep what the job returned."""
-        if config.hydra.mode != RunMode.MULTIRUN or not isinstance(job_return._return_value, dict):
-            return
-        overrides = dict(o.lstrip("+").split("=", 1) for o in job_return.overrides)
-        metrics = {k: f"{v:.4g}" for k, v in job_return._return_value.items() if isinstance(v, float | int)}
-        self.rows.append({"job": str(config.hydra.job.num), **overrides, **metrics})
+    It reads what the jobs left in their folders, for they may have run elsewhere.
+    """
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print and write the table."""
-        if not self.rows:
+        rows = []
+        for summary in Path(config.hydra.sweep.dir).glob("*/summary.json"):
+            overrides: Any = OmegaConf.load(summary.parent / ".hydra" / "overrides.yaml")
+            metrics = {k: f"{v:.4g}" for k, v in json.loads(summary.read_text()).items()}
+            row = dict(o.lstrip("+").split("=", 1) for o in overrides)
+            rows.append({"job": summary.parent.name, **row, **metrics})
+        if not rows:
             return
-        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        rows.sort(key=lambda row: (len(row["job"]), row["job"]))
+        names = list(dict.fromkeys(name for row in rows for name in row))
         # What all jobs share, such as a long path, says nothing about the sweep.
-        varied = [
-            n for n in names if n == "job" or len({row.get(n, "") for row in self.rows}) > 1 or len(self.rows) == 1
-        ]
-        print_table(varied, [[row.get(name, "") for name in varied] for row in self.rows])
+        varied = [n for n in names if n == "job" or len({row.get(n, "") for row in rows}) > 1 or len(rows) == 1]
+        print_table(varied, [[row.get(name, "") for name in varied] for row in rows])
         file = Path(config.hydra.sweep.dir, "sweep.csv")
         with file.open("w", newline="") as stream:
             writer = csv.DictWriter(stream, names)
             writer.writeheader()
-            writer.writerows(self.rows)
+            writer.writerows(rows)
         print(f"wrote {file}")
 
 
@@ -336,3 +369,4 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
 
 
 OmegaConf.register_new_resolver("run_folder", run_folder, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("requeued", requeued, use_cache=True, replace=True)

@@ -12,33 +12,52 @@ from avmae.command import (
     precision,
     print_table,
     quiet_libraries,
-    resume_checkpoint,
     spec,
+    started,
 )
+from avmae.errors import InputError
+from avmae.runs import record_environment, resume_checkpoint
 from avmae.terminal import printable
 
 
 @command("train")
-def main(config: dict[str, Any]) -> dict[str, float]:
-    """Train; see `python -m avmae.train --help`."""
-    return launch(run, config, process_count(config))
+def main(config: dict[str, Any]) -> dict[str, float] | float:
+    """Train; see `python -m avmae.train --help`.
+
+    Returns:
+        All metrics by name, or of ``objective=NAME`` that one.
+    """
+    if config["resume"]:
+        config["resume"] = str(resume_checkpoint(config["logs"], config["name"], config["resume"]))
+    if first_process():
+        record_environment(config["run_dir"], config["resume"])
+    metrics, objective = launch(run, config, process_count(config)), config["objective"]
+    if objective is None:
+        return metrics
+    if objective not in metrics:
+        raise InputError(f"objective={objective} is none of the metrics of this run: {', '.join(sorted(metrics))}")
+    return metrics[objective]
 
 
 def process_count(config: dict[str, Any]) -> int:
     """Processes on this machine: one, or for a strategy that shares the work, as many as devices.
+
+    Settles `trainer.devices` and `trainer.num_nodes`, which torchrun or SLURM decide if they have started us.
 
     Raises:
         InputError: GPUs are asked for where there are none.
     """
     import torch
 
-    from avmae.errors import InputError
-
     trainer, gpus = config["trainer"], torch.cuda.device_count()
     if trainer["accelerator"] in ("gpu", "cuda") and not gpus:
         raise InputError("trainer.accelerator=gpu, but no GPU is to be seen here; use trainer.accelerator=cpu or auto")
     single = config["strategy"].get("_args_") == ["auto"]
-    devices = trainer["devices"]
+    launched, devices = started(), trainer["devices"]
+    if trainer["num_nodes"] == "auto":
+        trainer["num_nodes"] = launched[0] if launched else 1
+    if devices == "auto" and launched:
+        devices = launched[1]
     if devices == "auto":
         devices = 1 if single or trainer["accelerator"] == "cpu" else max(1, gpus)
     if not isinstance(devices, int) or devices < 1:
@@ -70,6 +89,7 @@ def run(config: dict[str, Any]) -> dict[str, float]:
     from avmae.models.build import MaskSpec, ModelSpec, SizeSpec, build_autoencoder, build_classifier
     from avmae.models.classifier import Classifier
     from avmae.models.weights import start_from
+    from avmae.training.checkpoints import SafeCheckpointIO
     from avmae.training.classification import Classification
     from avmae.training.mixing import MixSpec
     from avmae.training.optim import OptimSpec
@@ -89,6 +109,9 @@ def run(config: dict[str, Any]) -> dict[str, float]:
         augment=spec(AugmentSpec, "augment", config["augment"]),
         seed=seed,
     )
+
+    if str(config["objective"]).startswith("val/") and not datamodule.splits.val:
+        raise InputError(f"objective={config['objective']} needs validation clips, such as data.val_groups=2 gives")
 
     torch.manual_seed(seed)
     model_config: dict[str, Any] = {key: config[key] for key in ("clip", "model", "size", "data", "seed")}
@@ -122,6 +145,9 @@ def run(config: dict[str, Any]) -> dict[str, float]:
     elif "best" in callbacks and callbacks["best"]["monitor"] is None:
         watched = {"pretrain": ("val/loss", "min"), "classify": ("val/top1", "max")}[task_config["name"]]
         callbacks["best"]["monitor"], callbacks["best"]["mode"] = watched
+    if "best" in callbacks and callbacks["best"]["save_top_k"] not in (0, 1):
+        callbacks["best"] |= {"filename": "best_{epoch:04d}", "auto_insert_metric_name": False}
+    checkpoint_io = SafeCheckpointIO()
     trainer: L.Trainer = construct(
         "trainer",
         config["trainer"] | {"precision": precision(config["trainer"])},
@@ -129,14 +155,23 @@ def run(config: dict[str, Any]) -> dict[str, float]:
         logger=[instantiate(logger) for logger in config["logger"].values()] if first_process() else [],
         callbacks=[instantiate(callback) for callback in callbacks.values()],
         default_root_dir=config["run_dir"],
+        plugins=[checkpoint_io],
     )
     describe(network, config, trainer, datamodule.splits)
     for logger in trainer.loggers:
         logger.log_hyperparams(
             {key: config[key] for key in ("name", *model_config.keys() & config.keys(), "optim", "augment")}
         )
-    resume = resume_checkpoint(config["logs"], config["name"], config["resume"]) if config["resume"] else None
-    trainer.fit(task, datamodule=datamodule, ckpt_path=resume, weights_only=True)
+    try:
+        trainer.fit(task, datamodule=datamodule, ckpt_path=config["resume"], weights_only=True)
+    except RuntimeError as error:
+        if message := datamodule.explain(error):
+            raise InputError(f"{message}; go on with resume=last") from error
+        raise
+    unsaved = trainer.strategy.broadcast(checkpoint_io.failures)
+    if unsaved:
+        path, cause = next(iter(unsaved.items()))
+        raise InputError(f"trained to the end, but {path} could not be saved: {cause}; make room, then resume=last")
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if task_config["name"] == "classify" and datamodule.splits.test and trainer.state.status == "finished":
         best = next((c.best_model_path for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None)), None)

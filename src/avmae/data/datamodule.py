@@ -21,9 +21,8 @@ from avmae.data.spectrogram import LogMel
 from avmae.data.splits import ClipEntry, Splits
 from avmae.data.synthetic import write_synthetic
 from avmae.data.ucf101 import read_ucf101
+from avmae.data.workers import CONTEXT, Readings, prepare_worker
 from avmae.errors import InputError
-
-LOADER_TIMEOUT_SECONDS = 180
 
 
 class Batch(TypedDict):
@@ -101,6 +100,7 @@ class ClipDataModule(L.LightningDataModule):
         crops: boxes of each test window.
         augment: how training views are drawn.
         seed: of the run.
+        timeout: seconds to wait for a batch before the run ends, for a reading process that hangs; 0 waits forever.
     """
 
     def __init__(
@@ -114,13 +114,15 @@ class ClipDataModule(L.LightningDataModule):
         crops: int = 1,
         augment: AugmentSpec | None = None,
         seed: int = 0,
+        timeout: float = 180,
     ) -> None:
         super().__init__()
-        if batch_size < 1 or workers < 0 or segments < 1 or crops < 1:
-            raise InputError("data: batch_size, segments and crops are at least 1, workers at least 0")
+        if batch_size < 1 or workers < 0 or segments < 1 or crops < 1 or timeout < 0:
+            raise InputError("data: batch_size, segments and crops are at least 1, workers and timeout at least 0")
         self.splits = splits
         self.clip, self.audio, self.batch_size, self.workers = clip, audio, batch_size, workers
-        self.segments, self.crops, self.seed = segments, crops, seed
+        self.segments, self.crops, self.seed, self.timeout = segments, crops, seed, timeout
+        self._datasets: list[ClipDataset] = []
         self.augment = augment or AugmentSpec()
         self.transform = BatchTransform(clip, self.augment)
 
@@ -130,15 +132,27 @@ class ClipDataModule(L.LightningDataModule):
         return self.splits.classes
 
     def _loader(self, dataset: ClipDataset, sampler: TrainSampler | EvalSampler) -> DataLoader:
+        workers: dict[str, Any] = {}
+        if self.workers:
+            dataset.readings = Readings(self.workers)
+            self._datasets.append(dataset)
+            workers = {"persistent_workers": True, "timeout": self.timeout, "multiprocessing_context": CONTEXT}
         return DataLoader(
             dataset,
             batch_sampler=sampler,
             collate_fn=collate,
             num_workers=self.workers,
-            persistent_workers=self.workers > 0,
+            worker_init_fn=prepare_worker,
             pin_memory=torch.cuda.is_available(),
-            timeout=LOADER_TIMEOUT_SECONDS if self.workers else 0,
+            **workers,
         )
+
+    def explain(self, error: BaseException) -> str | None:
+        """Which reading process died or hangs, at which clip, if that is what an error of training is about."""
+        found = (
+            dataset.readings.explain(str(error), dataset.entries) for dataset in self._datasets if dataset.readings
+        )
+        return next((text for text in found if text), None)
 
     def train_sampler(self) -> TrainSampler:
         """This process's part of each epoch.

@@ -24,12 +24,13 @@ from avmae.models.build import build_from_config
 from avmae.models.classifier import Classifier
 from avmae.models.layouts import describe, rename
 from avmae.models.tokens import Grid, grid_positions, sincos_positions
+from avmae.runs import SHARDED
 
 MIN_MATCHED = 0.9
 CONTAINERS = ("module", "model", "state_dict")
 """Keys under which DeepSpeed, VideoMAE and others keep the weights."""
-SHARDED, MODEL = "meta.pt", "model."
-"""What a folder of shards has beside them, and what the model's names in them start with; see `FSDP2Strategy`."""
+MODEL = "model."
+"""What the model's names in a sharded checkpoint start with; see `FSDP2Strategy`."""
 TIME_SHARE = 0.1
 """Of the time code that is added to an image model's positions: enough to tell frames apart, while tokens stay close to
 what the model has learned to read."""

@@ -148,8 +148,10 @@ class OnlineKNN(Callback):
             self._state["labels"] = batch["label"].new_full((self.bank,), -1)
         self._state = {name: value.to(features.device) for name, value in self._state.items()}
         place = (self._seen + torch.arange(len(features), device=features.device)) % self.bank
-        self._state["features"][place] = features
-        self._state["labels"][place] = batch["label"]
+        # A step that is skipped because it is not finite has no say either.
+        finite = features.isfinite().all(1)
+        self._state["features"][place] = features.nan_to_num()
+        self._state["labels"][place] = batch["label"].where(finite, -1)
         self._seen += len(features)
 
     def on_validation_batch_end(

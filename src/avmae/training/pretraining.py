@@ -67,7 +67,7 @@ class Pretraining(Task):
         optim: OptimSpec,
         config: Mapping[str, Any],
         seed: int = 0,
-        compile: bool = False,
+        compile: bool | str = False,
         objective: ObjectiveSpec | None = None,
     ) -> None:
         super().__init__(network, optim, config, seed, compile)

@@ -1,6 +1,7 @@
 """Strategies that Lightning needs a word on."""
 
 import shutil
+import sys
 import uuid
 from datetime import timedelta
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
@@ -17,7 +19,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from avmae.models.weights import MODEL, SHARDED, shards_of
+from avmae.models.weights import MODEL, shards_of
+from avmae.runs import SHARDED
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -44,27 +47,33 @@ class FSDP2Strategy(ModelParallelStrategy):
         super().setup_environment()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Write a checkpoint, in which tensors are this process's parts if it is to be sharded."""
+        """Write a checkpoint, in which tensors are this process's parts if it is to be sharded.
+
+        What cannot be written is reported as `SafeCheckpointIO` does it, and training goes on.
+        """
         if not self._save_distributed_checkpoint:
             super().save_checkpoint(checkpoint, filepath, storage_options)
             return
         path, name = self.broadcast((Path(filepath), f"shards-{uuid.uuid4().hex[:8]}"))
         states = checkpoint.pop("optimizer_states", [])
         tensors = _flatten(checkpoint.pop("state_dict"), states)
-        if self.is_global_zero:
-            if path.is_file():
-                path.unlink()
-            (path / name).mkdir(parents=True)
-        self.barrier()
-        dcp.save(tensors, storage_writer=dcp.HuggingFaceStorageWriter(str(path / name), save_distributed=True))
-        if self.is_global_zero:
-            groups = [state["param_groups"] for state in states]
-            partial = path / f"{SHARDED}.partial"
-            torch.save(checkpoint | {"shards": name, "param_groups": groups}, partial)
-            partial.replace(path / SHARDED)
-            for old in path.glob("shards-*"):
-                if old.name != name:
-                    shutil.rmtree(old)
+        rest = checkpoint | {"shards": name, "param_groups": [state["param_groups"] for state in states]}
+        if self.is_global_zero and path.is_file():
+            # Of a run that was not sharded before.
+            path.unlink()
+        try:
+            dcp.save(tensors, storage_writer=dcp.HuggingFaceStorageWriter(str(path / name), save_distributed=True))
+            if self.is_global_zero:
+                _commit(rest, path)
+        except (CheckpointException, OSError, RuntimeError) as error:
+            if self.is_global_zero:
+                causes = list(error.failures.values()) if isinstance(error, CheckpointException) else [error]
+                cause = str(causes[0][0] if isinstance(causes[0], tuple) else causes[0]).splitlines()[0]
+                self.checkpoint_io.failures[str(path)] = cause
+                print(f"cannot save {path}: {cause}; training goes on, the next save tries again", file=sys.stderr)
+                shutil.rmtree(path / name, ignore_errors=True)
+        else:
+            self.checkpoint_io.failures.pop(str(path), None)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Take up model and optimiser from a file or a folder; returns the rest of the checkpoint."""
@@ -82,6 +91,16 @@ class FSDP2Strategy(ModelParallelStrategy):
                 self.model, optimizer, optim_state_dict={"state": state["state"], "param_groups": groups}
             )
         return dict(checkpoint)
+
+
+def _commit(rest: dict[str, Any], path: Path) -> None:
+    """Let a folder name its new shards, and delete the old ones."""
+    partial = path / f"{SHARDED}.partial"
+    torch.save(rest, partial)
+    partial.replace(path / SHARDED)
+    for old in path.glob("shards-*"):
+        if old.name != rest["shards"]:
+            shutil.rmtree(old)
 
 
 def _flatten(weights: dict[str, Any], states: list[dict[str, Any]]) -> dict[str, Tensor]:

@@ -1,0 +1,158 @@
+"""What a run keeps in its folder to be gone on with and to be repeated: checkpoints and its environment."""
+
+import functools
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+import zipfile
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from avmae.errors import InputError
+
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+"""The newest checkpoint, and the one that it replaced."""
+ENVIRONMENT = "environment.json"
+SHARDED = "meta.pt"
+"""What a sharded checkpoint, a folder, has beside its shards."""
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, or None; every byte is read and held against its checksum."""
+    if checkpoint.is_dir():
+        # A sharded one, which is written when all of its files are.
+        checkpoint = checkpoint / SHARDED
+        if not checkpoint.is_file():
+            return "it is incomplete"
+    try:
+        with zipfile.ZipFile(checkpoint) as archive:
+            broken = archive.testzip()
+    except (OSError, zipfile.BadZipFile) as error:
+        return str(error)
+    return f"{broken} fails its checksum" if broken else None
+
+
+@functools.cache
+def resume_checkpoint(logs: str, name: str, resume: str) -> Path:
+    """The checkpoint that ``resume=`` means; a damaged one is passed over, and that is said.
+
+    Args:
+        logs: folder of all runs.
+        name: of the run.
+        resume: `last` for the newest checkpoint of that name, `requeued` for that of this SLURM job, or a path.
+
+    Raises:
+        InputError: there is none that is sound.
+    """
+    if resume not in ("last", "requeued"):
+        path = Path(resume).expanduser()
+        if not path.exists():
+            raise InputError(f"resume={resume} is not a file; give a checkpoint's path, or resume=last")
+        if wrong := damage(path):
+            raise InputError(f"resume={resume} is damaged ({wrong}); resume=last takes the newest that is sound")
+        return path.absolute()
+    found = [path for name_ in (LAST, PREVIOUS) for path in Path(logs, name).glob(f"*/checkpoints/{name_}")]
+    if resume == "requeued":
+        found = [path for path in found if slurm_job() in _jobs(path.parent.parent)]
+    if not found:
+        raise InputError(f"resume=last: no checkpoint under {logs}/{name}; start without resume=, or give a path")
+    newest = max(found, key=lambda path: path.stat().st_mtime).parent
+    for path in (newest / LAST, newest / PREVIOUS):
+        if path in found:
+            wrong = damage(path)
+            if wrong is None:
+                return path.absolute()
+            print(f"{path} is damaged ({wrong})", file=sys.stderr, flush=True)
+    raise InputError(f"resume=last: no checkpoint in {newest} is sound; start without resume=, or give a path")
+
+
+def slurm_job() -> str | None:
+    """The id of the SLURM job that this process is part of, which a requeue keeps."""
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def torchrun_id() -> str | None:
+    """What torchrun's --rdzv-id calls the run; all nodes share it, and a restart keeps it."""
+    run = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return run if run != "none" and "RANK" in os.environ else None
+
+
+def requeued(logs: str, name: str) -> str | None:
+    """What to go on with if this start is not the first, and if there is anything; else None.
+
+    Returns:
+        A path where torchrun named the run, which is then the folder's name; `requeued` in a job of SLURM's.
+    """
+    if (run := torchrun_id()) is not None:
+        folder = Path(logs, name, run, "checkpoints")
+        return next((str(folder / last) for last in (LAST, PREVIOUS) if (folder / last).exists()), None)
+    if slurm_job() is None or int(os.environ.get("SLURM_RESTART_COUNT", 0)) == 0:
+        return None
+    folders = [path.parent.parent for last in (LAST, PREVIOUS) for path in Path(logs, name).glob(f"*/*/{last}")]
+    return "requeued" if any(slurm_job() in _jobs(folder) for folder in folders) else None
+
+
+def _jobs(run_dir: Path) -> list[str | None]:
+    file = run_dir / ENVIRONMENT
+    return [start["slurm_job"] for start in json.loads(file.read_text())] if file.is_file() else []
+
+
+def record_environment(run_dir: str | Path, resumed: str | None) -> None:
+    """Add this start to the run's `environment.json`: when, where, how it was called, with what.
+
+    Args:
+        run_dir: the run's folder.
+        resumed: the checkpoint that the run goes on from.
+    """
+    file = Path(run_dir, ENVIRONMENT)
+    starts = json.loads(file.read_text()) if file.is_file() else []
+    spec = sys.modules["__main__"].__spec__
+    program = ["-m", spec.name] if spec else sys.argv[:1]
+    direct = [
+        re.split(r"[^\w.-]", line)[0] for line in importlib.metadata.requires("avmae") or [] if "extra" not in line
+    ]
+    start: dict[str, Any] = {
+        "time": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": shlex.join([sys.executable, *program, *sys.argv[1:]]),
+        "folder": os.getcwd(),
+        "host": platform.node(),
+        "slurm_job": slurm_job(),
+        "resumed": resumed,
+        "git": {"avmae": _commit(Path(__file__).parent), "folder": _commit(Path.cwd())},
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "gpus": _gpus(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in ("avmae", *sorted(direct))},
+    }
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps([*starts, start], indent=2))
+    temporary.replace(file)
+
+
+def _commit(folder: Path) -> str | None:
+    """The commit that a folder is checked out from, with a mark if tracked files differ; None outside of git."""
+    git = ["git", "-C", str(folder)]
+    try:
+        # A folder inside of a repository that does not track it, such as a virtual environment, is none of its.
+        if not subprocess.run([*git, "ls-files", "."], capture_output=True, text=True, check=True).stdout:
+            return None
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{commit} with changes" if changed.stdout else commit
+
+
+def _gpus() -> list[str]:
+    import torch
+
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
