@@ -127,9 +127,10 @@ def _read_shards(path: Path) -> Mapping[str, Any]:
     state, shards = shards_of(path)
     try:
         reader = dcp.HuggingFaceStorageReader(str(shards))
+        described: Mapping[str, Any] = reader.read_metadata().state_dict_metadata
         tensors = {
             name: torch.empty(tensor.size, dtype=tensor.properties.dtype)
-            for name, tensor in reader.read_metadata().state_dict_metadata.items()
+            for name, tensor in described.items()
             if name.startswith(MODEL)
         }
         dcp.load(tensors, storage_reader=reader, no_dist=True)
