@@ -326,6 +326,7 @@ def quiet_libraries() -> None:
         ".*You defined a `validation_step` but have no `val_dataloader`.*",
         ".*Total length of .list. across ranks is zero.*",
         ".*could not find the monitored key.*",
+        ".*returned a view tensor.*",
     ):
         warnings.filterwarnings("ignore", line)
 

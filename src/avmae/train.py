@@ -70,6 +70,22 @@ def process_count(config: dict[str, Any]) -> int:
     return devices
 
 
+def accumulation(clips: int, config: dict[str, Any]) -> int:
+    """Batches that make a step of so many clips.
+
+    Raises:
+        InputError: no whole number does.
+    """
+    batch, trainer = config["data"]["batch_size"], config["trainer"]
+    processes = trainer["devices"] * trainer["num_nodes"]
+    if clips % (batch * processes):
+        raise InputError(
+            f"trainer.clips_per_step={clips} is no multiple of data.batch_size={batch} x {processes} processes; "
+            "change one of them"
+        )
+    return clips // (batch * processes)
+
+
 def run(config: dict[str, Any]) -> dict[str, float]:
     """Train in this process, which may be one of several.
 
@@ -94,6 +110,7 @@ def run(config: dict[str, Any]) -> dict[str, float]:
     from avmae.training.mixing import MixSpec
     from avmae.training.optim import OptimSpec
     from avmae.training.pretraining import ObjectiveSpec, Pretraining
+    from avmae.training.strategies import FSDP2Strategy
     from avmae.training.task import Task
 
     quiet_libraries()
@@ -130,7 +147,9 @@ def run(config: dict[str, Any]) -> dict[str, float]:
             header = ["tensors of", "matched", "missing", "unexpected", "reshaped"]
             print_table(header, [[part, *map(str, counts)] for part, *counts in match.rows])
             print(*map(printable, match.notes), sep="\n", end="\n" if match.notes else "", flush=True)
-    compile = config["trainer"].pop("compile")
+    compile, clips_per_step = config["trainer"].pop("compile"), config["trainer"].pop("clips_per_step")
+    if clips_per_step:
+        config["trainer"]["accumulate_grad_batches"] = accumulation(clips_per_step, config)
     task: Task
     if isinstance(network, MaskedAutoencoder):
         objective = spec(ObjectiveSpec, "task", {k: v for k, v in task_config.items() if k != "name"})
@@ -161,6 +180,10 @@ def run(config: dict[str, Any]) -> dict[str, float]:
     for logger in trainer.loggers:
         logger.log_hyperparams(
             {key: config[key] for key in ("name", *model_config.keys() & config.keys(), "optim", "augment")}
+        )
+    if config["resume"] and Path(config["resume"]).is_dir() and not isinstance(trainer.strategy, FSDP2Strategy):
+        raise InputError(
+            f"resume={config['resume']} is sharded; go on with strategy=fsdp, or start from its weights: ckpt=..."
         )
     try:
         trainer.fit(task, datamodule=datamodule, ckpt_path=config["resume"], weights_only=True)

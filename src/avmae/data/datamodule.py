@@ -125,6 +125,7 @@ class ClipDataModule(L.LightningDataModule):
         self._datasets: list[ClipDataset] = []
         self.augment = augment or AugmentSpec()
         self.transform = BatchTransform(clip, self.augment)
+        self._resumed_clips_a_batch: int | None = None
 
     @property
     def classes(self) -> list[str]:
@@ -171,9 +172,26 @@ class ClipDataModule(L.LightningDataModule):
         assert self.trainer is not None
         sampler = self.train_sampler()
         done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        finished, sampler.start = divmod(done, len(sampler))
+        # The run may have had another number of processes before.
+        now = self._clips_a_batch()
+        before = self._resumed_clips_a_batch or now
+        finished, batches = divmod(done, len(self.splits.train) // before)
+        sampler.start = batches * before // now
         sampler.epoch = self.trainer.current_epoch + finished
         return self._loader(ClipDataset(self.splits.train, self.clip, self.audio, self.augment), sampler)
+
+    def _clips_a_batch(self) -> int:
+        """Of all processes together."""
+        assert self.trainer is not None
+        return self.batch_size * self.trainer.world_size
+
+    def state_dict(self) -> dict[str, int]:
+        """What tells a resumed run where in the epoch it was."""
+        return {"clips_a_batch": self._clips_a_batch()}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Take it up."""
+        self._resumed_clips_a_batch = state_dict["clips_a_batch"]
 
     def _eval_loader(self, entries: list[ClipEntry], segments: int, crops: int) -> DataLoader:
         dataset = ClipDataset(entries, self.clip, self.audio, None, segments, crops)

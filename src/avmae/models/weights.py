@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import pathlib
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -133,7 +134,10 @@ def _read_shards(path: Path) -> Mapping[str, Any]:
             for name, tensor in described.items()
             if name.startswith(MODEL)
         }
-        dcp.load(tensors, storage_reader=reader, no_dist=True)
+        with warnings.catch_warnings():
+            # That there is one process.
+            warnings.simplefilter("ignore", UserWarning)
+            dcp.load(tensors, storage_reader=reader, no_dist=True)
     except Exception as error:  # dcp gathers whatever went wrong on any process.
         raise InputError(f"{path} is a damaged checkpoint: {str(error).splitlines()[-1]}") from error
     return {**state, "state_dict": {name.removeprefix(MODEL): value for name, value in tensors.items()}}

@@ -119,8 +119,8 @@ class Pretraining(Task):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Loss of one batch, and its clips' features (B, modalities x dim)."""
         accumulated = self.trainer.accumulate_grad_batches
-        step, part = divmod(self.trainer.fit_loop.epoch_loop.total_batch_idx, accumulated)
-        result = self.reconstruct(batch, self.step_seed(Stream.MASKS, step), part, accumulated, whole=True)
+        seed = self.step_seed(Stream.MASKS, self.trainer.global_step)
+        result = self.reconstruct(batch, seed, batch_idx % accumulated, accumulated, whole=True)
         sounding = batch["has_audio"].sum().clamp(min=1)
         loss = result.loss
         if self.objective.contrast:
