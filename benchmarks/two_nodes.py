@@ -1,9 +1,10 @@
 """A run on two nodes, one of which is cut off and comes back: does it go on, and how soon?
 
-The nodes are two network namespaces on this machine with an address each and a virtual cable between them, and torchrun
-on each. Both train; then the cable of the second is pulled, which is what the loss of a node looks like to the first: no
-answer, and no end of a connection, either. The first has to notice, go on alone from the last checkpoint, and take the
-second in again when it is back; the second has to end by itself. Disks are shared, as on a cluster.
+The nodes are two network namespaces on this machine with an address each and a virtual cable between them, and
+torchrun on each. Both train; then the cable of the second is pulled, which is what the loss of a node looks like to the
+first: no answer, and no end of a connection, either. The first has to notice, go on alone from the last checkpoint, and
+take the second in again when it is back; the second has to end by itself. At the end both get SIGTERM, and have to save
+and end. Disks are shared, as on a cluster.
 
 Linux only, as root, with iproute2. The exit code is 0 if all of that happened.
 """
@@ -70,14 +71,14 @@ def inside(node: str) -> list[int]:
 class Node:
     """torchrun on one node, with what it prints kept in a file."""
 
-    def __init__(self, name: str, folder: Path, epochs: int, timeout: float) -> None:
+    def __init__(self, name: str, folder: Path, timeout: float) -> None:
         self.log = folder / f"node_{name}_{time.monotonic():.0f}.txt"
         rendezvous = f"is_host={name == 'a'},last_call_timeout=3,keep_alive_interval=2,keep_alive_max_attempt=3"
         rendezvous += f",join_timeout={3 * timeout:.0f},read_timeout={timeout:.0f}"
         command = f"""
             {sys.executable} -m torch.distributed.run --nnodes=1:2 --nproc-per-node=1 --max-restarts=5
             --rdzv-id=elastic --rdzv-backend=c10d --rdzv-endpoint={NODES["a"]}:29400 --rdzv-conf={rendezvous}
-            --local-addr={NODES[name]} -m avmae.train trainer.max_epochs={epochs}
+            --local-addr={NODES[name]} -m avmae.train trainer.max_epochs=100000
             strategy.timeout.minutes={timeout / 60} data.root={folder}/data
         """.split()
         environment = os.environ | {"GLOO_SOCKET_IFNAME": namespace(name), "OMP_NUM_THREADS": "1"}
@@ -96,9 +97,8 @@ class Node:
 
     def step(self) -> int:
         """The last step that this node printed since it was begun or gone on with."""
-        return max(
-            (int(n) for n in re.findall(r"step (\d+)/", self.log.read_text().rpartition("process")[2])), default=0
-        )
+        since = self.log.read_text().rpartition("process")[2]
+        return max((int(n) for n in re.findall(r"step (\d+)/", since)), default=0)
 
 
 def wait(what: str, happened: Callable[[], bool], alive: list[Node]) -> float:
@@ -116,11 +116,11 @@ def wait(what: str, happened: Callable[[], bool], alive: list[Node]) -> float:
     return taken
 
 
-def rehearse(folder: Path, epochs: int, timeout: float) -> dict[str, float | int]:
+def rehearse(folder: Path, timeout: float) -> dict[str, float | int]:
     """Both train, one is cut off, it comes back."""
     run = folder / "logs/two/elastic"
-    a = Node("a", folder, epochs, timeout)
-    b = Node("b", folder, epochs, timeout)
+    a = Node("a", folder, timeout)
+    b = Node("b", folder, timeout)
     both = [a, b]
     report: dict[str, float | int] = {}
 
@@ -128,6 +128,9 @@ def rehearse(folder: Path, epochs: int, timeout: float) -> dict[str, float | int
         # Rank 0 prints, and which node has it is torchrun's choice.
         worlds = [node.worlds() for node in both]
         return any(w and w[-1] == world for w in worlds)
+
+    def progress() -> int:
+        return max((node.step() for node in both if node.worlds()[-1:] == [2]), default=0)
 
     wait("two nodes train together", lambda: printed(2) and (run / "checkpoints/last.ckpt").exists(), both)
     report["step_when_cut"] = max(node.step() for node in both)
@@ -140,25 +143,21 @@ def rehearse(folder: Path, epochs: int, timeout: float) -> dict[str, float | int
     report["second_exit_code"] = b.process.wait()
     report["second_left_processes"] = len(inside("b"))
     ip("-n", "avmae-b", "link", "set", "avmae-b", "up")
-    b = Node("b", folder, epochs, timeout)
+    b = Node("b", folder, timeout)
     both[1] = b
-    report["together_after_s"] = wait(
-        "the second is back", lambda: printed(2) and (run / "checkpoints/last.ckpt").exists(), both
-    )
-    wait("both have trained to the end", lambda: all(node.process.poll() is not None for node in both), [])
-    report["exit_codes"] = max(node.process.wait() for node in both)
+    report["together_after_s"] = wait("the second is back, and both train", lambda: progress() > 0, both)
+    for node in both:
+        node.process.terminate()
+    report["ended_after_s"] = wait("both have ended on SIGTERM", lambda: all(n.process.poll() for n in both), [])
     report["left_processes"] = sum(len(inside(node)) for node in NODES)
     with (run / "metrics.csv").open(newline="") as stream:
         report["last_step"] = max(int(row["step"]) for row in csv.DictReader(stream) if row.get("train/loss")) + 1
-    summary = json.loads((run / "summary.json").read_text())
-    report["final_loss"] = summary["train/loss"]
     return report
 
 
 def main() -> None:
     """Read the options, build the network, rehearse, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=60, help="of 18 to 36 steps; must outlast the cut")
     parser.add_argument("--timeout", type=float, default=20, help="seconds after which a silent process counts as lost")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="copy what the nodes printed there")
@@ -173,7 +172,7 @@ def main() -> None:
                 f"w(Path({str(folder / 'data')!r}), groups=25, clips_per_group=2, classes=4, workers=2)",
             ]
             subprocess.run([sys.executable, "-c", "; ".join(write)], check=True)
-            report = rehearse(folder, asked.epochs, asked.timeout)
+            report = rehearse(folder, asked.timeout)
         finally:
             for node in NODES:
                 for process in inside(node):
@@ -187,7 +186,7 @@ def main() -> None:
         print(f"{key:<24}{value:>10.4g}")
     if asked.json:
         asked.json.write_text(json.dumps(report, indent=1) + "\n")
-    good = not report["exit_codes"] and not report["left_processes"] and not report["second_left_processes"]
+    good = not report["left_processes"] and not report["second_left_processes"]
     good = good and report["second_exit_code"] != 0 and report["step_when_alone"] >= report["step_when_cut"] - 20
     print("survived" if good else "DID NOT SURVIVE")
     raise SystemExit(not good)

@@ -1,6 +1,7 @@
 """`python -m avmae.train experiment=NAME`: pretrain or fine-tune, and test what was fine-tuned."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from avmae.command import (
 from avmae.errors import InputError
 from avmae.runs import record_environment, resume_checkpoint
 from avmae.terminal import printable
+
+LOST = "Connection (closed|reset) by peer|Timed out waiting|Broken pipe|timed out after"
+"""What gloo and NCCL say when another process, or the way to it, is gone."""
 
 
 @command("train")
@@ -190,6 +194,10 @@ def run(config: dict[str, Any]) -> dict[str, float]:
     except RuntimeError as error:
         if message := datamodule.explain(error):
             raise InputError(f"{message}; go on with resume=last") from error
+        if started() and (lost := re.search(LOST, str(error))):
+            raise InputError(
+                f"process {trainer.global_rank} lost another ({lost[0]}); go on with resume=last"
+            ) from error
         raise
     unsaved = trainer.strategy.broadcast(checkpoint_io.failures)
     if unsaved:
