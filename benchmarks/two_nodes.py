@@ -42,6 +42,7 @@ def ip(*arguments: str) -> None:
 
 
 def namespace(node: str) -> str:
+    """Name of a node's namespace, and of its end of the cable."""
     return f"avmae-{node}"
 
 
@@ -52,6 +53,9 @@ def build() -> None:
     ip("link", "add", "avmae-a", "netns", "avmae-a", "type", "veth", "peer", "name", "avmae-b", "netns", "avmae-b")
     for node, address in NODES.items():
         ip("-n", namespace(node), "address", "add", f"{address}/24", "dev", namespace(node))
+        # torchrun on the second waits for the first until TCP gives up, by default for 15 minutes.
+        give_up = ["sysctl", "-q", "-w", "net.ipv4.tcp_retries2=5"]
+        subprocess.run(["ip", "netns", "exec", namespace(node), *give_up], check=True)
         for device in ("lo", namespace(node)):
             ip("-n", namespace(node), "link", "set", device, "up")
 
