@@ -86,6 +86,8 @@ class Node:
             strategy.timeout.minutes={timeout / 60} data.root={folder}/data
         """.split()
         environment = os.environ | {"GLOO_SOCKET_IFNAME": namespace(name), "OMP_NUM_THREADS": "1"}
+        # Otherwise torchrun does not tell a node that joins where the others meet (pytorch issue 135712).
+        environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         with self.log.open("w") as stream:
             self.process = subprocess.Popen(
                 ["ip", "netns", "exec", namespace(name), *command, *TRAINING],
