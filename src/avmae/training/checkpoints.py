@@ -172,8 +172,9 @@ class SaveInTime(Checkpoint):
         raise Interrupted(128 + number)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Give the signals back."""
-        self._restore()
+        """Give the signals back; but a process that ends by one is left to end in its time."""
+        if not isinstance(exception, Interrupted):
+            self._restore()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Give the signals back."""
