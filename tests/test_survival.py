@@ -19,6 +19,7 @@ from timm.optim import Muon
 from avmae.errors import InputError
 from avmae.runs import LAST, PREVIOUS, resume_checkpoint
 from avmae.training.checkpoints import SafeCheckpointIO
+from avmae.training.loggers import RunCSVLogger
 from avmae.training.nonfinite import skip_unless_finite
 
 ARGUMENTS = ("name=run", "trainer.max_epochs=20", "trainer.log_every_n_steps=1", "model.drop_path=0.5")
@@ -273,7 +274,7 @@ def test_a_reading_process_that_fails_ends_the_run_with_its_clip(
     assert process.wait(60) == 1, output.read_text()
     message = error(output.read_text())
     assert f"reading process 0 of 1 (pid {reader}), reading {clip} for" in message
-    assert ("no batch came for 3.0 s (data.timeout)" if fate == "hangs" else "Killed") in message
+    assert ("no batch came for 3 s (data.timeout)" if fate == "hangs" else "ended by SIGKILL") in message
     assert not running([reader])
     assert len(list((tmp_path / "logs/run").glob(f"*/checkpoints/{LAST}"))) == 1, "from which it can go on"
 
@@ -309,3 +310,30 @@ def test_ctrl_c_saves_two_processes_and_leaves_none(start: Start, miniature: Pat
     (folder,) = (tmp_path / "logs/run").iterdir()
     step = load(folder / "checkpoints" / LAST)["global_step"]
     assert f"SIGINT: step {step} is saved" in output.read_text()
+
+
+def test_rows_that_do_not_fit_on_the_disk_wait_for_room(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logger, file = RunCSVLogger(str(tmp_path)), tmp_path / "metrics.csv"
+
+    def log(step: int, **values: float) -> None:
+        logger.log_metrics(values, step)
+        logger.save()
+
+    log(0, loss=1.0)
+    written = file.read_text()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(written) + 2, hard))
+    try:
+        log(1, loss=0.5)
+        log(2, loss=0.25, top1=0.125)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert file.read_text() == written, "no half row"
+    assert capsys.readouterr().err.count("wait for room") == 1
+    log(3, top1=0.0625)
+    assert [(row["step"], row["loss"], row["top1"]) for row in metrics(tmp_path)] == [
+        ("0", "1.0", ""),
+        ("1", "0.5", ""),
+        ("2", "0.25", "0.125"),
+        ("3", "", "0.0625"),
+    ]

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import errno
 import functools
 import logging
 import multiprocessing
@@ -61,6 +62,10 @@ def command(config_name: str) -> Callable[[Callable[[dict[str, Any]], Any]], Cal
                 config["run_dir"] = HydraConfig.get().runtime.output_dir
                 return function(config)
             except (InputError, InstantiationException) as error:
+                fail(error)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                    raise
                 fail(error)
 
         return main

@@ -86,7 +86,14 @@ def _write(checkpoint: dict[str, Any], path: Path) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         if path.name == LAST and path.exists():
-            path.replace(path.with_name(PREVIOUS))
+            spare = path.with_name(f".{PREVIOUS}.tmp")
+            spare.unlink(missing_ok=True)
+            try:
+                os.link(path, spare)
+            except OSError:
+                # A file system without hard links: for a moment there is no LAST, and PREVIOUS is what is gone on with.
+                spare = path
+            spare.replace(path.with_name(PREVIOUS))
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
