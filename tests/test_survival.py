@@ -33,7 +33,7 @@ Start = Callable[..., subprocess.Popen]
 def whole(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run folder of an uninterrupted run, in which the training process reads by itself."""
     folder = tmp_path_factory.mktemp("whole")
-    train(*ARGUMENTS, "hydra.run.dir=run", cwd=folder, miniature=miniature)
+    train(*ARGUMENTS, "hydra.run.dir=run", "callbacks.best.save_top_k=2", cwd=folder, miniature=miniature)
     return folder / "run"
 
 
@@ -116,6 +116,12 @@ def test_a_signalled_run_saves_within_the_step_and_goes_on_to_the_bit_whatever_t
     assert_same_run(whole / "checkpoints" / LAST, folder / "checkpoints" / LAST)
     rows = [[(r["step"], r["train/loss"], r["val/knn_top1"]) for r in metrics(run)] for run in (whole, folder)]
     assert rows[0] == rows[1], "nothing is missing from the curves either"
+
+
+def test_several_best_checkpoints_are_kept_if_asked_for(whole: Path) -> None:
+    by_loss = sorted((float(row["val/loss"]), int(row["epoch"])) for row in metrics(whole) if row["val/loss"])
+    expected = {f"best_{epoch:04d}.ckpt" for _, epoch in by_loss[:2]}
+    assert {file.name for file in (whole / "checkpoints").iterdir()} == expected | {LAST, PREVIOUS}
 
 
 def test_a_run_records_how_it_was_started(whole: Path) -> None:
@@ -298,11 +304,13 @@ def test_a_training_process_that_dies_ends_all_and_is_named(start: Start, miniat
     assert not running(family)
 
 
-def test_ctrl_c_saves_two_processes_and_leaves_none(start: Start, miniature: Path, tmp_path: Path) -> None:
+def test_two_processes_save_by_the_clock_and_at_ctrl_c_and_leave_none(
+    start: Start, miniature: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "printed.txt"
-    arguments = (*LONG, "strategy=ddp", "trainer.devices=2", "data.workers=1", "trainer.log_every_n_steps=1")
-    process = start(*arguments, miniature=miniature, start_new_session=True)
-    wait_for(trained(tmp_path / "logs/run", 5), process, output)
+    arguments = (*LONG, "strategy=ddp", "trainer.devices=2", "data.workers=1", "callbacks.last.every_n_epochs=1000")
+    process = start(*arguments, "callbacks.in_time.minutes=0.01", miniature=miniature, start_new_session=True)
+    wait_for(lambda: list((tmp_path / "logs/run").glob(f"*/checkpoints/{LAST}")), process, output)
     family = descendants(process.pid)
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(60) == 128 + signal.SIGINT, output.read_text()
