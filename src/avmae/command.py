@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import errno
 import functools
 import json
 import logging
@@ -62,6 +63,10 @@ def command(config_name: str) -> Callable[[Callable[[dict[str, Any]], Any]], Cal
                 config["run_dir"] = HydraConfig.get().runtime.output_dir
                 return function(config)
             except (InputError, InstantiationException) as error:
+                fail(error)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                    raise
                 fail(error)
 
         return main
@@ -221,8 +226,9 @@ def launch(function: Callable[[dict[str, Any]], Any], config: dict[str, Any], pr
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     # Seconds for a step and for writing the checkpoint, after a signal; then what is left is killed.
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
-    # Its traceback of a failed process says less than our message.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    # What it says of a failed process says less than our message.
+    for name in ("agent.server.api", "multiprocessing.api"):
+        logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
     settings = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -235,11 +241,14 @@ def launch(function: Callable[[dict[str, Any]], Any], config: dict[str, Any], pr
     # Torch hands on SIGTERM and SIGINT itself.
     before = signal.signal(signal.SIGUSR1, hand_on)
     try:
-        result = elastic_launch(settings, _Process(function))(config)[0]
+        return elastic_launch(settings, _Process(function))(config)[0]
     except SignalException as error:
         raise Interrupted(128 + error.sigval) from None
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
+        if failure.exitcode > 128:
+            # The signal did not come by way of this process.
+            raise Interrupted(failure.exitcode) from None
         message = failure.message["message"] if isinstance(failure.message, dict) else failure.message
         message = re.sub(r"^(InputError|MediaError): ", "", message)
         if failure.exitcode < 0:
@@ -249,9 +258,6 @@ def launch(function: Callable[[dict[str, Any]], Any], config: dict[str, Any], pr
         signal.signal(signal.SIGUSR1, before)
         for child in multiprocessing.active_children():
             child.kill()
-    if isinstance(result, Interrupted):
-        raise result
-    return result
 
 
 def started() -> tuple[int, int] | None:
@@ -280,8 +286,6 @@ class _Process:
             return record(self._run)(config)
         except (InputError, InstantiationException):
             raise SystemExit(1) from None
-        except Interrupted as end:
-            return end
 
     def _run(self, config: dict[str, Any]) -> Any:
         try:

@@ -5,7 +5,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import shlex
 import subprocess
 import sys
@@ -25,6 +24,8 @@ SHARDED = "meta.pt"
 
 def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, or None; every byte is read and held against its checksum."""
+    import torch
+
     if checkpoint.is_dir():
         # A sharded one, which is written when all of its files are.
         checkpoint = checkpoint / SHARDED
@@ -33,9 +34,14 @@ def damage(checkpoint: Path) -> str | None:
     try:
         with zipfile.ZipFile(checkpoint) as archive:
             broken = archive.testzip()
-    except (OSError, zipfile.BadZipFile) as error:
-        return str(error)
-    return f"{broken} fails its checksum" if broken else None
+        if broken:
+            return f"{broken} fails its checksum"
+        # What holds the parts together; the parts themselves are left on the disk.
+        torch.load(checkpoint, weights_only=True, mmap=True)
+    except Exception as error:
+        # The readers raise whatever damaged bytes lead them to.
+        return (str(error) or type(error).__name__).splitlines()[0]
+    return None
 
 
 @functools.cache
@@ -57,9 +63,7 @@ def resume_checkpoint(logs: str, name: str, resume: str) -> Path:
         if wrong := damage(path):
             raise InputError(f"resume={resume} is damaged ({wrong}); resume=last takes the newest that is sound")
         return path.absolute()
-    found = [path for name_ in (LAST, PREVIOUS) for path in Path(logs, name).glob(f"*/checkpoints/{name_}")]
-    if resume == "requeued":
-        found = [path for path in found if slurm_job() in _jobs(path.parent.parent)]
+    found = _checkpoints(logs, name, slurm_job() if resume == "requeued" else None)
     if not found:
         raise InputError(f"resume=last: no checkpoint under {logs}/{name}; start without resume=, or give a path")
     newest = max(found, key=lambda path: path.stat().st_mtime).parent
@@ -96,13 +100,20 @@ def requeued(logs: str, name: str) -> str | None:
         return next((str(folder / last) for last in (LAST, PREVIOUS) if (folder / last).exists()), None)
     if slurm_job() is None or int(os.environ.get("SLURM_RESTART_COUNT", 0)) == 0:
         return None
-    folders = [path.parent.parent for last in (LAST, PREVIOUS) for path in Path(logs, name).glob(f"*/*/{last}")]
-    return "requeued" if any(slurm_job() in _jobs(folder) for folder in folders) else None
+    return "requeued" if _checkpoints(logs, name, slurm_job()) else None
 
 
-def _jobs(run_dir: Path) -> list[str | None]:
-    file = run_dir / ENVIRONMENT
-    return [start["slurm_job"] for start in json.loads(file.read_text())] if file.is_file() else []
+def _checkpoints(logs: str, name: str, job: str | None) -> list[Path]:
+    """All that a run of a name may be gone on with; of one SLURM job, if it is given."""
+    found = [path for file in (LAST, PREVIOUS) for path in Path(logs, name).glob(f"*/checkpoints/{file}")]
+    if job is None:
+        return found
+    return [path for path in found if job in {start["slurm_job"] for start in _starts(path.parents[1])}]
+
+
+def _starts(run_dir: str | Path) -> list[dict[str, Any]]:
+    file = Path(run_dir, ENVIRONMENT)
+    return json.loads(file.read_text()) if file.is_file() else []
 
 
 def record_environment(run_dir: str | Path, resumed: str | None) -> None:
@@ -112,13 +123,9 @@ def record_environment(run_dir: str | Path, resumed: str | None) -> None:
         run_dir: the run's folder.
         resumed: the checkpoint that the run goes on from.
     """
-    file = Path(run_dir, ENVIRONMENT)
-    starts = json.loads(file.read_text()) if file.is_file() else []
     spec = sys.modules["__main__"].__spec__
     program = ["-m", spec.name] if spec else sys.argv[:1]
-    direct = [
-        re.split(r"[^\w.-]", line)[0] for line in importlib.metadata.requires("avmae") or [] if "extra" not in line
-    ]
+    installed = {package.name: package.version for package in importlib.metadata.distributions() if package.name}
     start: dict[str, Any] = {
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": shlex.join([sys.executable, *program, *sys.argv[1:]]),
@@ -131,11 +138,11 @@ def record_environment(run_dir: str | Path, resumed: str | None) -> None:
         "processors": os.cpu_count(),
         "gpus": _gpus(),
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in ("avmae", *sorted(direct))},
+        "versions": dict(sorted(installed.items())),
     }
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps([*starts, start], indent=2))
-    temporary.replace(file)
+    temporary = Path(run_dir, f".{ENVIRONMENT}.tmp")
+    temporary.write_text(json.dumps([*_starts(run_dir), start], indent=2))
+    temporary.replace(Path(run_dir, ENVIRONMENT))
 
 
 def _commit(folder: Path) -> str | None:

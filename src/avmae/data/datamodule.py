@@ -122,7 +122,7 @@ class ClipDataModule(L.LightningDataModule):
         self.splits = splits
         self.clip, self.audio, self.batch_size, self.workers = clip, audio, batch_size, workers
         self.segments, self.crops, self.seed, self.timeout = segments, crops, seed, timeout
-        self._datasets: list[ClipDataset] = []
+        self._readings: list[Readings] = []
         self.augment = augment or AugmentSpec()
         self.transform = BatchTransform(clip, self.augment)
         self._resumed_clips_a_batch: int | None = None
@@ -135,8 +135,8 @@ class ClipDataModule(L.LightningDataModule):
     def _loader(self, dataset: ClipDataset, sampler: TrainSampler | EvalSampler) -> DataLoader:
         workers: dict[str, Any] = {}
         if self.workers:
-            dataset.readings = Readings(self.workers)
-            self._datasets.append(dataset)
+            dataset.readings = Readings(self.workers, dataset.entries)
+            self._readings.append(dataset.readings)
             workers = {"persistent_workers": True, "timeout": self.timeout, "multiprocessing_context": CONTEXT}
         return DataLoader(
             dataset,

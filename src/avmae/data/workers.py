@@ -6,6 +6,7 @@ import re
 import signal
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.utils.data import get_worker_info
@@ -13,17 +14,22 @@ from torch.utils.data import get_worker_info
 from avmae.data.splits import ClipEntry
 from avmae.processes import end_with_parent
 
-_CONTEXT = multiprocessing.get_context()
+_CONTEXT: Any = multiprocessing.get_context()
+_started: dict[int, Any] = {}
 
 
-class _Worker(_CONTEXT.Process):  # type: ignore[name-defined, misc]
+class _Worker(_CONTEXT.Process):
     """Ignores SIGTERM, so what wants to end it has to kill it; it holds nothing that could be lost."""
+
+    def start(self) -> None:
+        super().start()
+        _started[self.pid] = self
 
     def terminate(self) -> None:
         self.kill()
 
 
-class _WorkerContext(type(_CONTEXT)):
+class _WorkerContext(type(_CONTEXT)):  # type: ignore[misc]
     Process = _Worker
 
 
@@ -47,9 +53,11 @@ class Readings:
 
     Args:
         workers: how many there are.
+        entries: the clips.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, entries: Sequence[ClipEntry]) -> None:
+        self.entries = entries
         # Process id, clip or -1, start of the reading in nanoseconds.
         self.table = torch.tensor([[0, -1, 0]] * workers, dtype=torch.int64).share_memory_()
 
@@ -63,32 +71,30 @@ class Readings:
         if (worker := get_worker_info()) is not None:
             self.table[worker.id, 1] = -1
 
-    def explain(self, message: str, entries: Sequence[ClipEntry]) -> str | None:
-        """What a loader's complaint means, or None if it is about no process of this loader.
-
-        Args:
-            message: of the error that torch's loader raised.
-            entries: the clips.
-        """
-        workers = len(self.table)
-
-        def reading(row: list[int]) -> str:
-            pid, clip, since = row
-            doing = "between two clips"
-            if clip >= 0:
-                doing = f"reading {entries[clip].path} for {(time.monotonic_ns() - since) / 1e9:.1f} s"
-            number = next(i for i, other in enumerate(self.table.tolist()) if other[0] == pid)
-            return f"reading process {number} of {workers} (pid {pid}), {doing}"
-
+    def explain(self, message: str) -> str | None:
+        """What a message of torch's loader means, or None if it is about no process of this one."""
         rows = self.table.tolist()
-        if dead := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)(.*)", message):
-            pids = {int(pid) for pid in dead[1].split(",")}
-            named = [reading(row) for row in rows if row[0] in pids]
-            how = re.sub(r" Details are lost.*", "", dead[2]).strip(" .")
-            return f"{'; '.join(named)}: {how}" if named else None
+        if dead := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", message):
+            named = [f"{self._describe(row)}, {_end(row[0])}" for row in rows if row[0] in map(int, dead[1].split(","))]
+            return "; ".join(named) or None
         if late := re.search(r"DataLoader timed out after (\S+) seconds", message):
             busy = sorted((row for row in rows if row[1] >= 0), key=lambda row: row[2])
-            if not busy:
-                return None
-            return f"no batch came for {late[1]} s (data.timeout): {'; '.join(reading(row) for row in busy)}"
+            if busy:
+                return f"no batch came for {late[1]} s (data.timeout): {'; '.join(map(self._describe, busy))}"
         return None
+
+    def _describe(self, row: list[int]) -> str:
+        pid, clip, since = row
+        numbers = self.table[:, 0].tolist()
+        text = f"reading process {numbers.index(pid)} of {len(numbers)} (pid {pid})"
+        if clip < 0:
+            return f"{text}, between two clips"
+        return f"{text}, reading {self.entries[clip].path} for {(time.monotonic_ns() - since) / 1e9:.1f} s"
+
+
+def _end(pid: int) -> str:
+    code = _started[pid].exitcode
+    if code is None or code >= 0:
+        return f"ended with code {code}"
+    hint = ", as by a machine that runs out of memory" if code == -signal.SIGKILL else ""
+    return f"ended by {signal.Signals(-code).name}{hint}"

@@ -86,7 +86,14 @@ def _write(checkpoint: dict[str, Any], path: Path) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         if path.name == LAST and path.exists():
-            path.replace(path.with_name(PREVIOUS))
+            spare = path.with_name(f".{PREVIOUS}.tmp")
+            spare.unlink(missing_ok=True)
+            try:
+                os.link(path, spare)
+            except OSError:
+                # A file system without hard links: for a moment there is no LAST, and PREVIOUS is what is gone on with.
+                spare = path
+            spare.replace(path.with_name(PREVIOUS))
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -172,8 +179,9 @@ class SaveInTime(Checkpoint):
         raise Interrupted(128 + number)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Give the signals back."""
-        self._restore()
+        """Give the signals back; but a process that ends by one is left to end in its time."""
+        if not isinstance(exception, Interrupted):
+            self._restore()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Give the signals back."""
