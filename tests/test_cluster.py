@@ -108,19 +108,14 @@ def test_torchruns_run_goes_on_with_another_number_of_processes_and_in_bf16(
     alone: Path, miniature: Path, tmp_path: Path
 ) -> None:
     how = (*RUN, "strategy=ddp", "trainer.precision=bf16-mixed", "name=run")
-    stop = "trainer.limit_train_batches=1.0"
-    torchrun(2, *how, "data.batch_size=2", f"+{stop}", "trainer.max_epochs=1", cwd=tmp_path, miniature=miniature)
+    torchrun(2, *how, "data.batch_size=2", "trainer.max_epochs=1", cwd=tmp_path, miniature=miniature)
     folder = tmp_path / "logs/run/elastic"
-    assert len(logged(folder, "train/loss")) == 2
-    printed = torchrun(1, *how, "data.batch_size=2", f"+{stop}", cwd=tmp_path, miniature=miniature)
+    assert len(logged(folder, "train/grad_norm")) == 2
+    printed = torchrun(1, *how, "data.batch_size=2", cwd=tmp_path, miniature=miniature)
     assert "1 process " in printed
     assert [path.name for path in folder.parent.iterdir()] == ["elastic"], "a restart goes on in the same folder"
-    checkpoint = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
-    assert checkpoint["global_step"] == 4
-    # The second epoch in batches of half the clips: two make a step.
-    losses = logged(folder, "train/loss")
-    pairs = [*losses[:2], *((a + b) / 2 for a, b in zip(losses[2::2], losses[3::2], strict=True))]
-    assert pairs == pytest.approx(logged(alone, "train/loss"), rel=2e-2)
+    # Of a step, whether two processes or two batches share its clips; the learning rates are too small to matter.
+    assert logged(folder, "train/grad_norm") == pytest.approx(logged(alone, "train/grad_norm"), rel=1e-2)
 
 
 def test_optuna_searches_in_jobs_of_submitits(miniature: Path, tmp_path: Path) -> None:

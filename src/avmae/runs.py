@@ -97,7 +97,8 @@ def requeued(logs: str, name: str) -> str | None:
     """
     if (run := torchrun_id()) is not None:
         folder = Path(logs, name, run, "checkpoints")
-        return next((str(folder / last) for last in (LAST, PREVIOUS) if (folder / last).exists()), None)
+        found = [path for path in (folder / LAST, folder / PREVIOUS) if path.exists()]
+        return next((str(path) for path in found if damage(path) is None), None)
     if slurm_job() is None or int(os.environ.get("SLURM_RESTART_COUNT", 0)) == 0:
         return None
     return "requeued" if _checkpoints(logs, name, slurm_job()) else None
