@@ -10,7 +10,9 @@ import pytest
 import torch
 from commands import ENVIRONMENT, _arguments, error, run, train
 
+from avmae.errors import InputError
 from avmae.models.weights import load_model, read_checkpoint
+from avmae.train import accumulation
 
 # 8 clips and 2 steps an epoch, whatever the number of processes.
 RUN = ("trainer.max_epochs=2", "trainer.log_every_n_steps=1", "optim.warmup=0", "trainer.clips_per_step=4")
@@ -138,5 +140,10 @@ def test_an_objective_that_cannot_be_had_is_named(miniature: Path, tmp_path: Pat
     arguments = ("objective=val/loss", "data.val_groups=0", "trainer.max_steps=1")
     printed = train(*arguments, cwd=tmp_path, miniature=miniature, ok=False)
     assert "data.val_groups=2" in error(printed)
-    printed = train("trainer.clips_per_step=6", cwd=tmp_path, miniature=miniature, ok=False)
-    assert "clips_per_step=6" in error(printed)
+
+
+def test_a_step_of_clips_that_do_not_divide() -> None:
+    config = {"data": {"batch_size": 4}, "trainer": {"devices": 2, "num_nodes": 3}}
+    assert accumulation(48, config) == 2
+    with pytest.raises(InputError, match="clips_per_step=36 is no multiple"):
+        accumulation(36, config)
