@@ -151,7 +151,7 @@ def evaluation_data(settings: Mapping[str, Any], given: Mapping[str, Any], modal
 
     given = {key: value for key, value in given.items() if value is not None}
     data = settings.get("data", {"_target_": "avmae.data.datamodule.UCF101DataModule"})
-    if given.get("_target_", data["_target_"]) != data["_target_"]:
+    if given.get("_target_", data.get("_target_")) != data.get("_target_"):
         data = {}
     if "_target_" not in given:
         refuse_foreign_code(data)

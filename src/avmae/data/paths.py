@@ -1,8 +1,15 @@
 """Paths that come from a file: a list, a manifest, an index."""
 
+import functools
 from pathlib import Path
 
 from avmae.errors import InputError
+
+
+@functools.lru_cache(maxsize=4096)
+def _resolved(folder: Path) -> Path:
+    """Kept, for lists have hundreds of thousands of lines and few folders."""
+    return folder.resolve()
 
 
 def within(base: Path, name: str) -> Path:
@@ -18,9 +25,11 @@ def within(base: Path, name: str) -> Path:
         InputError: it leads out of the folder.
     """
     path = base / name
-    if Path(name).is_absolute() or not path.resolve().is_relative_to(base.resolve()):
+    plain = path.name != ".." and not path.is_symlink()
+    target = _resolved(path.parent) / path.name if plain else path.resolve()
+    if Path(name).is_absolute() or not target.is_relative_to(_resolved(base)):
         raise InputError(
-            f"{path} leads out of {base} (to {path.resolve()}); move the file into the folder, "
+            f"{path} leads out of {base} (to {target}); move the file into the folder, "
             "or write its absolute path into the list if that is what you mean"
         )
     return path
