@@ -92,6 +92,12 @@ def test_a_checkpoint_cannot_name_what_is_called(data: dict) -> None:
         evaluation_data({"data": data, "clip": {}, "seed": 0}, {"root": None}, ["video"])
 
 
+def test_a_data_module_that_the_user_names_is_trusted_with_plain_values_alone() -> None:
+    refuse_foreign_code({"_target_": "mine.Data", "root": "DIR"}, trusted="mine.Data")
+    with pytest.raises(InputError, match="asks to call"):
+        refuse_foreign_code({"_target_": "mine.Data", "root": {"_target_": "os.getcwd"}}, trusted="mine.Data")
+
+
 def test_a_checkpoint_of_ours_may_name_its_data() -> None:
     refuse_foreign_code({"_target_": "avmae.data.datamodule.CSVDataModule", "train": "a.csv", "classes": ["a", "b"]})
 

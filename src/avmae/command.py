@@ -153,8 +153,7 @@ def evaluation_data(settings: Mapping[str, Any], given: Mapping[str, Any], modal
     data = settings.get("data", {"_target_": "avmae.data.datamodule.UCF101DataModule"})
     if given.get("_target_", data.get("_target_")) != data.get("_target_"):
         data = {}
-    if "_target_" not in given:
-        refuse_foreign_code(data)
+    refuse_foreign_code(data | {k: v for k, v in given.items() if k == "_target_"}, trusted=given.get("_target_"))
     if "root" not in data | given and "test" not in data | given:
         raise InputError("the checkpoint names no data; give data.root=DIR, the folder of UCF101")
     if "root" in given and "://" not in str(given["root"]) and not Path(given["root"]).expanduser().is_dir():
@@ -163,8 +162,12 @@ def evaluation_data(settings: Mapping[str, Any], given: Mapping[str, Any], modal
     return construct("data", data | given, clip=clip, audio="audio" in modalities, seed=settings["seed"])
 
 
-def refuse_foreign_code(data: Mapping[str, Any]) -> None:
+def refuse_foreign_code(data: Mapping[str, Any], trusted: str | None = None) -> None:
     """Keep a checkpoint's config from naming what is to be called: only avmae's own data modules, with plain values.
+
+    Args:
+        data: the checkpoint's.
+        trusted: another data module that the user named.
 
     Raises:
         InputError: it names anything else.
@@ -179,7 +182,8 @@ def refuse_foreign_code(data: Mapping[str, Any]) -> None:
             nested += value.values()
         elif isinstance(value, list):
             nested += value
-    if not re.fullmatch(r"avmae\.data\.datamodule\.\w+DataModule", str(target)) or special:
+    own = re.fullmatch(r"avmae\.data\.datamodule\.\w+DataModule", str(target))
+    if not (own or target == trusted is not None) or special:
         raise InputError(
             f"the checkpoint asks to call {target} with {', '.join(map(str, special)) or 'plain values'} to read its "
             "data, which is no data module of avmae's; if you trust it, set data._target_ yourself"
