@@ -12,7 +12,6 @@ import argparse
 import csv
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -152,7 +151,7 @@ def main() -> None:
                 samples.append(watch(process.pid, run, batch, start))
         finally:
             if process.poll() is None:
-                process.send_signal(signal.SIGINT)
+                process.terminate()
                 process.wait()
     if process.returncode:
         raise SystemExit(f"the training ended with code {process.returncode}")
