@@ -1,6 +1,7 @@
 """What `make demo` runs: the whole way from files to a pretrained, fine-tuned and visible model, by commands alone.
 
-On the embedded miniature data set: pretrain `avmae`, fine-tune it, evaluate it, reconstruct a clip it has not seen, report.
+On the embedded miniature data set: pretrain `avmae`, fine-tune it, evaluate it, reconstruct a clip it has not
+seen, report.
 """
 
 import json

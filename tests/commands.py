@@ -31,10 +31,20 @@ def train(*overrides: str, cwd: Path, miniature: Path | None = None, **kwargs) -
     return run("train", *_arguments(overrides, miniature), cwd=cwd, **kwargs)
 
 
-def start_train(*overrides: str, cwd: Path, miniature: Path) -> subprocess.Popen:
-    """Start a tiny training and leave it running."""
+def start_train(
+    *overrides: str,
+    cwd: Path,
+    miniature: Path,
+    output: Path = Path(os.devnull),
+    env: dict[str, str] | None = None,
+    **how,
+) -> subprocess.Popen:
+    """Start a tiny training, whose output goes to a file, and leave it running."""
     arguments = [sys.executable, "-m", "avmae.train", *_arguments(overrides, miniature)]
-    return subprocess.Popen(arguments, cwd=cwd, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with output.open("w") as stream:
+        return subprocess.Popen(
+            arguments, cwd=cwd, env=ENVIRONMENT | (env or {}), stdout=stream, stderr=subprocess.STDOUT, **how
+        )
 
 
 def _arguments(overrides: tuple[str, ...], miniature: Path | None) -> list[str]:

@@ -18,7 +18,8 @@ from avmae.training.optim import OptimSpec
 CHOICES = [
     f"{path.parent.name}={path.stem}"
     for path in sorted(Path(CONF).glob("*/*.yaml"))
-    if path.parent.name != "experiment"
+    # Ray's launcher does not install beside the versions that are pinned here.
+    if path.parent.name != "experiment" and path.stem != "ray"
 ]
 EXPERIMENTS = sorted(path.stem for path in Path(CONF, "experiment").glob("*.yaml"))
 SPECS = {

@@ -15,9 +15,9 @@ from omegaconf import OmegaConf
 
 from avmae.command import CONF
 from avmae.errors import InputError
+from avmae.folders import read_run, read_study
 from avmae.plots import colours, is_share, study_figure, study_points, write_png
 from avmae.report import build, render
-from avmae.runs import read_run, read_study
 
 EVIL = "<script>alert(1)</script>"
 VOID = {"meta", "link", "img", "br"}

@@ -129,11 +129,11 @@ def test_killed_and_resumed_equals_uninterrupted_to_the_bit(every: int, miniatur
     (cut,) = (tmp_path / "cut/run").iterdir()
     assert cut == found[0].parent.parent, "a resumed run goes on in its own folder"
     assert_same_run(whole / "checkpoints/last.ckpt", cut / "checkpoints/last.ckpt")
-    losses = [[row["train/loss"] for row in metrics(folder) if row["train/loss"]] for folder in (whole, cut)]
+    losses = [{row["step"]: row["train/loss"] for row in metrics(run) if row["train/loss"]} for run in (whole, cut)]
     assert len(losses[0]) == 16
-    # What the killed run had not written yet is missing, nothing else.
-    assert losses[1] == losses[0][-len(losses[1]) :]
-    assert len(losses[1]) >= 16 - every - 2
+    # The row of the step in which the checkpoint was saved may be missing, for it is written after it.
+    assert losses[1].items() <= losses[0].items()
+    assert len(losses[1]) >= 15
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

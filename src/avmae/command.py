@@ -2,11 +2,16 @@
 
 import csv
 import dataclasses
+import errno
 import functools
+import json
 import logging
+import multiprocessing
 import os
 import re
+import signal
 import sys
+import time
 import uuid
 import warnings
 from collections.abc import Callable, Collection, Mapping
@@ -18,10 +23,12 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.experimental.callback import Callback
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from avmae.errors import InputError
+from avmae.errors import InputError, Interrupted
+from avmae.processes import end_with_parent
+from avmae.runs import requeued, resume_checkpoint, torchrun_id
+from avmae.terminal import printable
 
 # Read when torch loads GNU's OpenMP. By default its threads spin for milliseconds while they wait, which takes the
 # cores from the reading processes: on a busy machine a run slows down tenfold. Not to spin at all costs a small model
@@ -57,6 +64,10 @@ def command(config_name: str) -> Callable[[Callable[[dict[str, Any]], Any]], Cal
                 return function(config)
             except (InputError, InstantiationException) as error:
                 fail(error)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                    raise
+                fail(error)
 
         return main
 
@@ -87,7 +98,7 @@ def fail(error: Exception) -> NoReturn:
         message = str(error.__cause__ or error).splitlines()[0]
         key = re.search(r"full_key: (\S+)", str(error))
         message = f"{key[1]}: {message}" if key and not isinstance(error.__cause__, InputError) else message
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    print(f"error: {printable(message)}", file=sys.stderr, flush=True)
     raise SystemExit(1)
 
 
@@ -140,8 +151,9 @@ def evaluation_data(settings: Mapping[str, Any], given: Mapping[str, Any], modal
 
     given = {key: value for key, value in given.items() if value is not None}
     data = settings.get("data", {"_target_": "avmae.data.datamodule.UCF101DataModule"})
-    if given.get("_target_", data["_target_"]) != data["_target_"]:
+    if given.get("_target_", data.get("_target_")) != data.get("_target_"):
         data = {}
+    refuse_foreign_code(data | {k: v for k, v in given.items() if k == "_target_"}, trusted=given.get("_target_"))
     if "root" not in data | given and "test" not in data | given:
         raise InputError("the checkpoint names no data; give data.root=DIR, the folder of UCF101")
     if "root" in given and "://" not in str(given["root"]) and not Path(given["root"]).expanduser().is_dir():
@@ -150,8 +162,39 @@ def evaluation_data(settings: Mapping[str, Any], given: Mapping[str, Any], modal
     return construct("data", data | given, clip=clip, audio="audio" in modalities, seed=settings["seed"])
 
 
+def refuse_foreign_code(data: Mapping[str, Any], trusted: str | None = None) -> None:
+    """Keep a checkpoint's config from naming what is to be called: only avmae's own data modules, with plain values.
+
+    Args:
+        data: the checkpoint's.
+        trusted: another data module that the user named.
+
+    Raises:
+        InputError: it names anything else.
+    """
+    target = data.get("_target_")
+    nested = [value for key, value in data.items() if key != "_target_"]
+    special = [key for key in data if str(key).startswith("_") and key != "_target_"]
+    for value in nested:
+        # What is found is appended to the list that is walked.
+        if isinstance(value, Mapping):
+            special += [key for key in value if str(key).startswith("_")]
+            nested += value.values()
+        elif isinstance(value, list):
+            nested += value
+    own = re.fullmatch(r"avmae\.data\.datamodule\.\w+DataModule", str(target))
+    if not (own or target == trusted is not None) or special:
+        raise InputError(
+            f"the checkpoint asks to call {target} with {', '.join(map(str, special)) or 'plain values'} to read its "
+            "data, which is no data module of avmae's; if you trust it, set data._target_ yourself"
+        )
+
+
 def run_folder(logs: str, name: str, resume: str | None) -> str:
     """Where a run writes: a new folder, or that of the run it resumes."""
+    if resume is None and (run := torchrun_id()) is not None:
+        # Each process asks for itself, and the time may differ.
+        return f"{logs}/{name}/{run}"
     if resume is None:
         return f"{logs}/{name}/{datetime.now():%Y-%m-%d_%H-%M-%S}"
     try:
@@ -161,42 +204,35 @@ def run_folder(logs: str, name: str, resume: str | None) -> str:
         fail(error)
 
 
-def resume_checkpoint(logs: str, name: str, resume: str) -> Path:
-    """The checkpoint that ``resume=`` means.
-
-    Raises:
-        InputError: there is none.
-    """
-    if resume != "last":
-        path = Path(resume).expanduser()
-        if not path.is_file():
-            raise InputError(f"resume={resume} is not a file; give a checkpoint's path, or resume=last")
-        return path.absolute()
-    found = sorted(Path(logs, name).glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise InputError(f"resume=last: no checkpoint under {logs}/{name}; start without resume=, or give a path")
-    return found[-1].absolute()
-
-
 def launch(function: Callable[[dict[str, Any]], Any], config: dict[str, Any], processes: int) -> Any:
     """Run a function of a config in this process, or in several local ones that know each other.
 
     The processes are torchrun's, started from here with the resolved config, so it works the same inside a sweep. If
-    one dies, all end. Where torchrun or SLURM has started us, this process is one of those already.
+    one dies, all end: within a second if the others notice, else 30 s later. Signals are handed on to all of them.
+    Where torchrun or SLURM has started us, this process is one of those already.
 
     Returns:
         What the first process returned.
 
     Raises:
         InputError: a process failed with one, or died.
+        Interrupted: a signal ended them.
     """
-    external = "RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1
-    if processes == 1 or external:
+    if processes == 1 or started():
         return function(config)
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    def hand_on(number: int, frame: Any) -> NoReturn:
+        raise SignalException(f"signal {number}", signal.Signals(number))
+
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    # Seconds for a step and for writing the checkpoint, after a signal; then what is left is killed.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
+    # What it says of a failed process says less than our message.
+    for name in ("agent.server.api", "multiprocessing.api"):
+        logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
     settings = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -206,13 +242,37 @@ def launch(function: Callable[[dict[str, Any]], Any], config: dict[str, Any], pr
         rdzv_endpoint="localhost:0",
         max_restarts=0,
     )
+    # Torch hands on SIGTERM and SIGINT itself.
+    before = signal.signal(signal.SIGUSR1, hand_on)
     try:
         return elastic_launch(settings, _Process(function))(config)[0]
+    except SignalException as error:
+        raise Interrupted(128 + error.sigval) from None
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
+        if failure.exitcode > 128:
+            # The signal did not come by way of this process.
+            raise Interrupted(failure.exitcode) from None
         message = failure.message["message"] if isinstance(failure.message, dict) else failure.message
         message = re.sub(r"^(InputError|MediaError): ", "", message)
+        if failure.exitcode < 0:
+            message = f"{signal.Signals(-failure.exitcode).name} ended it; go on with resume=last"
         raise InputError(f"process {rank} of {processes} failed: {message}") from error
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        for child in multiprocessing.active_children():
+            child.kill()
+
+
+def started() -> tuple[int, int] | None:
+    """Nodes, and processes on each, that torchrun or SLURM has started; None if neither has."""
+    if "RANK" in os.environ:
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        return int(os.environ["WORLD_SIZE"]) // local, local
+    if (tasks := int(os.environ.get("SLURM_NTASKS", 1))) > 1:
+        nodes = int(os.environ.get("SLURM_NNODES", 1))
+        return nodes, tasks // nodes
+    return None
 
 
 class _Process:
@@ -225,10 +285,20 @@ class _Process:
     def __call__(self, config: dict[str, Any]) -> Any:
         from torch.distributed.elastic.multiprocessing.errors import record
 
+        end_with_parent()
         try:
-            return record(self.function)(config)
+            return record(self._run)(config)
         except (InputError, InstantiationException):
             raise SystemExit(1) from None
+
+    def _run(self, config: dict[str, Any]) -> Any:
+        try:
+            return self.function(config)
+        except RuntimeError as error:
+            if re.search("Connection (closed|reset) by peer", str(error)):
+                # Another process has died, and the launcher is to name that one: it ends this one when it has noticed.
+                time.sleep(10)
+            raise
 
 
 def first_process() -> bool:
@@ -264,44 +334,43 @@ def quiet_libraries() -> None:
         ".*You defined a `validation_step` but have no `val_dataloader`.*",
         ".*Total length of .list. across ranks is zero.*",
         ".*could not find the monitored key.*",
+        ".*returned a view tensor.*",
     ):
         warnings.filterwarnings("ignore", line)
 
 
 class SweepTable(Callback):
-    """Ends a multirun with one table over its jobs, on the terminal and in `sweep.csv`."""
+    """Ends a multirun with one table over its jobs, on the terminal and in `sweep.csv`.
 
-    def __init__(self) -> None:
-        self.rows: list[dict[str, str]] = []
-
-    def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
-        """Keep what the job returned."""
-        if config.hydra.mode != RunMode.MULTIRUN or not isinstance(job_return._return_value, dict):
-            return
-        overrides = dict(o.lstrip("+").split("=", 1) for o in job_return.overrides)
-        metrics = {k: f"{v:.4g}" for k, v in job_return._return_value.items() if isinstance(v, float | int)}
-        self.rows.append({"job": str(config.hydra.job.num), **overrides, **metrics})
+    It reads what the jobs left in their folders, for they may have run elsewhere.
+    """
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print and write the table."""
-        if not self.rows:
+        rows = []
+        for summary in Path(config.hydra.sweep.dir).glob("*/summary.json"):
+            overrides: Any = OmegaConf.load(summary.parent / ".hydra" / "overrides.yaml")
+            metrics = {k: f"{v:.4g}" for k, v in json.loads(summary.read_text()).items()}
+            row = dict(o.lstrip("+").split("=", 1) for o in overrides)
+            rows.append({"job": summary.parent.name, **row, **metrics})
+        if not rows:
             return
-        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        rows.sort(key=lambda row: (len(row["job"]), row["job"]))
+        names = list(dict.fromkeys(name for row in rows for name in row))
         # What all jobs share, such as a long path, says nothing about the sweep.
-        varied = [
-            n for n in names if n == "job" or len({row.get(n, "") for row in self.rows}) > 1 or len(self.rows) == 1
-        ]
-        print_table(varied, [[row.get(name, "") for name in varied] for row in self.rows])
+        varied = [n for n in names if n == "job" or len({row.get(n, "") for row in rows}) > 1 or len(rows) == 1]
+        print_table(varied, [[row.get(name, "") for name in varied] for row in rows])
         file = Path(config.hydra.sweep.dir, "sweep.csv")
         with file.open("w", newline="") as stream:
             writer = csv.DictWriter(stream, names)
             writer.writeheader()
-            writer.writerows(self.rows)
+            writer.writerows(rows)
         print(f"wrote {file}")
 
 
 def print_table(header: list[str], rows: list[list[str]]) -> None:
     """Print aligned columns."""
+    rows = [[printable(cell, keep="") for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     for row in (header, ["-" * width for width in widths], *rows):
         first, *rest = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
@@ -309,3 +378,4 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
 
 
 OmegaConf.register_new_resolver("run_folder", run_folder, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("requeued", requeued, use_cache=True, replace=True)

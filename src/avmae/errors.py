@@ -7,3 +7,7 @@ class InputError(ValueError):
 
 class MediaError(InputError):
     """A media file cannot be read; the message starts with its path."""
+
+
+class Interrupted(SystemExit):
+    """A signal ended the run after its state was saved; the code is 128 + the signal's number."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from avmae.command import command, print_table
 from avmae.errors import InputError
+from avmae.terminal import printable
 
 
 @command("predict")
@@ -30,7 +31,7 @@ def main(config: dict[str, Any]) -> None:
     if config["format"] == "json":
         print(json.dumps({"input": str(config["input"]), "has_audio": window.has_audio, "classes": top}, indent=2))
     else:
-        print(f"{config['input']} ({'with sound' if window.has_audio else 'silent'})")
+        print(f"{printable(config['input'])} ({'with sound' if window.has_audio else 'silent'})")
         print_table(["class", "score"], [[row["class"], f"{row['score']:.3f}"] for row in top])
 
 

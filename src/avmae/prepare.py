@@ -8,6 +8,7 @@ from typing import Any
 
 from avmae.command import command, construct, print_table, spec
 from avmae.errors import InputError
+from avmae.terminal import printable
 
 
 @command("prepare")
@@ -61,7 +62,7 @@ def main(config: dict[str, Any]) -> None:
     problems = [record for record in records.values() if record.problem]
     if problems:
         print(f"\n{len(problems)} files with problems, for example:")
-        print(*(f"  {record.path}: {record.problem}" for record in problems[:10]), sep="\n")
+        print(*(printable(f"  {record.path}: {record.problem}", keep="") for record in problems[:10]), sep="\n")
     print(f"wrote {file}" if todo or not known else f"kept {file}")
     if config["pack"]:
         write_packed(config, parts, datamodule.classes, root, processes)
@@ -109,7 +110,7 @@ def write_packed(
     before = sum((root / row.name).stat().st_size for row in chosen)
     after = sum(file.stat().st_size for file in target.iterdir())
     if problems:
-        print(f"{len(problems)} clips cannot be packed and are left out, the first: {problems[0]}")
+        print(f"{len(problems)} clips cannot be packed and are left out, the first: {printable(problems[0])}")
     size, ratio = f"{after / 1e6:.1f} MB", f"{after / max(before, 1):.1f}"
     print(f"wrote {target}: {len(chosen) - len(problems)} clips, {size}, {ratio} times the source's size")
     print(
@@ -130,7 +131,7 @@ def report_sounding_classes(classes: list[str], entries: dict[Path, Any], record
     print()
     print(f"{len(classes) - len(differing)} of {len(classes)} classes have sound, or none, as in the original")
     if differing:
-        print("different:", ", ".join(f"{name} ({sounding[name]} of {clips[name]})" for name in differing))
+        print("different:", ", ".join(f"{printable(name)} ({sounding[name]} of {clips[name]})" for name in differing))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any
 
 from avmae.command import command, print_table, spec
 from avmae.errors import InputError, MediaError
+from avmae.terminal import printable
 
 COLUMNS = 8
 
@@ -40,7 +41,7 @@ def main(config: dict[str, Any]) -> None:
     names = list(dict.fromkeys(name for row in rows for name in row))
     cells = [[f"{v:.4g}" if isinstance(v := row.get(name), float) else v or "-" for name in names] for row in rows]
     print_table(names, cells)
-    print(*(f"skipped: {line}" for line in failed), sep="\n", end="\n" if failed else "")
+    print(*(printable(f"skipped: {line}") for line in failed), sep="\n", end="\n" if failed else "")
     print(f"wrote {output}: reconstruction.mp4, reconstruction.png, metrics.json; sounds as WAV where there are any")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from avmae.command import command
 from avmae.errors import InputError
-from avmae.runs import Run, arrange, find_runs, flat, read_reconstruction, read_run, read_study, varied
+from avmae.folders import Run, arrange, find_runs, flat, read_reconstruction, read_run, read_study, varied
 
 Table = dict[str, Any]
 """`header`, texts, and `rows` of cells: a text each, and where it has them `href`, `best` and `colour`."""

@@ -1,248 +1,166 @@
-"""What lies in run folders: config, metrics, results, studies; for those who look at runs afterwards."""
+"""What a run keeps in its folder to be gone on with and to be repeated: checkpoints and its environment."""
 
-import csv
+import functools
+import importlib.metadata
 import json
-import math
 import os
-import re
+import platform
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import subprocess
+import sys
+import zipfile
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from avmae.errors import InputError
 
-RUN_FILES = (".hydra/config.yaml", "metrics.csv", "summary.json")
-OWN_JSON = ("summary.json", "results.json", "study.json", "metrics.json")
-STUDY_KEYS = ("system", "degradation", "severity", "metric", "value")
-RECORD_BYTES = 1 << 16
-"""Larger JSON files are data, not records of how a run was started."""
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+"""The newest checkpoint, and the one that it replaced."""
+ENVIRONMENT = "environment.json"
+SHARDED = "meta.pt"
+"""What a sharded checkpoint, a folder, has beside its shards."""
 
 
-@dataclass(eq=False)
-class Run:
-    """What lies in one run's folder; what is missing or broken is empty, and `notes` says so.
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, or None; every byte is read and held against its checksum."""
+    import torch
+
+    if checkpoint.is_dir():
+        # A sharded one, which is written when all of its files are.
+        checkpoint = checkpoint / SHARDED
+        if not checkpoint.is_file():
+            return "it is incomplete"
+    try:
+        with zipfile.ZipFile(checkpoint) as archive:
+            broken = archive.testzip()
+        if broken:
+            return f"{broken} fails its checksum"
+        # What holds the parts together; the parts themselves are left on the disk.
+        torch.load(checkpoint, weights_only=True, mmap=True)
+    except Exception as error:
+        # The readers raise whatever damaged bytes lead them to.
+        return (str(error) or type(error).__name__).splitlines()[0]
+    return None
+
+
+@functools.cache
+def resume_checkpoint(logs: str, name: str, resume: str) -> Path:
+    """The checkpoint that ``resume=`` means; a damaged one is passed over, and that is said.
 
     Args:
-        config: by dotted key, interpolations as written.
-        name: of the config, its interpolations resolved.
-        overrides: what the command line set, by key.
-        curves: (step, value) pairs by metric.
-        summary: final metrics.
-        results: what `avmae.evaluate` wrote.
-        records: other small JSON files by name, for example versions; by dotted key.
-        label: how the run is called among the others.
-        swept: the keys that its sweep varied.
-    """
-
-    folder: Path
-    config: dict[str, Any] = field(default_factory=dict)
-    name: str = ""
-    overrides: dict[str, str] = field(default_factory=dict)
-    command: str = ""
-    curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
-    summary: dict[str, float] = field(default_factory=dict)
-    results: dict[str, Any] = field(default_factory=dict)
-    records: dict[str, dict[str, Any]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    label: str = ""
-    swept: tuple[str, ...] = ()
-
-    @property
-    def task(self) -> str:
-        """`pretrain` or `classify`, by the config or else by what was logged."""
-        named = self.config.get("task.name")
-        return str(named or ("classify" if any(name.endswith("/top1") for name in self.final) else "pretrain"))
-
-    @property
-    def final(self) -> dict[str, float]:
-        """Metrics by name: the last logged, the summary's, and those of `results` under `results/`."""
-        last = {name: points[-1][1] for name, points in self.curves.items()}
-        return last | self.summary | {f"results/{name}": v for name, v in self.results.items() if isinstance(v, float)}
-
-    def swept_value(self, key: str) -> float | str:
-        """What the sweep set a key to, as a number where it is one."""
-        value = self.overrides.get(key, "default")
-        try:
-            return float(value)
-        except ValueError:
-            return value
-
-
-def find_runs(folder: Path, depth: int = 3) -> list[Path]:
-    """The folder itself if it is a run's, or those of runs below it, jobs by their number.
+        logs: folder of all runs.
+        name: of the run.
+        resume: `last` for the newest checkpoint of that name, `requeued` for that of this SLURM job, or a path.
 
     Raises:
-        InputError: a folder cannot be read.
+        InputError: there is none that is sound.
     """
-    if any((folder / name).is_file() for name in RUN_FILES):
-        return [folder]
-    try:
-        below = [child for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")]
-    except OSError as error:
-        raise InputError(f"{folder} cannot be read: {error.strerror}") from error
-    below.sort(key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", path.name)])
-    return [run for child in below for run in find_runs(child, depth - 1)] if depth else []
+    if resume not in ("last", "requeued"):
+        path = Path(resume).expanduser()
+        if not path.exists():
+            raise InputError(f"resume={resume} is not a file; give a checkpoint's path, or resume=last")
+        if wrong := damage(path):
+            raise InputError(f"resume={resume} is damaged ({wrong}); resume=last takes the newest that is sound")
+        return path.absolute()
+    found = _checkpoints(logs, name, slurm_job() if resume == "requeued" else None)
+    if not found:
+        raise InputError(f"resume=last: no checkpoint under {logs}/{name}; start without resume=, or give a path")
+    newest = max(found, key=lambda path: path.stat().st_mtime).parent
+    for path in (newest / LAST, newest / PREVIOUS):
+        if path in found:
+            wrong = damage(path)
+            if wrong is None:
+                return path.absolute()
+            print(f"{path} is damaged ({wrong})", file=sys.stderr, flush=True)
+    raise InputError(f"resume=last: no checkpoint in {newest} is sound; start without resume=, or give a path")
 
 
-def read_run(folder: Path) -> Run:
-    """Read what there is of a run; a file that cannot be read becomes a note."""
-    run = Run(folder)
-
-    def read(name: str, parse: Callable[[Path], Any], kind: type) -> Any:
-        try:
-            content = parse(folder / name)
-        except FileNotFoundError:
-            return kind()
-        except Exception as error:  # YAML's and OmegaConf's errors share no class with JSON's.
-            run.notes.append(f"{name} cannot be read: {str(error).splitlines()[0]}")
-            return kind()
-        if not isinstance(content, kind):
-            run.notes.append(f"{name} holds no {'mapping' if kind is dict else 'list'}")
-            return kind()
-        return content
-
-    run.config = flat(read(".hydra/config.yaml", _yaml, dict))
-    run.name = re.sub(
-        r"\$\{([\w.]+)\}", lambda key: str(run.config.get(key[1], key[0])), str(run.config.get("name", ""))
-    )
-    overrides = [str(line) for line in read(".hydra/overrides.yaml", _yaml, list)]
-    run.overrides = dict(line.lstrip("+~").partition("=")[::2] for line in overrides)
-    run.command = shlex.join(["python", "-m", "avmae.train", *overrides]) if run.config else ""
-    run.curves = read("metrics.csv", lambda file: _curves(file, run.notes), dict)
-    summary = read("summary.json", _json, dict)
-    run.summary = {name: float(value) for name, value in summary.items() if isinstance(value, int | float)}
-    run.results = read("results.json", _json, dict)
-    for file in sorted(folder.glob("*.json")):
-        if file.name not in OWN_JSON and file.stat().st_size < RECORD_BYTES:
-            run.records[file.stem] = flat(read(file.name, _json, dict))
-    if not run.curves:
-        run.notes.append("no curves: metrics.csv is missing or has no whole row")
-    elif not run.summary:
-        last = max(points[-1][0] for points in run.curves.values())
-        run.notes.append(f"the run has not ended (no summary.json): figures are the last logged, at step {last:.0f}")
-    return run
+def slurm_job() -> str | None:
+    """The id of the SLURM job that this process is part of, which a requeue keeps."""
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ.get("SLURM_JOB_ID")
 
 
-def _yaml(file: Path) -> Any:
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_container(OmegaConf.load(file))
-
-
-def _json(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8"))
+def torchrun_id() -> str | None:
+    """What torchrun's --rdzv-id calls the run; all nodes share it, and a restart keeps it."""
+    run = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return run if run != "none" and "RANK" in os.environ else None
 
 
-def _curves(file: Path, notes: list[str]) -> dict[str, list[tuple[float, float]]]:
-    content = file.read_text(encoding="utf-8", errors="replace")
-    curves: dict[str, list[tuple[float, float]]] = {}
-    broken, wild = 0, dict[str, float]()
-    # The last line may still be in writing: a number cut short is a number.
-    for row in csv.DictReader(content[: content.rfind("\n") + 1].splitlines()):
-        try:
-            step = float(row.pop("step"))
-            row.pop("epoch", None)
-            values = {name: float(value) for name, value in row.items() if value}
-        except (KeyError, TypeError, ValueError):
-            broken += 1
-            continue
-        for name, value in values.items():
-            if math.isfinite(value):
-                curves.setdefault(name, []).append((step, value))
-            else:
-                wild.setdefault(name, step)
-    if broken:
-        notes.append(f"{broken} line{'s' if broken > 1 else ''} of metrics.csv cannot be read and left out")
-    notes += [f"{name} is not finite at step {step:.0f}; such values are left out" for name, step in wild.items()]
-    return curves
-
-
-def arrange(runs: Sequence[Run]) -> tuple[list[Run], list[list[Run]]]:
-    """Name the runs.
+def requeued(logs: str, name: str) -> str | None:
+    """What to go on with if this start is not the first, and if there is anything; else None.
 
     Returns:
-        The runs in order, jobs of a sweep over numbers by those; and the sweeps of several jobs among them.
+        A path where torchrun named the run, which is then the folder's name; `requeued` in a job of SLURM's.
     """
-    groups: dict[Path, list[Run]] = {}
-    for run in runs:
-        parent = run.folder.parent
-        swept = any((parent / name).is_file() for name in ("multirun.yaml", "sweep.csv"))
-        groups.setdefault(parent if swept else run.folder, []).append(run)
-    sweeps = []
-    for jobs in groups.values():
-        keys = tuple(varied([job.overrides for job in jobs]))
-        for job in jobs:
-            job.swept = keys
-            job.label = ", ".join(f"{key}={job.overrides.get(key, 'default')}" for key in keys)
-        if keys:
-            if all(isinstance(job.swept_value(key), float) for job in jobs for key in keys):
-                jobs.sort(key=lambda job: [float(job.swept_value(key)) for key in keys])
-            sweeps.append(jobs)
-    arranged = [run for jobs in groups.values() for run in jobs]
-    for run in arranged:
-        run.label = run.label or run.name or run.folder.resolve().name
-    labels = [run.label for run in arranged]
-    above = os.path.commonpath([run.folder.resolve().parent for run in arranged]) if arranged else ""
-    for run in arranged:
-        if labels.count(run.label) > 1:
-            run.label = f"{run.label} ({run.folder.resolve().relative_to(above)})"
-    return arranged, sweeps
+    if (run := torchrun_id()) is not None:
+        folder = Path(logs, name, run, "checkpoints")
+        found = [path for path in (folder / LAST, folder / PREVIOUS) if path.exists()]
+        return next((str(path) for path in found if damage(path) is None), None)
+    if slurm_job() is None or int(os.environ.get("SLURM_RESTART_COUNT", 0)) == 0:
+        return None
+    return "requeued" if _checkpoints(logs, name, slurm_job()) else None
 
 
-def varied(mappings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys whose values differ, or that some lack."""
-    keys = dict.fromkeys(key for mapping in mappings for key in mapping)
-    missing = object()
-    return [key for key in keys if any(m.get(key, missing) != mappings[0].get(key, missing) for m in mappings)]
+def _checkpoints(logs: str, name: str, job: str | None) -> list[Path]:
+    """All that a run of a name may be gone on with; of one SLURM job, if it is given."""
+    found = [path for file in (LAST, PREVIOUS) for path in Path(logs, name).glob(f"*/checkpoints/{file}")]
+    if job is None:
+        return found
+    return [path for path in found if job in {start["slurm_job"] for start in _starts(path.parents[1])}]
 
 
-def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings by dotted key; lists are values."""
-    found: dict[str, Any] = {}
-    for key, value in content.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
-    return found
+def _starts(run_dir: str | Path) -> list[dict[str, Any]]:
+    file = Path(run_dir, ENVIRONMENT)
+    return json.loads(file.read_text()) if file.is_file() else []
 
 
-def read_reconstruction(folder: Path) -> dict[str, Any]:
-    """`input`, `mask` and `systems` (figures by system and name) of what `avmae.reconstruct` wrote.
+def record_environment(run_dir: str | Path, resumed: str | None) -> None:
+    """Add this start to the run's `environment.json`: when, where, how it was called, with what.
 
-    Its pictures say most, so a file of figures that is missing, foreign or unfinished counts as empty.
+    Args:
+        run_dir: the run's folder.
+        resumed: the checkpoint that the run goes on from.
     """
+    spec = sys.modules["__main__"].__spec__
+    program = ["-m", spec.name] if spec else sys.argv[:1]
+    installed = {package.name: package.version for package in importlib.metadata.distributions() if package.name}
+    start: dict[str, Any] = {
+        "time": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": shlex.join([sys.executable, *program, *sys.argv[1:]]),
+        "folder": os.getcwd(),
+        "host": platform.node(),
+        "slurm_job": slurm_job(),
+        "resumed": resumed,
+        "git": {"avmae": _commit(Path(__file__).parent), "folder": _commit(Path.cwd())},
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "gpus": _gpus(),
+        "python": platform.python_version(),
+        "versions": dict(sorted(installed.items())),
+    }
+    temporary = Path(run_dir, f".{ENVIRONMENT}.tmp")
+    temporary.write_text(json.dumps([*_starts(run_dir), start], indent=2))
+    temporary.replace(Path(run_dir, ENVIRONMENT))
+
+
+def _commit(folder: Path) -> str | None:
+    """The commit that a folder is checked out from, with a mark if tracked files differ; None outside of git."""
+    git = ["git", "-C", str(folder)]
     try:
-        content = _json(folder / "metrics.json")
-        kept = {key: content[key] for key in ("mask", "systems") if isinstance(content.get(key), Mapping)}
-        name = str(content.get("input", folder))
-    except (OSError, ValueError, AttributeError):
-        kept, name = {}, str(folder)
-    found = {"mask": {}, "systems": {}} | kept
-    systems = {label: figures for label, figures in found["systems"].items() if isinstance(figures, Mapping)}
-    return {"input": name, "mask": found["mask"], "systems": systems}
+        # A folder inside of a repository that does not track it, such as a virtual environment, is none of its.
+        if not subprocess.run([*git, "ls-files", "."], capture_output=True, text=True, check=True).stdout:
+            return None
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{commit} with changes" if changed.stdout else commit
 
 
-def read_study(file: Path) -> list[dict[str, Any]]:
-    """The rows of a study, `{"rows": [{"system": ..., "seed": ..., "degradation": ..., ...}, ...]}`.
+def _gpus() -> list[str]:
+    import torch
 
-    A row holds `system`, `degradation`, `severity`, `metric` and `value`, and where there are several `seed`, `fold`
-    and any other key, such as `split`. Rows without a finite value are left out.
-
-    Raises:
-        InputError: the file is no such thing; names the row and the key.
-    """
-    try:
-        rows = _json(file)["rows"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f'{file} is no study: it must be JSON, {{"rows": [...]}} ({error})') from error
-    if not isinstance(rows, Iterable) or not rows:
-        raise InputError(f"{file} holds no rows")
-    for number, row in enumerate(rows):
-        missing = [key for key in STUDY_KEYS if not isinstance(row, dict) or key not in row]
-        if missing:
-            raise InputError(f"{file}: row {number} has no {missing[0]}; a row needs {', '.join(STUDY_KEYS)}")
-        if not isinstance(row["value"], int | float | None):
-            raise InputError(f"{file}: row {number} has value {row['value']!r}, which is no number")
-        if not isinstance(row["severity"], int | float | str):
-            row["severity"] = 0.0
-    return [row for row in rows if row["value"] is not None and math.isfinite(row["value"])]
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

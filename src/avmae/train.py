@@ -1,6 +1,7 @@
 """`python -m avmae.train experiment=NAME`: pretrain or fine-tune, and test what was fine-tuned."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,32 +13,55 @@ from avmae.command import (
     precision,
     print_table,
     quiet_libraries,
-    resume_checkpoint,
     spec,
+    started,
 )
+from avmae.errors import InputError
+from avmae.runs import record_environment, resume_checkpoint
+from avmae.terminal import printable
+
+LOST = "Connection (closed|reset) by peer|Timed out waiting|Broken pipe|timed out after"
+"""What gloo and NCCL say when another process, or the way to it, is gone."""
 
 
 @command("train")
-def main(config: dict[str, Any]) -> dict[str, float]:
-    """Train; see `python -m avmae.train --help`."""
-    return launch(run, config, process_count(config))
+def main(config: dict[str, Any]) -> dict[str, float] | float:
+    """Train; see `python -m avmae.train --help`.
+
+    Returns:
+        All metrics by name, or of ``objective=NAME`` that one.
+    """
+    if config["resume"]:
+        config["resume"] = str(resume_checkpoint(config["logs"], config["name"], config["resume"]))
+    if first_process():
+        record_environment(config["run_dir"], config["resume"])
+    metrics, objective = launch(run, config, process_count(config)), config["objective"]
+    if objective is None:
+        return metrics
+    if objective not in metrics:
+        raise InputError(f"objective={objective} is none of the metrics of this run: {', '.join(sorted(metrics))}")
+    return metrics[objective]
 
 
 def process_count(config: dict[str, Any]) -> int:
     """Processes on this machine: one, or for a strategy that shares the work, as many as devices.
+
+    Settles `trainer.devices` and `trainer.num_nodes`, which torchrun or SLURM decide if they have started us.
 
     Raises:
         InputError: GPUs are asked for where there are none.
     """
     import torch
 
-    from avmae.errors import InputError
-
     trainer, gpus = config["trainer"], torch.cuda.device_count()
     if trainer["accelerator"] in ("gpu", "cuda") and not gpus:
         raise InputError("trainer.accelerator=gpu, but no GPU is to be seen here; use trainer.accelerator=cpu or auto")
     single = config["strategy"].get("_args_") == ["auto"]
-    devices = trainer["devices"]
+    launched, devices = started(), trainer["devices"]
+    if trainer["num_nodes"] == "auto":
+        trainer["num_nodes"] = launched[0] if launched else 1
+    if devices == "auto" and launched:
+        devices = launched[1]
     if devices == "auto":
         devices = 1 if single or trainer["accelerator"] == "cpu" else max(1, gpus)
     if not isinstance(devices, int) or devices < 1:
@@ -48,6 +72,22 @@ def process_count(config: dict[str, Any]) -> int:
         raise InputError(f"trainer.devices={devices}, but only {gpus} GPUs are to be seen here")
     trainer["devices"] = devices
     return devices
+
+
+def accumulation(clips: int, config: dict[str, Any]) -> int:
+    """Batches that make a step of so many clips.
+
+    Raises:
+        InputError: no whole number does.
+    """
+    batch, trainer = config["data"]["batch_size"], config["trainer"]
+    processes = trainer["devices"] * trainer["num_nodes"]
+    if clips % (batch * processes):
+        raise InputError(
+            f"trainer.clips_per_step={clips} is no multiple of data.batch_size={batch} x {processes} processes; "
+            "change one of them"
+        )
+    return clips // (batch * processes)
 
 
 def run(config: dict[str, Any]) -> dict[str, float]:
@@ -69,10 +109,12 @@ def run(config: dict[str, Any]) -> dict[str, float]:
     from avmae.models.build import MaskSpec, ModelSpec, SizeSpec, build_autoencoder, build_classifier
     from avmae.models.classifier import Classifier
     from avmae.models.weights import start_from
+    from avmae.training.checkpoints import SafeCheckpointIO
     from avmae.training.classification import Classification
     from avmae.training.mixing import MixSpec
     from avmae.training.optim import OptimSpec
     from avmae.training.pretraining import ObjectiveSpec, Pretraining
+    from avmae.training.strategies import FSDP2Strategy
     from avmae.training.task import Task
 
     quiet_libraries()
@@ -88,6 +130,9 @@ def run(config: dict[str, Any]) -> dict[str, float]:
         augment=spec(AugmentSpec, "augment", config["augment"]),
         seed=seed,
     )
+
+    if str(config["objective"]).startswith("val/") and not datamodule.splits.val:
+        raise InputError(f"objective={config['objective']} needs validation clips, such as data.val_groups=2 gives")
 
     torch.manual_seed(seed)
     model_config: dict[str, Any] = {key: config[key] for key in ("clip", "model", "size", "data", "seed")}
@@ -105,8 +150,10 @@ def run(config: dict[str, Any]) -> dict[str, float]:
             print(match.title)
             header = ["tensors of", "matched", "missing", "unexpected", "reshaped"]
             print_table(header, [[part, *map(str, counts)] for part, *counts in match.rows])
-            print(*match.notes, sep="\n", end="\n" if match.notes else "", flush=True)
-    compile = config["trainer"].pop("compile")
+            print(*map(printable, match.notes), sep="\n", end="\n" if match.notes else "", flush=True)
+    compile, clips_per_step = config["trainer"].pop("compile"), config["trainer"].pop("clips_per_step")
+    if clips_per_step:
+        config["trainer"]["accumulate_grad_batches"] = accumulation(clips_per_step, config)
     task: Task
     if isinstance(network, MaskedAutoencoder):
         objective = spec(ObjectiveSpec, "task", {k: v for k, v in task_config.items() if k != "name"})
@@ -130,6 +177,9 @@ def run(config: dict[str, Any]) -> dict[str, float]:
     elif "best" in callbacks and callbacks["best"]["monitor"] is None:
         watched = {"pretrain": ("val/loss", "min"), "classify": ("val/top1", "max")}[task_config["name"]]
         callbacks["best"]["monitor"], callbacks["best"]["mode"] = watched
+    if "best" in callbacks and callbacks["best"]["save_top_k"] not in (0, 1):
+        callbacks["best"] |= {"filename": "best_{epoch:04d}", "auto_insert_metric_name": False}
+    checkpoint_io = SafeCheckpointIO()
     trainer: L.Trainer = construct(
         "trainer",
         config["trainer"] | {"precision": precision(config["trainer"])},
@@ -137,14 +187,31 @@ def run(config: dict[str, Any]) -> dict[str, float]:
         logger=[instantiate(logger) for logger in config["logger"].values()] if first_process() else [],
         callbacks=[instantiate(callback) for callback in callbacks.values()],
         default_root_dir=config["run_dir"],
+        plugins=[checkpoint_io],
     )
     describe(network, config, trainer, datamodule.splits)
     for logger in trainer.loggers:
         logger.log_hyperparams(
             {key: config[key] for key in ("name", *model_config.keys() & config.keys(), "optim", "augment")}
         )
-    resume = resume_checkpoint(config["logs"], config["name"], config["resume"]) if config["resume"] else None
-    trainer.fit(task, datamodule=datamodule, ckpt_path=resume, weights_only=True)
+    if config["resume"] and Path(config["resume"]).is_dir() and not isinstance(trainer.strategy, FSDP2Strategy):
+        raise InputError(
+            f"resume={config['resume']} is sharded; go on with strategy=fsdp, or start from its weights: ckpt=..."
+        )
+    try:
+        trainer.fit(task, datamodule=datamodule, ckpt_path=config["resume"], weights_only=True)
+    except RuntimeError as error:
+        if message := datamodule.explain(error):
+            raise InputError(f"{message}; go on with resume=last") from error
+        if started() and (lost := re.search(LOST, str(error))):
+            raise InputError(
+                f"process {trainer.global_rank} lost another ({lost[0]}); go on with resume=last"
+            ) from error
+        raise
+    unsaved = trainer.strategy.broadcast(checkpoint_io.failures)
+    if unsaved:
+        path, cause = next(iter(unsaved.items()))
+        raise InputError(f"trained to the end, but {path} could not be saved: {cause}; make room, then resume=last")
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if task_config["name"] == "classify" and datamodule.splits.test and trainer.state.status == "finished":
         best = next((c.best_model_path for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None)), None)
@@ -158,7 +225,7 @@ def run(config: dict[str, Any]) -> dict[str, float]:
         (run_dir / "summary.json").write_text(json.dumps(metrics, indent=2, sort_keys=True))
         print_table(["metric", "value"], [[name, f"{value:.4g}"] for name, value in sorted(metrics.items())])
         written = ("checkpoints/last.ckpt", "checkpoints/best.ckpt", "metrics.csv", "summary.json")
-        print(f"wrote {run_dir}: {', '.join(name for name in written if (run_dir / name).is_file())}")
+        print(f"wrote {run_dir}: {', '.join(name for name in written if (run_dir / name).exists())}")
     for logger in trainer.loggers:
         finish = getattr(logger.experiment, "finish", None)
         if finish is not None:

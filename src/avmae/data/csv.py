@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from avmae.data.paths import within
 from avmae.data.splits import ClipEntry, Splits
 from avmae.errors import InputError
 
@@ -16,6 +17,8 @@ def read_csv(
 ) -> Splits:
     """Read lists of `path label`, separated by a space, comma or tab; the path may hold spaces itself.
 
+    A path is absolute, or relative and then within ``root``: neither ``..`` nor a symbolic link may lead out of it.
+
     Args:
         train: list for training.
         val: list for validation.
@@ -24,7 +27,8 @@ def read_csv(
         classes: their number or names; None takes the highest label of all lists.
 
     Raises:
-        InputError: no list at all, a list or listed file is missing, a line is malformed, or a label is out of range.
+        InputError: no list at all, a list or listed file is missing, a line is malformed, a label is out of range, or
+            a relative path leads out of the folder.
     """
     lists = {"train": train, "val": val, "test": test}
     if not any(lists.values()):
@@ -49,10 +53,14 @@ def _read_list(file: Path, root: str | Path | None, classes: int | None) -> list
         match = re.fullmatch(r"(.*[^\s,])\s*[,\s]\s*(-?\d+)", line.strip())
         if not match:
             raise InputError(f"{file}:{number}: expected 'path label' with a whole number as label, found '{line}'")
-        path, label = base / match[1], int(match[2])
+        name, label = match[1], int(match[2])
         if label < 0 or (classes is not None and label >= classes):
             limit = f"0 to {classes - 1}" if classes is not None else "0 or more"
             raise InputError(f"{file}:{number}: label {label} is out of range ({limit}); labels start at 0")
+        try:
+            path = Path(name) if Path(name).is_absolute() else within(base, name)
+        except InputError as error:
+            raise InputError(f"{file}:{number}: {error}") from error
         if not path.is_file():
             raise InputError(
                 f"{file}:{number}: {path} does not exist; relative paths start from data.root, here {base}"

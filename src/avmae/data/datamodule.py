@@ -23,9 +23,8 @@ from avmae.data.spectrogram import LogMel
 from avmae.data.splits import ClipEntry, Splits, few_labels
 from avmae.data.synthetic import write_synthetic
 from avmae.data.ucf101 import read_ucf101
+from avmae.data.workers import CONTEXT, Readings, prepare_worker
 from avmae.errors import InputError
-
-LOADER_TIMEOUT_SECONDS = 180
 
 
 class Batch(TypedDict):
@@ -109,6 +108,7 @@ class ClipDataModule(L.LightningDataModule):
         augment: how training views are drawn.
         seed: of the run.
         train_share: of each class's training clips, at least one; the rest is left out (few labels).
+        timeout: seconds to wait for a batch before the run ends, for a reading process that hangs; 0 waits forever.
     """
 
     def __init__(
@@ -123,17 +123,20 @@ class ClipDataModule(L.LightningDataModule):
         augment: AugmentSpec | None = None,
         seed: int = 0,
         train_share: float = 1.0,
+        timeout: float = 180,
     ) -> None:
         super().__init__()
         if not 0 < train_share <= 1:
             raise InputError(f"data.train_share={train_share} must be above 0 and at most 1")
-        if batch_size < 1 or workers < 0 or segments < 1 or crops < 1:
-            raise InputError("data: batch_size, segments and crops are at least 1, workers at least 0")
+        if batch_size < 1 or workers < 0 or segments < 1 or crops < 1 or timeout < 0:
+            raise InputError("data: batch_size, segments and crops are at least 1, workers and timeout at least 0")
         self.splits = splits if train_share == 1 else few_labels(splits, train_share, seed)
         self.clip, self.audio, self.batch_size, self.workers = clip, audio, batch_size, workers
-        self.segments, self.crops, self.seed = segments, crops, seed
+        self.segments, self.crops, self.seed, self.timeout = segments, crops, seed, timeout
+        self._readings: list[Readings] = []
         self.augment = augment or AugmentSpec()
         self.transform = BatchTransform(clip, self.augment)
+        self._resumed_clips_a_batch: int | None = None
 
     @property
     def classes(self) -> list[str]:
@@ -141,15 +144,27 @@ class ClipDataModule(L.LightningDataModule):
         return self.splits.classes
 
     def _loader(self, dataset: ClipDataset, sampler: TrainSampler | EvalSampler) -> DataLoader:
+        workers: dict[str, Any] = {}
+        if self.workers:
+            dataset.readings = Readings(self.workers, dataset.entries)
+            self._readings.append(dataset.readings)
+            workers = {"persistent_workers": True, "timeout": self.timeout, "multiprocessing_context": CONTEXT}
         return DataLoader(
             dataset,
             batch_sampler=sampler,
             collate_fn=collate,
             num_workers=self.workers,
-            persistent_workers=self.workers > 0,
+            worker_init_fn=prepare_worker,
             pin_memory=torch.cuda.is_available(),
-            timeout=LOADER_TIMEOUT_SECONDS if self.workers else 0,
+            **workers,
         )
+
+    def explain(self, error: BaseException) -> str | None:
+        """Which reading process died or hangs, at which clip, if that is what an error of training is about."""
+        found = (
+            dataset.readings.explain(str(error), dataset.entries) for dataset in self._datasets if dataset.readings
+        )
+        return next((text for text in found if text), None)
 
     def train_sampler(self) -> TrainSampler:
         """This process's part of each epoch.
@@ -168,9 +183,26 @@ class ClipDataModule(L.LightningDataModule):
         assert self.trainer is not None
         sampler = self.train_sampler()
         done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        finished, sampler.start = divmod(done, len(sampler))
+        # The run may have had another number of processes before.
+        now = self._clips_a_batch()
+        before = self._resumed_clips_a_batch or now
+        finished, batches = divmod(done, len(self.splits.train) // before)
+        sampler.start = batches * before // now
         sampler.epoch = self.trainer.current_epoch + finished
         return self._loader(ClipDataset(self.splits.train, self.clip, self.audio, self.augment), sampler)
+
+    def _clips_a_batch(self) -> int:
+        """Of all processes together."""
+        assert self.trainer is not None
+        return self.batch_size * self.trainer.world_size
+
+    def state_dict(self) -> dict[str, int]:
+        """What tells a resumed run where in the epoch it was."""
+        return {"clips_a_batch": self._clips_a_batch()}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Take it up."""
+        self._resumed_clips_a_batch = state_dict["clips_a_batch"]
 
     def _eval_loader(self, entries: list[ClipEntry], segments: int, crops: int) -> DataLoader:
         dataset = ClipDataset(entries, self.clip, self.audio, None, segments, crops)

@@ -13,6 +13,7 @@ from avmae.data.augment import AugmentSpec, Box, center_boxes, random_box
 from avmae.data.media import Window, read_window
 from avmae.data.sampling import Request
 from avmae.data.splits import ClipEntry
+from avmae.data.workers import Readings
 from avmae.errors import MediaError
 
 TRIES = 10
@@ -58,6 +59,9 @@ class ClipDataset(Dataset[Sample]):
         augment: how training views are drawn; None for test.
         segments: windows of each clip, at test time.
         crops: boxes of each window, at test time.
+
+    Attributes:
+        readings: where reading processes note what they read, if there are any.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class ClipDataset(Dataset[Sample]):
     ) -> None:
         self.entries, self.clip, self.audio, self.augment = entries, clip, audio, augment
         self.segments, self.crops = segments, crops
+        self.readings: Readings | None = None
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -109,7 +114,13 @@ class ClipDataset(Dataset[Sample]):
         return make_sample(window, boxes, label, clip_id, request.segment * self.crops, unreadable)
 
     def _read(self, index: int, position: float) -> Window:
-        return read_window(self.entries[index].path, self.clip, position, self.clip.canvas, self.audio)
+        if self.readings is None:
+            return read_window(self.entries[index].path, self.clip, position, self.clip.canvas, self.audio)
+        self.readings.begin(index)
+        try:
+            return read_window(self.entries[index].path, self.clip, position, self.clip.canvas, self.audio)
+        finally:
+            self.readings.end()
 
 
 def make_sample(

@@ -8,7 +8,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from multiprocessing import get_context
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import av
@@ -115,7 +115,7 @@ def read_manifest(file: Path) -> dict[str, Record]:
     """The records of a manifest by path, or none where there is no such file.
 
     Raises:
-        InputError: the file is no manifest.
+        InputError: the file is no manifest, or has a path that leads out of the data set's folder.
     """
     if not file.is_file():
         return {}
@@ -125,9 +125,15 @@ def read_manifest(file: Path) -> dict[str, Record]:
 
     names = [field.name for field in fields(Record)]
     try:
-        return {row["path"]: Record(**row) for row in pq.read_table(file, columns=names).to_pylist()}
+        records = {row["path"]: Record(**row) for row in pq.read_table(file, columns=names).to_pylist()}
     except (pa.ArrowException, OSError, TypeError, KeyError) as error:
         raise InputError(f"{file} is not a manifest ({error}); delete it, and run avmae.prepare again") from error
+    for path in map(PurePath, records):
+        if path.is_absolute() or ".." in path.parts:
+            raise InputError(
+                f"{file}: {path} leads out of the data set's folder; delete it, and run avmae.prepare again"
+            )
+    return records
 
 
 def update_manifest(root: Path, paths: Sequence[str], file: Path, workers: int) -> Iterator[Record]:

@@ -11,14 +11,15 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from multiprocessing import get_context
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from avmae.data.media import pack_video
+from avmae.data.paths import within
 from avmae.data.splits import ClipEntry, Splits, hold_out
 from avmae.errors import InputError, MediaError
 
-TABLE = "clips.json"
+TABLE, INDEX = "clips.json", "index.json"
 CHUNK_BYTES = 64_000_000
 
 
@@ -54,6 +55,7 @@ class Store:
     def read(self, index: int) -> bytes:
         """The clip of a number, as the file it was packed into."""
         if self._reader is None:
+            _check_index(self.root)
             self._reader = _litdata().StreamingDataset(self.root)
         return self._reader[index]["video"]
 
@@ -160,9 +162,10 @@ def read_packed(root: str, fold: int = 1, val_groups: int = 2) -> Splits:
         val_groups: train groups that validate, where a data set has folds; see `read_ucf101`.
 
     Raises:
-        InputError: it is no packed data set, or has no such fold.
+        InputError: it is no packed data set of avmae's, or has no such fold.
     """
-    table = _read_table(root)
+    table = _read_json(root, TABLE)
+    _check_index(root)
     store = Store(root)
     parts: dict[str, list[ClipEntry]] = {"train": [], "val": [], "test": []}
     folded = False
@@ -178,17 +181,41 @@ def read_packed(root: str, fold: int = 1, val_groups: int = 2) -> Splits:
     return Splits(train, val, parts["test"], table["classes"])
 
 
-def _read_table(root: str) -> dict[str, Any]:
+def _read_json(root: str, name: str) -> dict[str, Any]:
     import fsspec
 
     try:
-        with fsspec.open(f"{root.rstrip('/')}/{TABLE}", "r", encoding="utf-8") as stream:
+        with fsspec.open(f"{root.rstrip('/')}/{name}", "r", encoding="utf-8") as stream:
             return json.load(stream)
     except (OSError, ValueError, ImportError) as error:
         raise InputError(
-            f"data.root={root} is no packed data set, for {TABLE} cannot be read there ({error}); "
+            f"data.root={root} is no packed data set, for {name} cannot be read there ({error}); "
             "make one by python -m avmae.prepare data=... data.root=... pack=DIR"
         ) from error
+
+
+def _check_index(root: str) -> None:
+    """Let LitData have only what `pack` writes: it unpickles what an index calls pickled, and opens what it names.
+
+    Raises:
+        InputError: the index asks for anything else.
+    """
+    index = _read_json(root, INDEX)
+    try:
+        formats = index["config"]["data_format"]
+        names = [chunk["filename"] for chunk in index["chunks"]]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{root}/{INDEX} is damaged; pack the data set anew") from error
+    if formats != ["bytes"]:
+        raise InputError(
+            f"{root}/{INDEX}: items are {formats}, not ['bytes']; avmae did not pack this, nor will read it"
+        )
+    for name in names:
+        if "://" in root:
+            if PurePosixPath(name).name != name:
+                raise InputError(f"{root}/{INDEX} names the chunk {name}, which is not in the folder; pack it anew")
+        else:
+            within(Path(root).expanduser(), name)
 
 
 def _litdata() -> Any:

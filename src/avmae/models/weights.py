@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import pathlib
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed
@@ -23,10 +25,13 @@ from avmae.models.build import build_from_config
 from avmae.models.classifier import Classifier
 from avmae.models.layouts import describe, rename
 from avmae.models.tokens import Grid, grid_positions, sincos_positions
+from avmae.runs import SHARDED
 
 MIN_MATCHED = 0.9
 CONTAINERS = ("module", "model", "state_dict")
 """Keys under which DeepSpeed, VideoMAE and others keep the weights."""
+MODEL = "model."
+"""What the model's names in a sharded checkpoint start with; see `FSDP2Strategy`."""
 TIME_SHARE = 0.1
 """Of the time code that is added to an image model's positions: enough to tell frames apart, while tokens stay close to
 what the model has learned to read."""
@@ -55,20 +60,20 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint of ours, an exported folder, or one of the foreign layouts of `avmae.models.layouts`.
 
     What it is follows from the content: a folder with ``config.json`` and ``model.safetensors`` (or, of transformers,
-    ``pytorch_model.bin``), a safetensors file, or a file of ``torch.save`` with the weights on top or under ``model``,
-    ``module`` or ``state_dict``.
+    ``pytorch_model.bin``), a folder of shards, a safetensors file, or a file of ``torch.save`` with the weights on top
+    or under ``model``, ``module`` or ``state_dict``.
 
     Raises:
         InputError: the file is missing, is no checkpoint, would run code, or has no layout that is known.
     """
     path = Path(path).expanduser()
-    if path.is_dir():
+    if path.is_dir() and not (path / SHARDED).is_file():
         return _read_folder(path)
-    if not path.is_file():
+    if not path.is_dir() and not path.is_file():
         raise InputError(
             f"ckpt={path} does not exist; give the path of a checkpoint, such as logs/NAME/TIME/checkpoints/last.ckpt"
         )
-    state = _read_file(path)
+    state = _read_shards(path) if path.is_dir() else _read_file(path)
     if all(isinstance(state.get(key), Mapping) for key in ("config", "state_dict")) and "task" in state["config"]:
         prefix = "network."
         weights = {k.removeprefix(prefix): v for k, v in state["state_dict"].items() if k.startswith(prefix)}
@@ -103,6 +108,39 @@ def _read_folder(path: Path) -> Checkpoint:
         # Exported under transformers' names, which say less than the config of ours beside them.
         weights = rename(weights, str(path)).weights
     return Checkpoint(path, "avmae", config["avmae"], dict(weights))
+
+
+def shards_of(path: Path) -> tuple[Mapping[str, Any], Path]:
+    """What a folder of shards says beside its tensors, and the subfolder of these.
+
+    Raises:
+        InputError: it is damaged, or names a subfolder elsewhere.
+    """
+    state = _read_file(path / SHARDED)
+    name = state.get("shards")
+    if not isinstance(name, str) or Path(name).name != name or not any((path / name).glob("*.safetensors")):
+        raise InputError(f"{path} is a damaged checkpoint: {SHARDED} names no subfolder of it with shards")
+    return state, path / name
+
+
+def _read_shards(path: Path) -> Mapping[str, Any]:
+    """A folder of shards as the whole checkpoint it was made of, without the optimiser's tensors."""
+    state, shards = shards_of(path)
+    try:
+        reader = dcp.HuggingFaceStorageReader(str(shards))
+        described: Mapping[str, Any] = reader.read_metadata().state_dict_metadata
+        tensors = {
+            name: torch.empty(tensor.size, dtype=tensor.properties.dtype)
+            for name, tensor in described.items()
+            if name.startswith(MODEL)
+        }
+        with warnings.catch_warnings():
+            # That there is one process.
+            warnings.simplefilter("ignore", UserWarning)
+            dcp.load(tensors, storage_reader=reader, no_dist=True)
+    except Exception as error:  # dcp gathers whatever went wrong on any process.
+        raise InputError(f"{path} is a damaged checkpoint: {str(error).splitlines()[-1]}") from error
+    return {**state, "state_dict": {name.removeprefix(MODEL): value for name, value in tensors.items()}}
 
 
 def _read_file(path: Path) -> Mapping[str, Any]:

@@ -13,6 +13,7 @@ from torchmetrics import MeanMetric
 
 from avmae.data.datamodule import Batch
 from avmae.errors import InputError
+from avmae.terminal import printable
 
 
 class Throughput(Callback):
@@ -84,7 +85,7 @@ class UnreadableClips(Callback):
                 f"{text}\nmore than callbacks.unreadable.max_share={self.max_share:g} of the data cannot be read; "
                 "repair it, take the clips off the lists, or raise the share"
             )
-        print(f"skipped: {text}", file=sys.stderr)
+        print(f"skipped: {printable(text)}", file=sys.stderr)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -147,8 +148,10 @@ class OnlineKNN(Callback):
             self._state["labels"] = batch["label"].new_full((self.bank,), -1)
         self._state = {name: value.to(features.device) for name, value in self._state.items()}
         place = (self._seen + torch.arange(len(features), device=features.device)) % self.bank
-        self._state["features"][place] = features
-        self._state["labels"][place] = batch["label"]
+        # A step that is skipped because it is not finite has no say either.
+        finite = features.isfinite().all(1)
+        self._state["features"][place] = features.nan_to_num()
+        self._state["labels"][place] = batch["label"].where(finite, -1)
         self._seen += len(features)
 
     def on_validation_batch_end(

@@ -103,7 +103,7 @@ class Classification(Task):
         optim: OptimSpec,
         config: Mapping[str, Any],
         seed: int = 0,
-        compile: bool = False,
+        compile: bool | str = False,
         label_smoothing: float = 0.0,
         mixing: MixSpec | None = None,
         drop_audio: float = 0.0,

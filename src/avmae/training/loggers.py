@@ -2,6 +2,7 @@
 
 import csv
 import os
+import sys
 import uuid
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,14 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 
 class _ResumableWriter(ExperimentWriter):
-    """Keeps the rows of a resumed run up to where it goes on, where Lightning's writer deletes the file."""
+    """Keeps the rows of a resumed run up to where it goes on, where Lightning's writer deletes the file.
+
+    What cannot be written, for the disk is full, is kept and written when there is room.
+    """
 
     def __init__(self, log_dir: str, resumed: bool) -> None:
         self._resumed = resumed
+        self._failed = False
         super().__init__(log_dir)
 
     def _check_log_dir_exists(self) -> None:
@@ -29,12 +34,43 @@ class _ResumableWriter(ExperimentWriter):
         file = Path(self.metrics_file_path)
         if self._resumed and step is not None and file.is_file():
             names, rows = _read(file)
-            with file.open("w", newline="") as stream:
-                writer = csv.DictWriter(stream, names)
-                writer.writeheader()
-                writer.writerows(row for row in rows if int(row["step"]) < step)
+            _write(file, names, [row for row in rows if int(row["step"]) < step])
             self._resumed = False
         super().log_metrics(metrics_dict, step)
+
+    def save(self) -> None:
+        names, self._size = list(self.metrics_keys), _size(self.metrics_file_path)
+        try:
+            super().save()
+        except OSError as error:
+            # Without half a row, and with the new names still new.
+            self.metrics_keys = names
+            if self._size:
+                os.truncate(self.metrics_file_path, self._size)
+            else:
+                Path(self.metrics_file_path).unlink(missing_ok=True)
+            if not self._failed:
+                print(f"cannot write {self.metrics_file_path}: {error}; its rows wait for room", file=sys.stderr)
+            self._failed = True
+        else:
+            self._failed = False
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        _write(Path(self.metrics_file_path), fieldnames, _read(Path(self.metrics_file_path))[1])
+        self._size = _size(self.metrics_file_path)
+
+
+def _size(file: str) -> int:
+    return Path(file).stat().st_size if Path(file).is_file() else 0
+
+
+def _write(file: Path, names: list[str], rows: list[dict[str, str]]) -> None:
+    temporary = file.with_suffix(".tmp")
+    with temporary.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, names)
+        writer.writeheader()
+        writer.writerows(rows)
+    temporary.replace(file)
 
 
 def _read(file: Path) -> tuple[list[str], list[dict[str, str]]]:

@@ -67,7 +67,7 @@ class Pretraining(Task):
         optim: OptimSpec,
         config: Mapping[str, Any],
         seed: int = 0,
-        compile: bool = False,
+        compile: bool | str = False,
         objective: ObjectiveSpec | None = None,
     ) -> None:
         super().__init__(network, optim, config, seed, compile)
@@ -88,16 +88,23 @@ class Pretraining(Task):
         self.val_loss = MeanMetric()
         self.val_losses = torch.nn.ModuleDict({name: MeanMetric() for name in self.network.decoders})
 
-    def reconstruct(self, batch: Batch, seed: int, whole: bool = False) -> Reconstruction:
-        """Draw masks from a seed and reconstruct. The masks do not depend on how many processes share the batch.
+    def reconstruct(
+        self, batch: Batch, seed: int, part: int = 0, parts: int = 1, whole: bool = False
+    ) -> Reconstruction:
+        """Draw masks from a seed and reconstruct.
+
+        The masks do not depend on how many processes share a step's clips, or into how many batches they are cut.
 
         Args:
             batch: of this process.
             seed: of the masks.
+            part: which of the batches of a step it is.
+            parts: batches of a step.
             whole: also hide modalities whole, where the objective says so.
         """
         generator = torch.Generator(self.device).manual_seed(seed)
-        world, rank, clips = self.trainer.world_size, self.global_rank, batch["label"].shape[0]
+        world, clips = self.trainer.world_size * parts, batch["label"].shape[0]
+        rank = self.trainer.world_size * part + self.global_rank
         masks = self.network.draw_masks(clips, generator, rank, world)
         if not (whole and any(self.hidden_whole.values())):
             return self.network(batch, masks)
@@ -111,8 +118,9 @@ class Pretraining(Task):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Loss of one batch, and its clips' features (B, modalities x dim)."""
-        seed = self.step_seed(Stream.MASKS, self.trainer.fit_loop.epoch_loop.total_batch_idx)
-        result = self.reconstruct(batch, seed, whole=True)
+        accumulated = self.trainer.accumulate_grad_batches
+        seed = self.step_seed(Stream.MASKS, self.trainer.global_step)
+        result = self.reconstruct(batch, seed, batch_idx % accumulated, accumulated, whole=True)
         sounding = batch["has_audio"].sum().clamp(min=1)
         loss = result.loss
         if self.objective.contrast:

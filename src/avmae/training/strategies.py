@@ -1,18 +1,112 @@
 """Strategies that Lightning needs a word on."""
 
+import shutil
+import sys
+import uuid
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from avmae.models.weights import MODEL, shards_of
+from avmae.runs import SHARDED
 
 
 class FSDP2Strategy(ModelParallelStrategy):
     """Shards parameters, gradients and optimiser over all processes (torch's ``fully_shard``), on GPUs and on CPU.
 
-    Checkpoints are whole, in one file, so that every command reads them.
+    A checkpoint is whole, in one file, or a folder to which every process writes the part it has. Every command reads
+    both, and a run goes on from either with any number of processes. The folder holds `meta.pt`, plain data, and a
+    subfolder of safetensors files; `meta.pt` is replaced last and names the subfolder, so that there is a whole
+    checkpoint at every moment.
+
+    Args:
+        sharded: write folders.
+        timeout: a process that does not answer for so long ends the run.
     """
 
-    def __init__(self) -> None:
-        super().__init__(data_parallel_size=1, tensor_parallel_size=1, save_distributed_checkpoint=False)
+    def __init__(self, sharded: bool = False, timeout: timedelta = timedelta(minutes=30)) -> None:
+        super().__init__(
+            data_parallel_size=1, tensor_parallel_size=1, save_distributed_checkpoint=sharded, timeout=timeout
+        )
 
     def setup_environment(self) -> None:
         """Take all processes for data parallelism."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint, in which tensors are this process's parts if it is to be sharded.
+
+        What cannot be written is reported as `SafeCheckpointIO` does it, and training goes on.
+        """
+        if not self._save_distributed_checkpoint:
+            super().save_checkpoint(checkpoint, filepath, storage_options)
+            return
+        path, name = self.broadcast((Path(filepath), f"shards-{uuid.uuid4().hex[:8]}"))
+        states = checkpoint.pop("optimizer_states", [])
+        tensors = _flatten(checkpoint.pop("state_dict"), states)
+        rest = checkpoint | {"shards": name, "param_groups": [state["param_groups"] for state in states]}
+        if self.is_global_zero and path.is_file():
+            # Of a run that was not sharded before.
+            path.unlink()
+        try:
+            dcp.save(tensors, storage_writer=dcp.HuggingFaceStorageWriter(str(path / name), save_distributed=True))
+            if self.is_global_zero:
+                _commit(rest, path)
+        except (CheckpointException, OSError, RuntimeError) as error:
+            if self.is_global_zero:
+                causes = list(error.failures.values()) if isinstance(error, CheckpointException) else [error]
+                cause = str(causes[0][0] if isinstance(causes[0], tuple) else causes[0]).splitlines()[0]
+                self.checkpoint_io.failures[str(path)] = cause
+                print(f"cannot save {path}: {cause}; training goes on, the next save tries again", file=sys.stderr)
+                shutil.rmtree(path / name, ignore_errors=True)
+        else:
+            self.checkpoint_io.failures.pop(str(path), None)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Take up model and optimiser from a file or a folder; returns the rest of the checkpoint."""
+        path = Path(self.broadcast(checkpoint_path))
+        if not (path / SHARDED).is_file():
+            return super().load_checkpoint(path, weights_only)
+        assert self.model is not None
+        checkpoint, shards = shards_of(path)
+        weights = get_model_state_dict(self.model)
+        states = [get_optimizer_state_dict(self.model, optimizer) for optimizer in self.optimizers]
+        dcp.load(_flatten(weights, states), storage_reader=dcp.HuggingFaceStorageReader(str(shards)))
+        set_model_state_dict(self.model, weights)
+        for optimizer, state, groups in zip(self.optimizers, states, checkpoint["param_groups"], strict=False):
+            set_optimizer_state_dict(
+                self.model, optimizer, optim_state_dict={"state": state["state"], "param_groups": groups}
+            )
+        return dict(checkpoint)
+
+
+def _commit(rest: dict[str, Any], path: Path) -> None:
+    """Let a folder name its new shards, and delete the old ones."""
+    partial = path / f"{SHARDED}.partial"
+    torch.save(rest, partial)
+    partial.replace(path / SHARDED)
+    for old in path.glob("shards-*"):
+        if old.name != rest["shards"]:
+            shutil.rmtree(old)
+
+
+def _flatten(weights: dict[str, Any], states: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """The tensors of a model and its optimisers by one name each."""
+    tensors = {f"{MODEL}{name}": value for name, value in weights.items()}
+    for number, state in enumerate(states):
+        for parameter, values in state["state"].items():
+            tensors |= {f"optimizer.{number}.{parameter}.{name}": value for name, value in values.items()}
+    return tensors

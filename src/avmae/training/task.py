@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
 from avmae.errors import InputError
+from avmae.training.nonfinite import skip_unless_finite
 from avmae.training.optim import OptimSpec, build_optimizer, warmup_cosine
 
 
@@ -38,16 +39,26 @@ class Task(L.LightningModule):
         optim: the recipe's optimiser.
         config: plain data from which the network can be built again; kept in the checkpoint.
         seed: of the run.
-        compile: compile the network in place, so that its weights keep their names.
+        compile: compile the network in place, so that its weights keep their names; a name is torch.compile's backend.
+
+    Attributes:
+        skipped: 0-d bool, whether the last optimiser step was left out because its gradient was not finite.
     """
 
+    skipped: Tensor
+
     def __init__(
-        self, network: nn.Module, optim: OptimSpec, config: Mapping[str, Any], seed: int = 0, compile: bool = False
+        self,
+        network: nn.Module,
+        optim: OptimSpec,
+        config: Mapping[str, Any],
+        seed: int = 0,
+        compile: bool | str = False,
     ) -> None:
         super().__init__()
         self.network, self.optim, self.config, self.seed = network, optim, dict(config), seed
         if compile:
-            network.compile()
+            network.compile(backend="inductor" if compile is True else compile)
 
     def step_seed(self, stream: Stream, step: int, rank: int = 0) -> int:
         """A seed of its own for each purpose, step and process."""
@@ -112,9 +123,11 @@ class Task(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by the recipe's norm, and log the norm and the learning rate either way."""
+        """Clip by the recipe's norm, skip what is not finite, and log the norm and the learning rate either way."""
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.optim.clip_norm or float("inf"))
-        self.log("train/grad_norm", norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        self.skipped = skip_unless_finite(optimizer, norm)
+        self.log("train/grad_norm", norm)
         self.log("train/lr", max(group["lr"] for group in optimizer.param_groups))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,0 +1,35 @@
+"""Paths that come from a file: a list, a manifest, an index."""
+
+import functools
+from pathlib import Path
+
+from avmae.errors import InputError
+
+
+@functools.lru_cache(maxsize=4096)
+def _resolved(folder: Path) -> Path:
+    """Kept, for lists have hundreds of thousands of lines and few folders."""
+    return folder.resolve()
+
+
+def within(base: Path, name: str) -> Path:
+    """The file of a relative path, which must be in the folder that the path starts from.
+
+    Neither ``..`` nor a symbolic link may lead out of it: whoever made the list is not always who owns the machine.
+
+    Args:
+        base: the folder; may be a link itself.
+        name: relative path; nothing need be there.
+
+    Raises:
+        InputError: it leads out of the folder.
+    """
+    path = base / name
+    plain = path.name != ".." and not path.is_symlink()
+    target = _resolved(path.parent) / path.name if plain else path.resolve()
+    if Path(name).is_absolute() or not target.is_relative_to(_resolved(base)):
+        raise InputError(
+            f"{path} leads out of {base} (to {target}); move the file into the folder, "
+            "or write its absolute path into the list if that is what you mean"
+        )
+    return path

@@ -1,0 +1,100 @@
+"""Reading processes: they leave signals to the training process, never outlive it, and can be asked what they read."""
+
+import multiprocessing
+import os
+import re
+import signal
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import get_worker_info
+
+from avmae.data.splits import ClipEntry
+from avmae.processes import end_with_parent
+
+_CONTEXT: Any = multiprocessing.get_context()
+_started: dict[int, Any] = {}
+
+
+class _Worker(_CONTEXT.Process):
+    """Ignores SIGTERM, so what wants to end it has to kill it; it holds nothing that could be lost."""
+
+    def start(self) -> None:
+        super().start()
+        _started[self.pid] = self
+
+    def terminate(self) -> None:
+        self.kill()
+
+
+class _WorkerContext(type(_CONTEXT)):  # type: ignore[misc]
+    Process = _Worker
+
+
+CONTEXT = _WorkerContext()
+"""Of the loaders' processes."""
+
+
+def prepare_worker(_: int) -> None:
+    """Start of a reading process.
+
+    Ctrl-C and a scheduler's signals reach all processes at once. The training process decides, and until it has
+    finished its step it needs batches.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    end_with_parent()
+
+
+class Readings:
+    """What each reading process of a loader is reading, in memory that the training process shares.
+
+    Args:
+        workers: how many there are.
+        entries: the clips.
+    """
+
+    def __init__(self, workers: int, entries: Sequence[ClipEntry]) -> None:
+        self.entries = entries
+        # Process id, clip or -1, start of the reading in nanoseconds.
+        self.table = torch.tensor([[0, -1, 0]] * workers, dtype=torch.int64).share_memory_()
+
+    def begin(self, clip: int) -> None:
+        """Note that this process starts to read a clip; the training process itself is not noted."""
+        if (worker := get_worker_info()) is not None:
+            self.table[worker.id] = torch.tensor([os.getpid(), clip, time.monotonic_ns()])
+
+    def end(self) -> None:
+        """Note that the clip is read."""
+        if (worker := get_worker_info()) is not None:
+            self.table[worker.id, 1] = -1
+
+    def explain(self, message: str) -> str | None:
+        """What a message of torch's loader means, or None if it is about no process of this one."""
+        rows = self.table.tolist()
+        if dead := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", message):
+            named = [f"{self._describe(row)}, {_end(row[0])}" for row in rows if row[0] in map(int, dead[1].split(","))]
+            return "; ".join(named) or None
+        if late := re.search(r"DataLoader timed out after (\S+) seconds", message):
+            busy = sorted((row for row in rows if row[1] >= 0), key=lambda row: row[2])
+            if busy:
+                return f"no batch came for {late[1]} s (data.timeout): {'; '.join(map(self._describe, busy))}"
+        return None
+
+    def _describe(self, row: list[int]) -> str:
+        pid, clip, since = row
+        numbers = self.table[:, 0].tolist()
+        text = f"reading process {numbers.index(pid)} of {len(numbers)} (pid {pid})"
+        if clip < 0:
+            return f"{text}, between two clips"
+        return f"{text}, reading {self.entries[clip].path} for {(time.monotonic_ns() - since) / 1e9:.1f} s"
+
+
+def _end(pid: int) -> str:
+    code = _started[pid].exitcode
+    if code is None or code >= 0:
+        return f"ended with code {code}"
+    hint = ", as by a machine that runs out of memory" if code == -signal.SIGKILL else ""
+    return f"ended by {signal.Signals(-code).name}{hint}"

@@ -1,0 +1,193 @@
+"""Checkpoints that are whole or not there, saved after so many minutes and when a signal ends the run."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor
+
+from avmae.data.datamodule import Batch
+from avmae.errors import Interrupted
+from avmae.runs import LAST, PREVIOUS, slurm_job
+from avmae.training.late import LateNumber
+
+SAVE = 1
+"""A wish to save and go on; wishes to end are the signals' numbers, and all are larger."""
+
+
+class SafeCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, has it on the disk, and only then puts it there.
+
+    The checkpoint that `last.ckpt` replaces is kept as `previous.ckpt`. One that cannot be written (a full disk, a
+    folder that is gone) or that has weights that are not finite is reported and left out: training goes on, and the
+    next save tries again.
+
+    Attributes:
+        failures: by path, why the newest attempt to write it failed.
+    """
+
+    def __init__(self) -> None:
+        self.failures: dict[str, str] = {}
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint; see the class."""
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        path = Path(path)
+        try:
+            _require_finite(checkpoint["state_dict"])
+            try:
+                _write(checkpoint, path)
+            except (OSError, RuntimeError) as error:
+                if not _is_full(error) or not (path.parent / PREVIOUS).exists():
+                    raise
+                # What is the newest stays.
+                (path.parent / PREVIOUS).unlink()
+                _write(checkpoint, path)
+        # torch's writer makes a RuntimeError of what goes wrong in the file.
+        except (OSError, RuntimeError, FloatingPointError) as error:
+            cause = str(error.__context__ or error).splitlines()[0]
+            self.failures[str(path)] = cause
+            print(f"cannot save {path}: {cause}; training goes on, the next save tries again", file=sys.stderr)
+        else:
+            self.failures.pop(str(path), None)
+
+
+def _require_finite(weights: dict[str, Tensor]) -> None:
+    for name, value in weights.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise FloatingPointError(f"{name} is not finite")
+
+
+def _is_full(error: BaseException) -> bool:
+    return any(getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT) for e in (error, error.__context__))
+
+
+def _write(checkpoint: dict[str, Any], path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with temporary.open("wb") as stream:
+            torch.save(checkpoint, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if path.name == LAST and path.exists():
+            spare = path.with_name(f".{PREVIOUS}.tmp")
+            spare.unlink(missing_ok=True)
+            try:
+                os.link(path, spare)
+            except OSError:
+                # A file system without hard links: for a moment there is no LAST, and PREVIOUS is what is gone on with.
+                spare = path
+            spare.replace(path.with_name(PREVIOUS))
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+class SaveInTime(Checkpoint):
+    """Saves between two steps: every so many minutes, and when SIGTERM, SIGUSR1 or Ctrl-C ends the run.
+
+    A signal that reaches any process ends all of them after the same step; `Interrupted` then has the exit code that a
+    shell would see, 128 + the signal's number. After SIGUSR1, SLURM is asked to queue the job again. A signal during
+    validation waits for its end, and one during accumulation for the step; a second Ctrl-C does not wait.
+
+    It is a `Checkpoint` so that Lightning calls it after all other callbacks, whose state it saves.
+
+    Args:
+        folder: where `last.ckpt` is written.
+        minutes: from one save by the clock to the next; null for none.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+    def __init__(self, folder: str, minutes: float | None = 60.0) -> None:
+        self.path = str(Path(folder, LAST))
+        self.seconds = minutes * 60 if minutes is not None else float("inf")
+        self._received = 0
+        self._handlers: dict[signal.Signals, Any] = {}
+        self._decided = LateNumber()
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take over the signals, and start the clock."""
+        # Lightning's handler communicates from within the handler, which can lock up processes that communicate
+        # already; the state it saves cannot be gone on with exactly; and its question to all processes before each
+        # step waits for the device.
+        trainer._signal_connector.register_signal_handlers = lambda: None
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+        self._received = 0
+        self._saved = time.monotonic()
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        # The launcher of several processes hands a terminal's Ctrl-C on to those that have got it already.
+        if number == signal.SIGINT == self._received and "RANK" not in os.environ:
+            raise KeyboardInterrupt
+        self._received = max(number, self._received)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Save if any process wishes so."""
+        if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
+            return
+        wish = self._received or (SAVE if time.monotonic() - self._saved > self.seconds else 0)
+        if trainer.world_size > 1:
+            shared = torch.full((), wish, dtype=torch.int32, device=trainer.strategy.root_device)
+            torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
+            wish = int(self._decided.exchange(shared) or 0)
+        if not wish:
+            return
+        trainer.save_checkpoint(self.path)
+        self._saved = time.monotonic()
+        if wish != SAVE:
+            # Lightning logs the step after these hooks.
+            trainer._logger_connector.on_batch_end()
+            trainer._logger_connector.update_train_step_metrics()
+            self._end(trainer, signal.Signals(wish))
+
+    def _end(self, trainer: L.Trainer, number: signal.Signals) -> None:
+        if trainer.is_global_zero:
+            saved = "could not be saved" if self.path in trainer.strategy.checkpoint_io.failures else "is saved"
+            print(f"{number.name}: step {trainer.global_step} {saved}; go on with resume=last", flush=True)
+            if number == signal.SIGUSR1 and (job := slurm_job()) is not None:
+                try:
+                    subprocess.run(["scontrol", "requeue", job], check=True)
+                except (OSError, subprocess.CalledProcessError) as error:
+                    print(f"job {job} cannot be queued again: {error}", file=sys.stderr, flush=True)
+        raise Interrupted(128 + number)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Give the signals back; but a process that ends by one is left to end in its time."""
+        if not isinstance(exception, Interrupted):
+            self._restore()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}

@@ -1,0 +1,112 @@
+"""Steps whose gradient is not finite: they change no weight, are counted, and too many in a row end the run."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from avmae.data.datamodule import Batch
+from avmae.errors import InputError
+from avmae.training.late import LateNumber
+
+
+def skip_unless_finite(optimizer: torch.optim.Optimizer, norm: Tensor) -> Tensor:
+    """Have the optimiser's next step do nothing if the gradient is not finite; the processor need not know.
+
+    A fused optimiser then changes nothing at all. Others get a gradient of zeros, and their momentum goes on.
+
+    Args:
+        optimizer: whose gradients are there.
+        norm: 0-d, of the whole gradient, the same on all processes.
+
+    Returns:
+        0-d bool, whether the step is skipped.
+    """
+    skipped = ~norm.isfinite()
+    if all(group.get("fused") for group in optimizer.param_groups):
+        # What torch's own gradient scaler uses.
+        optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
+        return skipped
+    for group in optimizer.param_groups:
+        for gradient in (parameter.grad for parameter in group["params"] if parameter.grad is not None):
+            local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
+            local.masked_fill_(skipped, 0)
+    return skipped
+
+
+class NonFiniteSteps(Callback):
+    """Counts skipped steps in `train/skipped`, names their clips, and ends a run that does nothing but skip.
+
+    Each skipped step becomes a line of `skipped.jsonl` in the run's folder: step, epoch, and the clips of all
+    processes. Every process sees the same gradient, so all of them end at the same step.
+
+    Args:
+        limit: of skipped steps in a row.
+    """
+
+    def __init__(self, limit: int = 20) -> None:
+        if limit < 1:
+            raise InputError("callbacks.nonfinite.limit must be at least 1")
+        self.limit = limit
+        self._total = self._row = 0
+        self._clips: list[Tensor] = []
+        self._before: tuple[int, int, list[Tensor]] = (0, 0, [])
+        self._late = LateNumber()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The count, with the step that was not judged yet."""
+        return {"total": self._total + bool(self._late.peek())}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Count on."""
+        self._total = state_dict["total"]
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """See how the step before went."""
+        self._clips.append(batch["clip_id"])
+        if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
+            return
+        before = self._late.exchange(pl_module.skipped)
+        self._judge(trainer, before)
+        self._before = (trainer.global_step, trainer.current_epoch, self._clips)
+        self._clips = []
+        pl_module.log("train/skipped", float(self._total))
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """See how the last step went."""
+        self._judge(trainer, self._late.take())
+
+    def _judge(self, trainer: L.Trainer, skipped: float | None) -> None:
+        if not skipped:
+            self._row = 0
+            return
+        self._row += 1
+        self._total += 1
+        step, epoch, clips = self._before
+        file = Path(trainer.default_root_dir, "skipped.jsonl")
+        seen = trainer.strategy.all_gather(torch.cat(clips)).flatten().unique().tolist()
+        if trainer.is_global_zero:
+            entries = trainer.datamodule.splits.train
+            line = {"step": step, "epoch": epoch, "clips": [str(entries[index].path) for index in seen]}
+            try:
+                with file.open("a") as stream:
+                    stream.write(json.dumps(line) + "\n")
+            except OSError as error:
+                print(f"cannot write {file}: {error}", file=sys.stderr)
+            if self._row == 1:
+                print(f"step {step} skipped: its gradient is not finite; its clips are in {file}", file=sys.stderr)
+        if self._row >= self.limit:
+            raise InputError(
+                f"the gradient was not finite in {self._row} steps in a row, up to step {step}; none of them changed a "
+                f"weight, and the last checkpoint is kept. {file} names their clips. Try a lower optim.base_lr, "
+                "optim.clip_norm=1, or trainer.precision=32-true, and go on with resume=last; "
+                "callbacks.nonfinite.limit is how many are borne"
+            )

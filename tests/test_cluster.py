@@ -1,0 +1,149 @@
+"""Strategies, launchers and sweepers do what one process does, wherever they do it."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from commands import ENVIRONMENT, _arguments, error, run, train
+
+from avmae.errors import InputError
+from avmae.models.weights import load_model, read_checkpoint
+from avmae.train import accumulation
+
+# 8 clips and 2 steps an epoch, whatever the number of processes.
+RUN = ("trainer.max_epochs=2", "trainer.log_every_n_steps=1", "optim.warmup=0", "trainer.clips_per_step=4")
+KEEP = (
+    "callbacks.last.filename='epoch{epoch}'",
+    "+callbacks.last.save_top_k=-1",
+    "+callbacks.last.auto_insert_metric_name=false",
+)
+
+
+def logged(run_dir: Path, name: str) -> list[float]:
+    with (run_dir / "metrics.csv").open() as stream:
+        return [float(row[name]) for row in csv.DictReader(stream) if row.get(name)]
+
+
+def assert_same_weights(one: Path, other: Path, lr: float) -> None:
+    expected = read_checkpoint(one).weights
+    for name, value in read_checkpoint(other).weights.items():
+        # Adam's first steps turn rounding errors of gradients near zero into parts of a full step.
+        torch.testing.assert_close(value, expected[name], atol=lr * 1e-2, rtol=1e-4, msg=name)
+
+
+@pytest.fixture(scope="module")
+def alone(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One process."""
+    folder = tmp_path_factory.mktemp("alone")
+    train(*RUN, "hydra.run.dir=run", cwd=folder, miniature=miniature)
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def sharded(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two processes, each of which writes the part it has."""
+    folder = tmp_path_factory.mktemp("sharded")
+    two = ("strategy=fsdp", "strategy.sharded=true", "trainer.devices=2", "data.batch_size=2")
+    train(*RUN, *KEEP, *two, "hydra.run.dir=run", cwd=folder, miniature=miniature)
+    return folder / "run"
+
+
+def test_accumulated_and_compiled_on_two_processes_equals_one(alone: Path, miniature: Path, tmp_path: Path) -> None:
+    how = ("strategy=ddp", "trainer.devices=2", "data.batch_size=1", "trainer.compile=aot_eager")
+    train(*RUN, *how, "hydra.run.dir=run", cwd=tmp_path, miniature=miniature)
+    assert logged(tmp_path / "run", "train/grad_norm") == pytest.approx(logged(alone, "train/grad_norm"), rel=1e-5)
+    last = "checkpoints/last.ckpt"
+    assert_same_weights(alone / last, tmp_path / "run" / last, logged(alone, "train/lr")[0])
+
+
+def test_a_sharded_checkpoint_is_a_whole_model(sharded: Path, alone: Path, tmp_path: Path) -> None:
+    checkpoint = sharded / "checkpoints/epoch1.ckpt"
+    (shards,) = checkpoint.glob("shards-*")
+    assert len(list(shards.iterdir())) == 2, "one file of each process"
+    assert_same_weights(alone / "checkpoints/last.ckpt", checkpoint, logged(alone, "train/lr")[0])
+    run("export", f"ckpt={checkpoint}", "output=exported", cwd=tmp_path)
+    ours, theirs = load_model(checkpoint).state_dict(), load_model(tmp_path / "exported").state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def test_two_processes_leave_a_run_that_one_goes_on_with(sharded: Path, miniature: Path, tmp_path: Path) -> None:
+    start = tmp_path / "run/checkpoints/last.ckpt"
+    start.parent.mkdir(parents=True)
+    (sharded / "checkpoints/epoch0.ckpt").rename(start)
+    how = ("strategy=fsdp", "strategy.sharded=true", f"resume={start}")
+    printed = train(*RUN, "strategy=ddp", f"resume={start}", cwd=tmp_path, miniature=miniature, ok=False)
+    assert "strategy=fsdp" in error(printed)
+    train(*RUN, *how, cwd=tmp_path, miniature=miniature)
+    assert len(list(start.glob("shards-*"))) == 1, "what was replaced is gone"
+    assert_same_weights(sharded / "checkpoints/epoch1.ckpt", start, logged(sharded, "train/lr")[0])
+
+
+@pytest.mark.parametrize("damage", ["shards", "meta"])
+def test_a_damaged_sharded_checkpoint_is_named(damage: str, sharded: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = Path(shutil.copytree(sharded / "checkpoints/epoch1.ckpt", tmp_path / "copy.ckpt"))
+    if damage == "shards":
+        file = next(copy.glob("shards-*/*"))
+        file.write_bytes(file.read_bytes()[:1000])
+    else:
+        rest = torch.load(copy / "meta.pt", weights_only=True)
+        torch.save(rest | {"shards": "../elsewhere"}, copy / "meta.pt")
+    with pytest.raises(ValueError, match=r"copy\.ckpt is a damaged checkpoint"):
+        load_model(copy)
+
+
+def torchrun(processes: int, *overrides: str, cwd: Path, miniature: Path) -> str:
+    launcher = ["torch.distributed.run", f"--nproc-per-node={processes}", "--rdzv-id=elastic", "--rdzv-backend=c10d"]
+    command = [sys.executable, "-m", *launcher, "--rdzv-endpoint=localhost:0", "-m", "avmae.train"]
+    arguments = [*command, *_arguments(overrides, miniature)]
+    done = subprocess.run(arguments, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_torchruns_run_goes_on_with_another_number_of_processes_and_in_bf16(
+    alone: Path, miniature: Path, tmp_path: Path
+) -> None:
+    how = (*RUN, "strategy=ddp", "trainer.precision=bf16-mixed", "name=run")
+    torchrun(2, *how, "data.batch_size=2", "trainer.max_epochs=1", cwd=tmp_path, miniature=miniature)
+    folder = tmp_path / "logs/run/elastic"
+    assert len(logged(folder, "train/grad_norm")) == 2
+    printed = torchrun(1, *how, "data.batch_size=2", cwd=tmp_path, miniature=miniature)
+    assert "1 process " in printed
+    assert [path.name for path in folder.parent.iterdir()] == ["elastic"], "a restart goes on in the same folder"
+    # Of a step, whether two processes or two batches share its clips; the learning rates are too small to matter.
+    assert logged(folder, "train/grad_norm") == pytest.approx(logged(alone, "train/grad_norm"), rel=1e-2)
+
+
+def test_optuna_searches_in_jobs_of_submitits(miniature: Path, tmp_path: Path) -> None:
+    search = ("search=optuna", "cluster=local", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2")
+    space = "optim.base_lr=interval(0.001, 0.01)"
+    printed = train("-m", *search, space, "trainer.max_epochs=1", "name=s", cwd=tmp_path, miniature=miniature)
+    (sweep,) = (tmp_path / "logs/s").iterdir()
+    with (sweep / "sweep.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["job"] for row in rows] == ["0", "1"]
+    assert rows[0]["optim.base_lr"] != rows[1]["optim.base_lr"]
+    assert all(0.001 <= float(row["optim.base_lr"]) <= 0.01 for row in rows)
+    best = min(json.loads((sweep / job / "summary.json").read_text())["val/loss"] for job in ("0", "1"))
+    assert f"{best:.4g}" in [f"{float(row['val/loss']):.4g}" for row in rows]
+    assert f"best_value: {best}" in (sweep / "optimization_results.yaml").read_text()
+    assert "sweep.csv" in printed
+
+
+def test_an_objective_that_cannot_be_had_is_named(miniature: Path, tmp_path: Path) -> None:
+    arguments = ("objective=val/loss", "data.val_groups=0", "trainer.max_steps=1")
+    printed = train(*arguments, cwd=tmp_path, miniature=miniature, ok=False)
+    assert "data.val_groups=2" in error(printed)
+
+
+def test_a_step_of_clips_that_do_not_divide() -> None:
+    config = {"data": {"batch_size": 4}, "trainer": {"devices": 2, "num_nodes": 3}}
+    assert accumulation(48, config) == 2
+    with pytest.raises(InputError, match="clips_per_step=36 is no multiple"):
+        accumulation(36, config)

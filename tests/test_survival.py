@@ -1,0 +1,347 @@
+"""Kills, signals, full disks, losses that are no numbers, and processes that die or hang: what is left of the run."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from commands import ENVIRONMENT, error, start_train, train
+from test_train import assert_same_run, load, metrics
+from timm.optim import Muon
+
+from avmae.errors import InputError
+from avmae.runs import LAST, PREVIOUS, resume_checkpoint
+from avmae.training.checkpoints import SafeCheckpointIO
+from avmae.training.loggers import RunCSVLogger
+from avmae.training.nonfinite import skip_unless_finite
+
+ARGUMENTS = ("name=run", "trainer.max_epochs=20", "trainer.log_every_n_steps=1", "model.drop_path=0.5")
+"""40 steps in which a bit that is lost would show."""
+LONG = ("name=run", "trainer.max_epochs=2000", "data.batch_size=2")
+"""A run that is still going when something happens to it."""
+Start = Callable[..., subprocess.Popen]
+
+
+@pytest.fixture(scope="module")
+def whole(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of an uninterrupted run, in which the training process reads by itself."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(*ARGUMENTS, "hydra.run.dir=run", "callbacks.best.save_top_k=2", cwd=folder, miniature=miniature)
+    return folder / "run"
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts trainings in the test's folder, whose output goes to `printed.txt`; what a failed test leaves is ended."""
+    processes: list[subprocess.Popen] = []
+
+    def start(*overrides: str, **how) -> subprocess.Popen:
+        processes.append(start_train(*overrides, cwd=tmp_path, output=tmp_path / "printed.txt", **how))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+
+
+def wait_for(found: Callable[[], object], process: subprocess.Popen, output: Path | None = None) -> None:
+    while not found():
+        assert process.poll() is None, output.read_text() if output else "the run ended early"
+        time.sleep(0.005)
+
+
+def trained(folder: Path, rows: int) -> Callable[[], bool]:
+    """Whether a run has logged so many rows."""
+    return lambda: any(len(file.read_text().splitlines()) > rows for file in folder.glob("*/metrics.csv"))
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
+
+
+def descendants(pid: int) -> list[int]:
+    return [found for child in children(pid) for found in (child, *descendants(child))]
+
+
+def running(pids: list[int]) -> list[int]:
+    """Those that are there, zombies apart."""
+    return [
+        pid
+        for pid in pids
+        if (stat := Path(f"/proc/{pid}/stat")).exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    ]
+
+
+def slurm(folder: Path) -> dict[str, str]:
+    """Environment of a SLURM job whose `scontrol` writes down what it is asked for."""
+    program = folder / "bin/scontrol"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$@" >> {folder}/asked\n')
+    program.chmod(0o755)
+    return {"SLURM_JOB_ID": "17", "PATH": f"{program.parent}:{ENVIRONMENT['PATH']}"}
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signalled_run_saves_within_the_step_and_goes_on_to_the_bit_whatever_the_workers(
+    start: Start, sent: signal.Signals, whole: Path, miniature: Path, tmp_path: Path
+) -> None:
+    output, env = tmp_path / "printed.txt", slurm(tmp_path)
+    arguments = (*ARGUMENTS, "data.workers=2")
+    process = start(*arguments, miniature=miniature, env=env)
+    wait_for(trained(tmp_path / "logs/run", 5), process, output)
+    for pid in (*descendants(process.pid), process.pid):
+        # As a scheduler does: all processes get it.
+        os.kill(pid, sent)
+    assert process.wait(60) == 128 + sent, output.read_text()
+    assert f"{sent.name}: step" in output.read_text()
+    (folder,) = (tmp_path / "logs/run").iterdir()
+    step = load(folder / "checkpoints" / LAST)["global_step"]
+    assert 0 < step < 40
+    assert [int(row["step"]) for row in metrics(folder) if row["train/loss"]] == list(range(step))
+
+    if sent == signal.SIGUSR1:
+        assert (tmp_path / "asked").read_text() == "requeue 17\n"
+        again = start(*arguments, miniature=miniature, env=env | {"SLURM_RESTART_COUNT": "1"})
+        assert again.wait(120) == 0, output.read_text()
+    else:
+        train(*arguments, "resume=last", cwd=tmp_path, miniature=miniature)
+    assert list((tmp_path / "logs/run").iterdir()) == [folder], "it goes on in its own folder"
+    assert_same_run(whole / "checkpoints" / LAST, folder / "checkpoints" / LAST)
+    rows = [[(r["step"], r["train/loss"], r["val/knn_top1"]) for r in metrics(run)] for run in (whole, folder)]
+    assert rows[0] == rows[1], "nothing is missing from the curves either"
+
+
+def test_several_best_checkpoints_are_kept_if_asked_for(whole: Path) -> None:
+    by_loss = sorted((float(row["val/loss"]), int(row["epoch"])) for row in metrics(whole) if row["val/loss"])
+    expected = {f"best_{epoch:04d}.ckpt" for _, epoch in by_loss[:2]}
+    assert {file.name for file in (whole / "checkpoints").iterdir()} == expected | {LAST, PREVIOUS}
+
+
+def test_a_run_records_how_it_was_started(whole: Path) -> None:
+    (start,) = json.loads((whole / "environment.json").read_text())
+    assert "-m avmae.train" in start["command"]
+    assert "model.drop_path=0.5" in start["command"]
+    assert start["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert (start["resumed"], start["slurm_job"]) == (None, None)
+    top = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    if top.returncode == 0:
+        assert start["git"]["avmae"].startswith(top.stdout.strip())
+
+
+def checkpoint(step: int) -> dict:
+    return {"state_dict": {"weight": torch.full((1000,), float(step))}, "global_step": step}
+
+
+def spoil(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    if how == "cut off":
+        path.write_bytes(content[: len(content) // 2])
+    elif how == "a byte differs":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif how == "empty":
+        path.write_bytes(b"")
+    else:
+        path.unlink()
+
+
+@pytest.mark.parametrize("how", ["cut off", "a byte differs", "empty", "gone"])
+def test_resume_takes_the_checkpoint_before_a_damaged_one_and_says_so(
+    how: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run/2026-01-01/checkpoints"
+    io = SafeCheckpointIO()
+    for step in (1, 2, 3):
+        io.save_checkpoint(checkpoint(step), folder / LAST)
+    assert {file.name for file in folder.iterdir()} == {LAST, PREVIOUS}
+    assert load(folder / LAST)["global_step"] == 3
+    spoil(folder / LAST, how)
+    found = resume_checkpoint(str(tmp_path), "run", "last")
+    assert (found.name, load(found)["global_step"]) == (PREVIOUS, 2)
+    assert (str(folder / LAST) in capsys.readouterr().err) == (how != "gone")
+    resume_checkpoint.cache_clear()
+    spoil(folder / PREVIOUS, how)
+    with pytest.raises(InputError, match="no checkpoint"):
+        resume_checkpoint(str(tmp_path), "run", "last")
+
+
+def test_what_cannot_be_saved_is_reported_and_tried_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    io, path = SafeCheckpointIO(), tmp_path / "checkpoints" / LAST
+    path.parent.write_text("in the way, for root too")
+    io.save_checkpoint(checkpoint(1), path)
+    assert str(path) in capsys.readouterr().err
+    assert list(io.failures) == [str(path)]
+    path.parent.unlink()
+    io.save_checkpoint(checkpoint(2), path)
+    assert not io.failures
+    io.save_checkpoint({"state_dict": {"weight": torch.tensor([1.0, float("inf")])}}, path)
+    assert "weight is not finite" in capsys.readouterr().err
+    assert load(path)["global_step"] == 2, "the last good one stays"
+
+
+def test_a_disk_without_room_does_not_stop_training_but_the_run_fails_in_the_end(
+    start: Start, miniature: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "printed.txt"
+    # Files of more than 100 kB fail half-way.
+    limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))}
+    arguments = ("hydra.run.dir=run", "trainer.max_epochs=3", "trainer.log_every_n_steps=1")
+    process = start(*arguments, miniature=miniature, **limit)
+    assert process.wait(120) == 1
+    printed = output.read_text()
+    assert printed.count("cannot save") == 6, "3 epochs' last.ckpt and best.ckpt"
+    assert "last.ckpt could not be saved: [Errno 27] File too large" in error(printed)
+    assert len([row for row in metrics(tmp_path / "run") if row["train/loss"]]) == 6
+    assert not list((tmp_path / "run/checkpoints").iterdir()), "nothing half-written stays"
+
+
+@pytest.mark.parametrize("kind", ["adamw", "unfused adamw", "muon"])
+def test_a_gradient_that_is_not_finite_harms_nothing(kind: str) -> None:
+    weight = torch.nn.Parameter(torch.randn(4, 4))
+    optimizer: torch.optim.Optimizer = (
+        Muon([{"params": [weight]}]) if kind == "muon" else torch.optim.AdamW([weight], lr=0.1, fused=kind == "adamw")
+    )
+
+    def step(gradient: torch.Tensor) -> torch.Tensor:
+        weight.grad = gradient
+        skipped = skip_unless_finite(optimizer, torch.nn.utils.clip_grad_norm_([weight], 1.0))
+        optimizer.step()
+        return skipped
+
+    assert not step(torch.randn(4, 4))
+    before = [weight.detach().clone(), *(v.clone() for v in optimizer.state[weight].values() if torch.is_tensor(v))]
+    assert step(torch.tensor([float("nan")] + [1.0] * 15).reshape(4, 4))
+    after = [weight.detach(), *(v for v in optimizer.state[weight].values() if torch.is_tensor(v))]
+    assert all(value.isfinite().all() for value in after)
+    if kind == "adamw":
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True)), "as if there had been no step"
+    assert not step(torch.randn(4, 4))
+    assert not torch.equal(weight.detach(), before[0]), "and it goes on"
+
+
+def test_steps_without_a_finite_loss_are_skipped_until_there_are_too_many(
+    start: Start, miniature: Path, tmp_path: Path
+) -> None:
+    poison = ("+callbacks.poison._target_=poison.Poison", "+callbacks.poison.steps=[1,5,6,7,8]")
+    arguments = ("hydra.run.dir=run", "trainer.max_epochs=9", "trainer.log_every_n_steps=1", *poison)
+    output = tmp_path / "printed.txt"
+    env = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
+    arguments = (*arguments, "callbacks.nonfinite.limit=3")
+    process = start(*arguments, miniature=miniature, env=env)
+    assert process.wait(120) == 1
+    message = error(output.read_text())
+    for part in ("3 steps in a row", "step 8", "optim.base_lr", "optim.clip_norm", "precision", "skipped.jsonl"):
+        assert part in message
+    lines = [json.loads(line) for line in (tmp_path / "run/skipped.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 6, 7, 8]
+    assert all(len(line["clips"]) == 4 and all(Path(clip).is_file() for clip in line["clips"]) for line in lines)
+    rows = {int(row["step"]): row for row in metrics(tmp_path / "run") if row["train/loss"]}
+    assert rows[1]["train/loss"] == "nan"
+    assert float(rows[4]["train/loss"]) > 0, "one bad step does no harm"
+    assert float(rows[4]["train/skipped"]) == 1
+    last = load(tmp_path / "run/checkpoints" / LAST)
+    assert all(value.isfinite().all() for value in last["state_dict"].values())
+
+
+@pytest.fixture
+def clip(miniature: Path, tmp_path: Path) -> Path:
+    """A training clip of a copy of the miniature."""
+    root = Path(shutil.copytree(miniature, tmp_path / "data"))
+    return sorted((root / "UCF-101").glob("*/*_g08_*.avi"))[0]
+
+
+def block(clip: Path, reader: int, process: subprocess.Popen, output: Path) -> None:
+    """Let opening a clip hang, as a file on a dead server does, and wait until the reading process is there."""
+    os.mkfifo(clip.with_suffix(".fifo"))
+    clip.with_suffix(".fifo").replace(clip)
+    wait_for(lambda: Path(f"/proc/{reader}/wchan").read_text() == "wait_for_partner", process, output)
+
+
+@pytest.mark.parametrize("fate", ["hangs", "dies"])
+def test_a_reading_process_that_fails_ends_the_run_with_its_clip(
+    start: Start, fate: str, clip: Path, tmp_path: Path
+) -> None:
+    output, root = tmp_path / "printed.txt", clip.parents[2]
+    timeout = "data.timeout=3" if fate == "hangs" else "data.timeout=100"
+    arguments = (*LONG, "data.workers=1", "trainer.log_every_n_steps=1", timeout, "data.val_groups=0")
+    process = start(*arguments, miniature=root)
+    wait_for(trained(tmp_path / "logs/run", 3), process, output)
+    (reader,) = descendants(process.pid)
+    block(clip, reader, process, output)
+    if fate == "dies":
+        os.kill(reader, signal.SIGKILL)
+    assert process.wait(60) == 1, output.read_text()
+    message = error(output.read_text())
+    assert f"reading process 0 of 1 (pid {reader}), reading {clip} for" in message
+    assert ("no batch came for 3 s (data.timeout)" if fate == "hangs" else "ended by SIGKILL") in message
+    assert not running([reader])
+    assert len(list((tmp_path / "logs/run").glob(f"*/checkpoints/{LAST}"))) == 1, "from which it can go on"
+
+
+def test_a_training_process_that_dies_ends_all_and_is_named(start: Start, miniature: Path, tmp_path: Path) -> None:
+    output = tmp_path / "printed.txt"
+    arguments = (*LONG, "strategy=ddp", "trainer.devices=2", "data.workers=1", "trainer.log_every_n_steps=1")
+    process = start(*arguments, miniature=miniature)
+    wait_for(trained(tmp_path / "logs/run", 5), process, output)
+    family = descendants(process.pid)
+    # What a process put into its own environment shows in the processes that it started.
+    (second,) = {
+        pid
+        for pid in children(process.pid)
+        for reader in children(pid)
+        if b"\0RANK=1\0" in Path(f"/proc/{reader}/environ").read_bytes()
+    }
+    os.kill(second, signal.SIGKILL)
+    assert process.wait(60) == 1, output.read_text()
+    assert "process 1 of 2 failed: SIGKILL" in error(output.read_text())
+    assert not running(family)
+
+
+def test_two_processes_save_by_the_clock_and_at_ctrl_c_and_leave_none(
+    start: Start, miniature: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "printed.txt"
+    arguments = (*LONG, "strategy=ddp", "trainer.devices=2", "data.workers=1", "callbacks.last.every_n_epochs=1000")
+    process = start(*arguments, "callbacks.in_time.minutes=0.01", miniature=miniature, start_new_session=True)
+    wait_for(lambda: list((tmp_path / "logs/run").glob(f"*/checkpoints/{LAST}")), process, output)
+    family = descendants(process.pid)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 128 + signal.SIGINT, output.read_text()
+    assert not running(family)
+    (folder,) = (tmp_path / "logs/run").iterdir()
+    step = load(folder / "checkpoints" / LAST)["global_step"]
+    assert f"SIGINT: step {step} is saved" in output.read_text()
+
+
+def test_rows_that_do_not_fit_on_the_disk_wait_for_room(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logger, file = RunCSVLogger(str(tmp_path)), tmp_path / "metrics.csv"
+
+    def log(step: int, **values: float) -> None:
+        logger.log_metrics(values, step)
+        logger.save()
+
+    log(0, loss=1.0)
+    written = file.read_text()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(written) + 2, hard))
+    try:
+        log(1, loss=0.5)
+        log(2, loss=0.25, top1=0.125)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert file.read_text() == written, "no half row"
+    assert capsys.readouterr().err.count("wait for room") == 1
+    log(3, top1=0.0625)
+    assert [(row["step"], row["loss"], row["top1"]) for row in metrics(tmp_path)] == [
+        ("0", "1.0", ""),
+        ("1", "0.5", ""),
+        ("2", "0.25", "0.125"),
+        ("3", "", "0.0625"),
+    ]
