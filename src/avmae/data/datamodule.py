@@ -23,7 +23,7 @@ from avmae.data.spectrogram import LogMel
 from avmae.data.splits import ClipEntry, Splits, few_labels
 from avmae.data.synthetic import write_synthetic
 from avmae.data.ucf101 import read_ucf101
-from avmae.data.workers import CONTEXT, Readings, prepare_worker
+from avmae.data.workers import CONTEXT, Readings, explain, prepare_worker
 from avmae.errors import InputError
 
 
@@ -161,10 +161,7 @@ class ClipDataModule(L.LightningDataModule):
 
     def explain(self, error: BaseException) -> str | None:
         """Which reading process died or hangs, at which clip, if that is what an error of training is about."""
-        found = (
-            dataset.readings.explain(str(error), dataset.entries) for dataset in self._datasets if dataset.readings
-        )
-        return next((text for text in found if text), None)
+        return explain(str(error), self._readings)
 
     def train_sampler(self) -> TrainSampler:
         """This process's part of each epoch.

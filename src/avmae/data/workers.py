@@ -5,7 +5,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -46,6 +46,8 @@ def prepare_worker(_: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     end_with_parent()
+    worker: Any = get_worker_info()
+    worker.dataset.readings.end()
 
 
 class Readings:
@@ -67,21 +69,16 @@ class Readings:
             self.table[worker.id] = torch.tensor([os.getpid(), clip, time.monotonic_ns()])
 
     def end(self) -> None:
-        """Note that the clip is read."""
-        if (worker := get_worker_info()) is not None:
-            self.table[worker.id, 1] = -1
+        """Note that this process reads no clip."""
+        self.begin(-1)
 
-    def explain(self, message: str) -> str | None:
-        """What a message of torch's loader means, or None if it is about no process of this one."""
-        rows = self.table.tolist()
-        if dead := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", message):
-            named = [f"{self._describe(row)}, {_end(row[0])}" for row in rows if row[0] in map(int, dead[1].split(","))]
-            return "; ".join(named) or None
-        if late := re.search(r"DataLoader timed out after (\S+) seconds", message):
-            busy = sorted((row for row in rows if row[1] >= 0), key=lambda row: row[2])
-            if busy:
-                return f"no batch came for {late[1]} s (data.timeout): {'; '.join(map(self._describe, busy))}"
-        return None
+    def of_processes(self, pids: Collection[int]) -> list[str]:
+        """What those of these processes that belong here were reading, and how they ended."""
+        return [f"{self._describe(row)}, {_end(row[0])}" for row in self.table.tolist() if row[0] in pids]
+
+    def under_way(self) -> list[str]:
+        """What is being read right now, and for how long."""
+        return [self._describe(row) for row in self.table.tolist() if row[1] >= 0]
 
     def _describe(self, row: list[int]) -> str:
         pid, clip, since = row
@@ -90,6 +87,17 @@ class Readings:
         if clip < 0:
             return f"{text}, between two clips"
         return f"{text}, reading {self.entries[clip].path} for {(time.monotonic_ns() - since) / 1e9:.1f} s"
+
+
+def explain(message: str, loaders: Sequence[Readings]) -> str | None:
+    """What a message of torch's loader means: which process died or hangs, at which clip; None if it is another's."""
+    if dead := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", message):
+        pids = {int(pid) for pid in dead[1].split(",")}
+        return "; ".join(text for readings in loaders for text in readings.of_processes(pids)) or None
+    if late := re.search(r"DataLoader timed out after (\S+) seconds", message):
+        busy = [text for readings in loaders for text in readings.under_way()]
+        return f"no batch came for {late[1]} s (data.timeout): {'; '.join(busy) or 'no reading process is at a clip'}"
+    return None
 
 
 def _end(pid: int) -> str:
