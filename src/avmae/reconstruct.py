@@ -1,16 +1,12 @@
 """`python -m avmae.reconstruct ckpt=PATH input=FILE output=DIR`: see what pretrained models make of videos."""
 
 import json
-import wave
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from avmae.command import command, print_table, spec
 from avmae.errors import InputError, MediaError
-
-COLUMNS = 8
-VIEWS = {"true": "with true patch statistics", "visible": "from visible patches alone"}
 
 
 @command("reconstruct")
@@ -92,27 +88,9 @@ def load_systems(config: dict[str, Any]) -> list[System]:
 
 
 def reconstruct(file: Path, systems: list[System], output: Path, config: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Reconstruct one window by every system and write what came out; returns figures by system.
-
-    Hidden patches alone are measured: `masked_mse` in the units of the target, PSNR in dB and SSIM of pictures in
-    [0, 1].
-    """
-    import numpy as np
-    import torch
-
-    from avmae.data.media import read_window, write_video
-    from avmae.data.read import window_batch
-    from avmae.data.spectrogram import LogMel
-    from avmae.figures import (
-        ROW,
-        Row,
-        contact_sheet,
-        error_picture,
-        pixels,
-        side_by_side,
-        spectrogram_picture,
-    )
-    from avmae.models.tokens import gather_tokens, scatter_tokens
+    """Reconstruct one window by every system and write what came out; returns figures by system."""
+    from avmae.comparison import compare
+    from avmae.data.media import read_window
 
     clip = systems[0].model.clip
     window = read_window(file, clip, config["position"], clip.canvas)
@@ -120,95 +98,17 @@ def reconstruct(file: Path, systems: list[System], output: Path, config: dict[st
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"output={output} cannot be written: {error.strerror}") from error
-    batch = window_batch(window, clip)
-    original = pixels(batch["video"][0].numpy(), clip.pixel_mean, clip.pixel_std)
-    videos, errors, metrics = {"original": original}, {}, {}
-    sounds = {"original": batch["audio"]} if window.has_audio else {}
-    normalised = any(system.model.normalize_target for system in systems)
-
-    for system in systems:
-        model, found = system.model, {}
-        masks = model.draw_masks(1, torch.Generator().manual_seed(config["seed"]))
-        patches = model.encoder.patchify(batch)
-        with torch.inference_mode():
-            result = model(batch, masks)
-        masked, hidden = {}, {}
-        for name, decoder in model.decoders.items():
-            grid, mask = decoder.grid, masks[name]
-            seen = gather_tokens(patches[name], mask.visible)
-            nothing = torch.full_like(gather_tokens(patches[name], mask.hidden), float("nan"))
-            masked[name] = grid.unpatchify(scatter_tokens([(seen, mask.visible), (nothing, mask.hidden)]))
-            hidden[name] = masked[name].isnan()
-            heard = name == "video" or window.has_audio
-            found[f"{name}/masked_mse"] = result.losses[name].mean().item() if heard else None
-        if "audio" in masked and window.has_audio:
-            sounds.setdefault("masked", masked["audio"])
-        share = f"masked, {float(hidden['video'].float().mean()):.0%} hidden"
-        videos.setdefault(share, pixels(masked["video"][0].numpy(), clip.pixel_mean, clip.pixel_std))
-        for view in VIEWS if model.normalize_target else ["true"]:
-            whole = model.fill(batch, masks, result.predictions, view)
-            note = f", {VIEWS[view]}" if model.normalize_target else ""
-            label = f"{system.label}{note}" if len(systems) > 1 else VIEWS[view] if note else "reconstructed"
-            videos[label] = pixels(whole["video"][0].numpy(), clip.pixel_mean, clip.pixel_std)
-            errors[label] = error_picture(videos[label], original)
-            suffix = f"_{view}_statistics" if model.normalize_target else ""
-            for name, value in picture_figures(videos[label], original, hidden["video"][0]).items():
-                found[f"video/{name}{suffix}"] = value
-            if "audio" in whole and window.has_audio:
-                sounds[label] = whole["audio"]
-        metrics[system.label] = found
-
-    columns = np.unique(np.linspace(0, clip.frames - 1, COLUMNS).round().astype(int))
-    rows = []
-    for label, frames in videos.items():
-        rows.append(Row(label, list(frames[columns])))
-        if label in errors:
-            rows.append(Row("error, brightest at 50%", list(errors[label][columns])))
-    if len(sounds) > 1:
-        low, high = (np.quantile(batch["audio"].numpy(), q) for q in (0.02, 0.998))
-        shown = [spectrogram_picture(s[0, 0].numpy(), low, high, max(ROW, clip.size)) for s in sounds.values()]
-        rows.append(Row("sound, in the order above", shown))
-    note = "true patch statistics: each hidden patch's own mean and deviation are given, as in the papers' figures"
+    comparison = compare({system.label: system.model for system in systems}, window, config["seed"])
     names = ", ".join(f"{system.label} {system.settings['size']['name']}" for system in systems)
-    contact_sheet(f"{file.name}  ({names})", rows, note if normalised else "").save(output / "reconstruction.png")
-    waveform = window.waveform if window.has_audio else None
-    write_video(output / "reconstruction.mp4", side_by_side(videos), clip.fps / clip.stride, waveform, clip.sample_rate)
-    for label, sound in sounds.items():
-        if label != "masked":
-            # The original goes through the same way back, so that what one hears differ by is the model's.
-            write_wave(
-                output / f"{label.replace(', ', '_').replace(' ', '_')}.wav", LogMel(clip).invert(sound)[0], clip
-            )
-    content = {"input": str(file), "mask": systems[0].settings["mask"], "seed": config["seed"], "systems": metrics}
-    (output / "metrics.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
-    return metrics
-
-
-def picture_figures(frames: Any, truth: Any, hidden: Any) -> dict[str, float]:
-    """PSNR and SSIM over hidden pixels.
-
-    Args:
-        frames: (T, H, W, 3) uint8 array.
-        truth: of the same kind.
-        hidden: (3, T, H, W) bool tensor.
-    """
-    import torch
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
-    ours, theirs = (torch.from_numpy(x).permute(0, 3, 1, 2).float() / 255 for x in (frames, truth))
-    where = hidden.transpose(0, 1)
-    _, similarity = structural_similarity_index_measure(ours, theirs, data_range=1.0, return_full_image=True)
-    return {
-        "psnr_hidden": -10 * (ours - theirs)[where].square().mean().clamp(min=1e-10).log10().item(),
-        "ssim_hidden": similarity[where].mean().item(),
+    comparison.write(output, f"{file.name}  ({names})")
+    content = {
+        "input": str(file),
+        "mask": systems[0].settings["mask"],
+        "seed": config["seed"],
+        "systems": comparison.figures,
     }
-
-
-def write_wave(path: Path, waveform: Any, clip: Any) -> None:
-    """Write (samples,) float in [-1, 1] as 16-bit WAV."""
-    with wave.open(str(path), "wb") as file:
-        file.setparams((1, 2, clip.sample_rate, 0, "NONE", ""))
-        file.writeframes((waveform.clamp(-1, 1) * 32767).short().numpy().tobytes())
+    (output / "metrics.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+    return comparison.figures
 
 
 if __name__ == "__main__":
