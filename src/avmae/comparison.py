@@ -109,7 +109,7 @@ def compare(systems: Mapping[str, MaskedAutoencoder], window: Window, seed: int)
     for system, model in systems.items():
         found: dict[str, float | None] = {}
         device = next(model.parameters()).device
-        inputs = {name: batch[name].to(device) for name in ("video", "audio", "has_audio")}  # type: ignore[literal-required]
+        inputs = {name: batch[name].to(device) for name in ("video", "audio", "has_audio")}
         drawn = model.draw_masks(1, torch.Generator().manual_seed(seed))
         masks = {name: Mask(*(index.to(device) for index in mask)) for name, mask in drawn.items()}
         with torch.inference_mode():
@@ -130,7 +130,7 @@ def compare(systems: Mapping[str, MaskedAutoencoder], window: Window, seed: int)
         videos.setdefault(share, pixels(masked["video"][0].numpy(), clip.pixel_mean, clip.pixel_std))
         predictions = {name: prediction.float().cpu() for name, prediction in result.predictions.items()}
         for view in VIEWS if model.normalize_target else ("true",):
-            whole = model.fill(batch, drawn, predictions, view)
+            whole = model.fill(batch, drawn, predictions, view)  # type: ignore[arg-type]
             note = f", {VIEWS[view]}" if model.normalize_target else ""
             label = f"{system}{note}" if len(systems) > 1 else VIEWS[view] if note else "reconstructed"
             videos[label] = pixels(whole["video"][0].numpy(), clip.pixel_mean, clip.pixel_std)
