@@ -3,6 +3,7 @@
 import wave
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,7 @@ class Comparison:
             rows.append(Row("sound, in the order above", shown))
         return contact_sheet(title, rows, self.note)
 
+    @cached_property
     def audible(self) -> dict[str, Tensor]:
         """Sounds by label, (samples,) float32 in [-1, 1], all but the masked one.
 
@@ -85,7 +87,7 @@ class Comparison:
         rate, video = self.clip.fps / self.clip.stride, side_by_side(self.videos)
         write_video(folder / "reconstruction.mp4", video, rate, self.waveform, self.clip.sample_rate)
         files = {}
-        for label, waveform in self.audible().items():
+        for label, waveform in self.audible.items():
             files[label] = folder / f"{label.replace(', ', '_').replace(' ', '_')}.wav"
             write_wave(files[label], waveform, self.clip.sample_rate)
         return files
@@ -108,11 +110,14 @@ def compare(systems: Mapping[str, MaskedAutoencoder], window: Window, seed: int)
 
     for system, model in systems.items():
         found: dict[str, float | None] = {}
-        device = next(model.parameters()).device
-        inputs = {name: batch[name].to(device) for name in ("video", "audio", "has_audio")}
+        parameter = next(model.parameters())
+        device = parameter.device
+        floats = {name: batch[name].to(device, parameter.dtype) for name in ("video", "audio")}
+        inputs = {**floats, "has_audio": batch["has_audio"].to(device)}
         drawn = model.draw_masks(1, torch.Generator().manual_seed(seed))
         masks = {name: Mask(*(index.to(device) for index in mask)) for name, mask in drawn.items()}
-        with torch.inference_mode():
+        # Not inference mode, under which sharded weights cannot be gathered.
+        with torch.no_grad():
             result = model(inputs, masks)
         patches = model.encoder.patchify(batch)
         masked, hidden = {}, {}

@@ -73,6 +73,7 @@ def run(config: dict[str, Any]) -> dict[str, float]:
     from avmae.training.mixing import MixSpec
     from avmae.training.optim import OptimSpec
     from avmae.training.pretraining import ObjectiveSpec, Pretraining
+    from avmae.training.provenance import log_run, model_table
     from avmae.training.task import Task
 
     quiet_libraries()
@@ -129,11 +130,10 @@ def run(config: dict[str, Any]) -> dict[str, float]:
         callbacks=[instantiate(callback) for callback in callbacks.values()],
         default_root_dir=config["run_dir"],
     )
-    describe(network, config, trainer, datamodule.splits)
-    for logger in trainer.loggers:
-        logger.log_hyperparams(
-            {key: config[key] for key in ("name", *model_config.keys() & config.keys(), "optim", "augment")}
-        )
+    if trainer.is_global_zero:
+        table = model_table(network)
+        describe(network, config, trainer, datamodule.splits, table)
+        log_run(trainer.loggers, config, table)
     resume = resume_checkpoint(config["logs"], config["name"], config["resume"]) if config["resume"] else None
     trainer.fit(task, datamodule=datamodule, ckpt_path=resume, weights_only=True)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -158,23 +158,17 @@ def run(config: dict[str, Any]) -> dict[str, float]:
     return metrics
 
 
-def describe(network: Any, config: dict[str, Any], trainer: Any, splits: Any) -> None:
-    """Print what is trained, on the first process."""
-    if not trainer.is_global_zero:
-        return
-    parameters = f"{sum(p.numel() for p in network.parameters()) / 1e6:.1f} M parameters"
-    if config["task"].get("frozen"):
-        trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
-        parameters += f", {trained / 1e6:.2g} M of them trained"
-    grids = {name: encoder.grid for name, encoder in network.encoder.modalities.items()}
-    tokens = " + ".join(f"{grid.tokens * grid.stack} {name}" for name, grid in grids.items())
+def describe(network: Any, config: dict[str, Any], trainer: Any, splits: Any, table: list[list[str]]) -> None:
+    """Print what is trained."""
+    from avmae.models.summary import step_flop
+
+    header, *rows = table
     print(
         f"{config['name']}: {config['task']['name']} {config['model']['name']} {config['size']['name']}, "
-        f"{parameters}, {tokens} tokens a clip, "
         f"{trainer.world_size} process{'es' if trainer.world_size > 1 else ''} on {trainer.strategy.root_device.type}, "
-        f"{trainer.precision}",
-        flush=True,
+        f"{trainer.precision}, {step_flop(network) / 1e9:.3g} GFLOP a clip (forward and backward)"
     )
+    print_table(header, rows)
     source = config["data"]["_target_"].split(".")[-1].removesuffix("DataModule")
     print(
         f"data: {source} {config['data'].get('root') or ''}, {len(splits.classes)} classes; clips: "

@@ -1,14 +1,17 @@
-"""Loggers that go on where a resumed run stopped, and that never ask."""
+"""Loggers that go on where a resumed run stopped and that never ask; tables and pictures for all of them."""
 
 import csv
 import os
 import uuid
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import wandb
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from PIL import Image
 
 
 class _ResumableWriter(ExperimentWriter):
@@ -69,6 +72,8 @@ class RunCSVLogger(CSVLogger):
 def wandb_logger(run_dir: str, project: str, name: str, offline: bool | None = None, **settings: Any) -> WandbLogger:
     """W&B, offline where there is no login, and the same W&B run when the run is resumed.
 
+    W&B itself prints nothing.
+
     Args:
         run_dir: the run's folder; the W&B id is kept there in `wandb_id.txt`.
         project: in W&B.
@@ -76,19 +81,45 @@ def wandb_logger(run_dir: str, project: str, name: str, offline: bool | None = N
         offline: None decides by whether there is a login.
         settings: passed on to `wandb.init`: entity, group, tags, notes.
     """
+    wandb.setup(wandb.Settings(silent=True))
     if offline is None:
-        offline = os.environ.get("WANDB_MODE") == "offline" or not wandb.api.api_key
+        offline = os.environ.get("WANDB_MODE") == "offline" or not wandb.login(prompt=False, verify=False)
         if offline:
             print(f"W&B: no login, logging offline; upload later with: wandb sync {run_dir}/wandb/offline-run-*")
     id_file = Path(run_dir) / "wandb_id.txt"
     if not id_file.is_file():
-        id_file.write_text(uuid.uuid4().hex[:8])
+        # The agent of a W&B sweep has named the run already.
+        id_file.write_text(os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8])
     return WandbLogger(
         project=project,
         name=name,
         save_dir=run_dir,
         id=id_file.read_text().strip(),
         offline=offline,
+        # Lightning's own switch comes too late where wandb has been used before.
+        mode="offline" if offline else "online",
         resume=None if offline else "allow",
         **settings,
     )
+
+
+def log_table(
+    loggers: Iterable[Logger], name: str, header: Sequence[str], rows: Sequence[Sequence[Any]], step: int
+) -> None:
+    """Log a table to W&B and, as text, to TensorBoard; `name` is a path such as `test/per_class`."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_table(name, list(header), [list(row) for row in rows], step=step)
+        elif isinstance(logger, TensorBoardLogger):
+            lines = [header, ["---"] * len(header), *rows]
+            text = "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+            logger.experiment.add_text(name, text, step)
+
+
+def log_picture(loggers: Iterable[Logger], name: str, picture: Image.Image, step: int) -> None:
+    """Log one picture to W&B and TensorBoard."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(name, [picture], step=step)
+        elif isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(name, np.asarray(picture), step, dataformats="HWC")
