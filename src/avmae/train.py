@@ -148,8 +148,9 @@ def run(config: dict[str, Any]) -> dict[str, float]:
         run_dir = Path(config["run_dir"])
         (run_dir / "summary.json").write_text(json.dumps(metrics, indent=2, sort_keys=True))
         print_table(["metric", "value"], [[name, f"{value:.4g}"] for name, value in sorted(metrics.items())])
-        written = ("checkpoints/last.ckpt", "checkpoints/best.ckpt", "metrics.csv", "summary.json")
-        print(f"wrote {run_dir}: {', '.join(name for name in written if (run_dir / name).is_file())}")
+        written = ["checkpoints/last.ckpt", "checkpoints/best.ckpt", "metrics.csv", "summary.json"]
+        written += ["reconstructions", "confusion.png", "per_class.csv"]
+        print(f"wrote {run_dir}: {', '.join(name for name in written if (run_dir / name).exists())}")
     for logger in trainer.loggers:
         finish = getattr(logger.experiment, "finish", None)
         if finish is not None:
