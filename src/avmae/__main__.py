@@ -9,6 +9,7 @@ COMMANDS = {
     "reconstruct": "see what pretrained models make of videos",
     "features": "write an embedding of every clip",
     "export": "write a model for use elsewhere",
+    "dashboard": "set up a W&B dashboard",
 }
 
 
