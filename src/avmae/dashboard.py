@@ -80,7 +80,7 @@ def create(config: dict[str, Any]) -> str:
             return panels.MediaBrowser(title=panel["title"], media_keys=panel["media"])
         # The machine is measured by time, all else by step.
         names = panel.get("regex") or panel["lines"][0]
-        x = "Relative Time (Wall)" if names.startswith("system/") else "trainer/global_step"
+        x = "RelativeTime(Wall)" if names.startswith("system/") else "trainer/global_step"
         return panels.LinePlot(title=panel["title"], x=x, y=panel.get("lines", []), metric_regex=panel.get("regex"))
 
     sections = [

@@ -70,10 +70,10 @@ def run(config: dict[str, Any]) -> dict[str, float]:
     from avmae.models.classifier import Classifier
     from avmae.models.weights import start_from
     from avmae.training.classification import Classification
+    from avmae.training.loggers import log_run, model_table
     from avmae.training.mixing import MixSpec
     from avmae.training.optim import OptimSpec
     from avmae.training.pretraining import ObjectiveSpec, Pretraining
-    from avmae.training.provenance import log_run, model_table
     from avmae.training.task import Task
 
     quiet_libraries()

@@ -1,9 +1,10 @@
-"""Loggers that go on where a resumed run stopped and that never ask; tables and pictures for all of them."""
+"""Loggers that go on where a resumed run stopped and that never ask; what a run was and shows, for all of them."""
 
 import csv
+import json
 import os
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,11 @@ import wandb
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from PIL import Image
+
+from avmae.models.autoencoder import MaskedAutoencoder
+from avmae.models.classifier import Classifier
+from avmae.models.summary import parts
+from avmae.provenance import code_version
 
 
 class _ResumableWriter(ExperimentWriter):
@@ -123,3 +129,35 @@ def log_picture(loggers: Iterable[Logger], name: str, picture: Image.Image, step
             logger.log_image(name, [picture], step=step)
         elif isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(name, np.asarray(picture), step, dataformats="HWC")
+
+
+def model_table(network: MaskedAutoencoder | Classifier) -> list[list[str]]:
+    """The model in rows of part, parameters, those trained, and tokens of a clip that go through; a header first."""
+    rows = [[part.name, _count(part.parameters), _count(part.trained), f"{part.tokens}"] for part in parts(network)]
+    total = [sum(p.numel() for p in network.parameters() if p.requires_grad >= trained) for trained in (False, True)]
+    return [["part", "parameters", "trained", "tokens"], *rows, ["all", *map(_count, total), ""]]
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e6:.1f} M" if number >= 1e6 else f"{number / 1e3:.1f} k" if number >= 1e3 else f"{number}"
+
+
+def log_run(loggers: Iterable[Logger], config: Mapping[str, Any], table: list[list[str]]) -> None:
+    """Log the whole config, `code_version` and the model's table; print where W&B shows the run.
+
+    Args:
+        loggers: of the run.
+        config: resolved, plain data.
+        table: of `model_table`.
+    """
+    loggers, code = list(loggers), code_version()
+    for logger in loggers:
+        logger.log_hyperparams({**config, "code": code})
+        if isinstance(logger, TensorBoardLogger):
+            for name, content in (("config", config), ("code", code)):
+                text = json.dumps(content, indent=2, default=str)
+                logger.experiment.add_text(f"run/{name}", "\n".join(f"    {line}" for line in text.splitlines()))
+        elif isinstance(logger, WandbLogger) and not logger.experiment.offline:
+            print(f"W&B: {logger.experiment.url}")
+    header, *rows = table
+    log_table(loggers, "run/model", header, rows, step=0)

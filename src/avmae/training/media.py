@@ -1,7 +1,6 @@
 """What one wants to see of a run: reconstructions while pretraining, confusions of a classifier."""
 
 import csv
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,15 +26,17 @@ TIMES = 20
 
 
 class Reconstructions(Callback):
-    """Reconstructs the same validation clips under the same masks again and again, so that one sees a model learn.
+    """Reconstructs the same clips under the same masks again and again, so that one sees a model learn.
 
-    Each time, a video with sound, a contact sheet and the sounds go to `reconstructions/` in the run's folder and from
-    there to W&B and TensorBoard (which plays no videos). The clips are spread evenly over the validation list. Training
-    is not touched: a run with and without this gives the same weights. What cannot be written is warned of once.
+    The clips are spread evenly over the validation list and reconstructed after validations; where there are no
+    validation clips, training clips after epochs. Each time, a video with sound, a contact sheet and the sounds go to
+    `reconstructions/` in the run's folder and from there to W&B and TensorBoard (which plays no videos). Training is
+    not touched: a run with and without this gives the same weights. What cannot be written is warned of once.
 
     Args:
         clips: how many; 0 for none.
-        every: validations between two times; None for about 20 times in a run. The first and the last always count.
+        every: validations (or epochs) between two times, the first and the last one apart; None for about 20 times in a
+            run.
         seed: of the masks; the command `reconstruct` draws the same ones from it.
 
     Raises:
@@ -46,37 +47,48 @@ class Reconstructions(Callback):
         if clips < 0 or (every is not None and every < 1):
             raise InputError("callbacks.reconstructions: clips is at least 0, every at least 1")
         self.clips, self.every, self.seed = clips, every, seed
-        self._validations = 0
+        self._times = 0
         self._windows: list[tuple[str, Window]] | None = None
         self._warned = False
 
     def state_dict(self) -> dict[str, Any]:
-        """How often there was a validation, so that a resumed run keeps the rhythm."""
-        return {"validations": self._validations}
+        """How often there was an occasion, so that a resumed run keeps the rhythm."""
+        return {"times": self._times}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the count."""
-        self._validations = state_dict["validations"]
+        self._times = state_dict["times"]
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Reconstruct, if it is time."""
+        if not trainer.sanity_checking:
+            self._reconstruct(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The same where nothing is validated."""
+        if not trainer.datamodule.splits.val:
+            self._reconstruct(trainer, pl_module)
+
+    def _reconstruct(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         network = pl_module.network
-        if trainer.sanity_checking or not self.clips or not isinstance(network, MaskedAutoencoder):
+        if not self.clips or not isinstance(network, MaskedAutoencoder):
             return
-        self._validations += 1
+        self._times += 1
         # Sharded weights are gathered by all processes together; else one alone has to work.
         sharded = isinstance(trainer.strategy, ModelParallelStrategy)
         if not self._due(trainer) or not (trainer.is_global_zero or sharded):
             return
         if self._windows is None:
             self._windows = self._read(trainer)
-        shown = []
+        shown, training = [], pl_module.training
+        pl_module.eval()
         # Not compiled: one clip is another shape than a batch.
         with torch.compiler.set_stance("force_eager"):
             for name, window in self._windows:
                 comparison = compare({pl_module.config["model"]["name"]: network}, window, self.seed)
                 if trainer.is_global_zero:
                     shown.append((name, comparison))
+        pl_module.train(training)
         try:
             self._show(trainer, shown)
         except Exception as error:
@@ -90,13 +102,14 @@ class Reconstructions(Callback):
                 )
 
     def _due(self, trainer: L.Trainer) -> bool:
-        total = math.ceil((trainer.max_epochs or 1) / (trainer.check_val_every_n_epoch or 1))
+        between = (trainer.check_val_every_n_epoch or 1) if trainer.datamodule.splits.val else 1
+        total = max(1, (trainer.max_epochs or 1) // between)
         every = self.every or max(1, total // TIMES)
-        return self._validations in (1, total) or self._validations % every == 0
+        return self._times in (1, total) or self._times % every == 0
 
     def _read(self, trainer: L.Trainer) -> list[tuple[str, Window]]:
         data, clip = trainer.datamodule, trainer.datamodule.clip
-        entries = data.splits.val
+        entries = data.splits.val or data.splits.train
         windows = []
         for place in sorted(set(np.linspace(0, len(entries) - 1, self.clips).round().astype(int).tolist())):
             # Clips that cannot be read are named by the callback for them.

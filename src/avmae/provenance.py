@@ -1,0 +1,40 @@
+"""Which version of the code runs."""
+
+import importlib.metadata
+import platform
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from avmae import __version__
+
+
+def code_version() -> dict[str, Any]:
+    """Versions of avmae, Python and the packages that avmae asks for; `commit` and `dirty` in a git checkout.
+
+    `dirty` says whether tracked files differ from the commit. Both are None where the code is not from a checkout, or
+    git is not installed.
+    """
+    try:
+        required = importlib.metadata.requires("avmae") or []
+    except importlib.metadata.PackageNotFoundError:  # the source folder is on the path, but not installed
+        required = []
+    names = [re.split(r"[^\w.-]", line)[0] for line in required if "extra ==" not in line]
+    packages = {"avmae": __version__} | {name: importlib.metadata.version(name) for name in names}
+    commit = dirty = None
+    # A virtual environment may lie inside another project's checkout, whose commit says nothing of this code.
+    if _git("ls-files", "--error-unmatch", Path(__file__).name) is not None:
+        commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no", ":/")
+        dirty = bool(changes)
+    return {"commit": commit, "dirty": dirty, "python": platform.python_version(), "packages": packages}
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).resolve().parent, capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
