@@ -16,12 +16,13 @@ from typing import Any, NoReturn, TypeVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException, InstantiationException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from avmae.errors import InputError
+from avmae.help import page
 
 # Read when torch loads GNU's OpenMP. By default its threads spin for milliseconds while they wait, which takes the
 # cores from the reading processes: on a busy machine a run slows down tenfold. Not to spin at all costs a small model
@@ -58,7 +59,16 @@ def command(config_name: str) -> Callable[[Callable[[dict[str, Any]], Any]], Cal
             except (InputError, InstantiationException) as error:
                 fail(error)
 
-        return main
+        @functools.wraps(function)
+        def entry() -> Any:
+            if {"-h", "--help"}.isdisjoint(sys.argv[1:]):
+                return main()
+            try:
+                print(page(CONF, config_name, [word for word in sys.argv[1:] if not word.startswith("-")]))
+            except HydraException as error:
+                fail(error)
+
+        return entry
 
     return decorate
 

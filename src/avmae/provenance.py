@@ -1,13 +1,12 @@
 """Which version of the code runs."""
 
+import contextlib
 import importlib.metadata
 import platform
 import re
 import subprocess
 from pathlib import Path
 from typing import Any
-
-from avmae import __version__
 
 
 def code_version() -> dict[str, Any]:
@@ -16,12 +15,12 @@ def code_version() -> dict[str, Any]:
     `dirty` says whether tracked files differ from the commit. Both are None where the code is not from a checkout, or
     git is not installed.
     """
-    try:
+    packages = {}
+    # Without it, the source folder is on the path, but not installed.
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         required = importlib.metadata.requires("avmae") or []
-    except importlib.metadata.PackageNotFoundError:  # the source folder is on the path, but not installed
-        required = []
-    names = [re.split(r"[^\w.-]", line)[0] for line in required if "extra ==" not in line]
-    packages = {"avmae": __version__} | {name: importlib.metadata.version(name) for name in names}
+        names = [re.split(r"[^\w.-]", line)[0] for line in required if "extra ==" not in line]
+        packages = {name: importlib.metadata.version(name) for name in ("avmae", *names)}
     commit = dirty = None
     # A virtual environment may lie inside another project's checkout, whose commit says nothing of this code.
     if _git("ls-files", "--error-unmatch", Path(__file__).name) is not None:

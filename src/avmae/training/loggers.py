@@ -126,7 +126,7 @@ def log_picture(loggers: Iterable[Logger], name: str, picture: Image.Image, step
     """Log one picture to W&B and TensorBoard."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            logger.log_image(name, [picture], step=step)
+            logger.log_metrics({name: wandb.Image(picture)}, step)
         elif isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(name, np.asarray(picture), step, dataformats="HWC")
 
