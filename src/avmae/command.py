@@ -258,10 +258,12 @@ def precision(trainer: dict[str, Any]) -> str:
 
 def quiet_libraries() -> None:
     """Silence advice that does not apply here; errors and our own lines stay."""
-    # Its own import would set the level again.
+    # Their own import would set the level again.
+    import lightning.fabric
     import lightning.pytorch  # noqa: F401
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR if not first_process() else logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR if not first_process() else logging.WARNING)
     for line in (
         ".*does not have many workers.*",
         ".*smaller than the logging interval.*",
@@ -274,6 +276,7 @@ def quiet_libraries() -> None:
         ".*You defined a `validation_step` but have no `val_dataloader`.*",
         ".*Total length of .list. across ranks is zero.*",
         ".*could not find the monitored key.*",
+        ".*It is recommended to use .self.log.*sync_dist=True.*",
     ):
         warnings.filterwarnings("ignore", line)
 
