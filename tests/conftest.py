@@ -22,6 +22,7 @@ TINY = [
     "data.batch_size=4",
     "data.workers=0",
     "trainer.accelerator=cpu",
+    "callbacks.reconstructions.clips=0",
 ]
 """Overrides that make any experiment a matter of seconds."""
 

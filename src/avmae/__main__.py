@@ -12,6 +12,7 @@ COMMANDS = {
     "demo": "the same on a local web page, with what the sound attends to",
     "features": "write an embedding of every clip",
     "export": "write a model for use elsewhere",
+    "dashboard": "set up a W&B dashboard",
 }
 
 

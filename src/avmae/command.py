@@ -21,11 +21,12 @@ from typing import Any, NoReturn, TypeVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException, InstantiationException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from avmae.errors import InputError, Interrupted
+from avmae.help import page
 from avmae.processes import end_with_parent
 from avmae.runs import requeued, resume_checkpoint, torchrun_id
 from avmae.terminal import printable
@@ -69,7 +70,16 @@ def command(config_name: str) -> Callable[[Callable[[dict[str, Any]], Any]], Cal
                     raise
                 fail(error)
 
-        return main
+        @functools.wraps(function)
+        def entry() -> Any:
+            if {"-h", "--help"}.isdisjoint(sys.argv[1:]):
+                return main()
+            try:
+                print(page(CONF, config_name, [word for word in sys.argv[1:] if not word.startswith("-")]))
+            except HydraException as error:
+                fail(error)
+
+        return entry
 
     return decorate
 
@@ -318,10 +328,12 @@ def precision(trainer: dict[str, Any]) -> str:
 
 def quiet_libraries() -> None:
     """Silence advice that does not apply here; errors and our own lines stay."""
-    # Its own import would set the level again.
+    # Their own import would set the level again.
+    import lightning.fabric
     import lightning.pytorch  # noqa: F401
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR if not first_process() else logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR if not first_process() else logging.WARNING)
     for line in (
         ".*does not have many workers.*",
         ".*smaller than the logging interval.*",
@@ -335,6 +347,7 @@ def quiet_libraries() -> None:
         ".*Total length of .list. across ranks is zero.*",
         ".*could not find the monitored key.*",
         ".*returned a view tensor.*",
+        ".*It is recommended to use .self.log.*sync_dist=True.*",
     ):
         warnings.filterwarnings("ignore", line)
 

@@ -87,10 +87,9 @@ def classify(
     """Accuracies as shares of 1, over all clips, over those with and without sound, and by class."""
     import lightning as L
     import torch
-    from torchmetrics.functional.classification import multiclass_confusion_matrix
 
     from avmae.training.callbacks import Progress, UnreadableClips
-    from avmae.training.classification import Classification
+    from avmae.training.classification import Classification, confusion, per_class
     from avmae.training.optim import OptimSpec
 
     trainer = L.Trainer(
@@ -107,26 +106,19 @@ def classify(
 
     results, classes = task.results, datamodule.classes
     predictions, sounding = results.pop("predictions").cpu(), results.pop("sounding").cpu()
-    labels = torch.tensor([entry.label for entry in datamodule.splits.test])
-    kept = predictions >= 0
-    predictions, labels, sounding = predictions[kept], labels[kept], sounding[kept]
-    confusion = multiclass_confusion_matrix(predictions, labels, len(classes))
-    clips, hits = confusion.sum(1), confusion.diagonal()
-    per_class = {
-        name: {"top1": float(hits[label] / clips[label]), "clips": int(clips[label])}
-        for label, name in enumerate(classes)
-        if clips[label]
-    }
+    labels = [entry.label for entry in datamodule.splits.test]
+    counts = confusion(predictions, labels, len(classes))
+    clips, hits, by_class = counts.sum(1), counts.diagonal(), per_class(counts, classes)
     # Whole classes, of UCF101 the 51 with sound and the 50 without: a few silent clips do not leave their class.
-    heard = torch.bincount(labels[sounding], minlength=len(classes)) * 2 > clips
+    heard = torch.bincount(torch.tensor(labels)[sounding & (predictions >= 0)], minlength=len(classes)) * 2 > clips
     for name, chosen in (("sound_classes", heard), ("silent_classes", ~heard & (clips > 0))):
         if chosen.any():
             results[f"{name}/top1"] = float(hits[chosen].sum() / clips[chosen].sum())
     figures = {name: float(value) if "top" in name else int(value) for name, value in results.items()}
-    print_table(["class", "top1", "clips"], [[n, f"{c['top1']:.1%}", str(c["clips"])] for n, c in per_class.items()])
+    print_table(["class", "top1", "clips"], [[n, f"{c['top1']:.1%}", str(c["clips"])] for n, c in by_class.items()])
     print()
     print_table(["metric", "value"], [[n, f"{v:.1%}" if "top" in n else f"{v}"] for n, v in figures.items()])
-    return {**figures, "per_class": per_class, "classes": classes, "confusion": confusion.tolist()}
+    return {**figures, "per_class": by_class, "classes": classes, "confusion": counts.tolist()}
 
 
 def retrieve(

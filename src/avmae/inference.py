@@ -13,6 +13,7 @@ from avmae.data.media import Frames
 from avmae.errors import InputError
 from avmae.models.autoencoder import MaskedAutoencoder
 from avmae.models.classifier import Classifier
+from avmae.models.masking import Mask
 from avmae.models.tokens import gather_tokens, scatter_tokens
 from avmae.models.weights import load_model, read_checkpoint
 
@@ -69,11 +70,22 @@ class Reconstructed:
 
 
 def reconstruct_window(model: MaskedAutoencoder, batch: Mapping[str, Any], seed: int) -> Reconstructed:
-    """Hide most of a batch of one clip and reconstruct it; the seed draws the masks."""
+    """Hide most of one clip and reconstruct it.
+
+    Args:
+        model: in evaluation mode, on any device.
+        batch: of one clip, on the CPU.
+        seed: of the masks.
+    """
+    parameter = next(model.parameters())
+    device = parameter.device
     masks = model.draw_masks(1, torch.Generator().manual_seed(seed))
     patches = model.encoder.patchify(batch)
-    with torch.inference_mode():
-        result = model(batch, masks)
+    floats = {name: batch[name].to(device, parameter.dtype) for name in ("video", "audio") if name in batch}
+    inputs = {**floats, "has_audio": batch["has_audio"].to(device)}
+    # Not inference mode, under which sharded weights cannot be gathered.
+    with torch.no_grad():
+        result = model(inputs, {name: Mask(*(index.to(device) for index in mask)) for name, mask in masks.items()})
     masked = {}
     for name, decoder in model.decoders.items():
         mask = masks[name]
@@ -81,8 +93,9 @@ def reconstruct_window(model: MaskedAutoencoder, batch: Mapping[str, Any], seed:
         nothing = torch.full_like(gather_tokens(patches[name], mask.hidden), float("nan"))
         tokens = scatter_tokens([(seen, mask.visible), (nothing, mask.hidden)])
         masked[name] = decoder.grid.unpatchify(tokens)
+    predictions = {name: prediction.float().cpu() for name, prediction in result.predictions.items()}
     views = [view for view in VIEWS if model.normalize_target or view == "true"]
-    whole = {view: model.fill(batch, masks, result.predictions, view) for view in views}
+    whole = {view: model.fill(batch, masks, predictions, view) for view in views}
     return Reconstructed(masked, whole, {name: loss.mean().item() for name, loss in result.losses.items()})
 
 

@@ -1,7 +1,6 @@
 """`python -m avmae.reconstruct ckpt=PATH input=FILE output=DIR`: see what pretrained models make of videos."""
 
 import json
-import wave
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,6 @@ from typing import Any
 from avmae.command import command, print_table, spec
 from avmae.errors import InputError, MediaError
 from avmae.terminal import printable
-
-COLUMNS = 8
 
 
 @command("reconstruct")
@@ -86,26 +83,9 @@ def load_systems(config: dict[str, Any]) -> list[System]:
 
 
 def reconstruct(file: Path, systems: list[System], output: Path, config: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Reconstruct one window by every system and write what came out; returns figures by system.
-
-    Hidden patches alone are measured: `masked_mse` in the units of the target, PSNR in dB and SSIM of pictures in
-    [0, 1].
-    """
-    import numpy as np
-
-    from avmae.data.media import read_window, write_video
-    from avmae.data.read import window_batch
-    from avmae.data.spectrogram import LogMel
-    from avmae.figures import (
-        ROW,
-        Row,
-        contact_sheet,
-        error_picture,
-        pixels,
-        side_by_side,
-        spectrogram_picture,
-    )
-    from avmae.inference import VIEWS, picture_figures, reconstruct_window
+    """Reconstruct one window by every system and write what came out; returns figures by system."""
+    from avmae.comparison import compare
+    from avmae.data.media import read_window
 
     clip = systems[0].model.clip
     window = read_window(file, clip, config["position"], clip.canvas)
@@ -113,65 +93,17 @@ def reconstruct(file: Path, systems: list[System], output: Path, config: dict[st
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"output={output} cannot be written: {error.strerror}") from error
-    batch = window_batch(window, clip)
-    original = pixels(batch["video"][0].numpy(), clip.pixel_mean, clip.pixel_std)
-    videos, errors, metrics = {"original": original}, {}, {}
-    sounds = {"original": batch["audio"]} if window.has_audio else {}
-    normalised = any(system.model.normalize_target for system in systems)
-
-    for system in systems:
-        model, found = system.model, {}
-        result = reconstruct_window(model, batch, config["seed"])
-        masked, hidden = result.masked, result.masked["video"].isnan()
-        for name, loss in result.losses.items():
-            found[f"{name}/masked_mse"] = loss if name == "video" or window.has_audio else None
-        if "audio" in masked and window.has_audio:
-            sounds.setdefault("masked", masked["audio"])
-        share = f"masked, {float(hidden.float().mean()):.0%} hidden"
-        videos.setdefault(share, pixels(masked["video"][0].numpy(), clip.pixel_mean, clip.pixel_std))
-        for view, whole in result.whole.items():
-            note = f", {VIEWS[view]}" if model.normalize_target else ""
-            label = f"{system.label}{note}" if len(systems) > 1 else VIEWS[view] if note else "reconstructed"
-            videos[label] = pixels(whole["video"][0].numpy(), clip.pixel_mean, clip.pixel_std)
-            errors[label] = error_picture(videos[label], original)
-            suffix = f"_{view}_statistics" if model.normalize_target else ""
-            for name, value in picture_figures(videos[label], original, hidden[0]).items():
-                found[f"video/{name}{suffix}"] = value
-            if "audio" in whole and window.has_audio:
-                sounds[label] = whole["audio"]
-        metrics[system.label] = found
-
-    columns = np.unique(np.linspace(0, clip.frames - 1, COLUMNS).round().astype(int))
-    rows = []
-    for label, frames in videos.items():
-        rows.append(Row(label, list(frames[columns])))
-        if label in errors:
-            rows.append(Row("error, brightest at 50%", list(errors[label][columns])))
-    if len(sounds) > 1:
-        low, high = (np.quantile(batch["audio"].numpy(), q) for q in (0.02, 0.998))
-        shown = [spectrogram_picture(s[0, 0].numpy(), low, high, max(ROW, clip.size)) for s in sounds.values()]
-        rows.append(Row("sound, in the order above", shown))
-    note = "true patch statistics: each hidden patch's own mean and deviation are given, as in the papers' figures"
+    comparison = compare({system.label: system.model for system in systems}, window, config["seed"])
     names = ", ".join(f"{system.label} {system.settings['size']['name']}" for system in systems)
-    contact_sheet(f"{file.name}  ({names})", rows, note if normalised else "").save(output / "reconstruction.png")
-    waveform = window.waveform if window.has_audio else None
-    write_video(output / "reconstruction.mp4", side_by_side(videos), clip.fps / clip.stride, waveform, clip.sample_rate)
-    for label, sound in sounds.items():
-        if label != "masked":
-            # The original goes through the same way back, so that what one hears differ by is the model's.
-            write_wave(
-                output / f"{label.replace(', ', '_').replace(' ', '_')}.wav", LogMel(clip).invert(sound)[0], clip
-            )
-    content = {"input": str(file), "mask": systems[0].settings["mask"], "seed": config["seed"], "systems": metrics}
+    comparison.write(output, f"{file.name}  ({names})")
+    content = {
+        "input": str(file),
+        "mask": systems[0].settings["mask"],
+        "seed": config["seed"],
+        "systems": comparison.figures,
+    }
     (output / "metrics.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
-    return metrics
-
-
-def write_wave(path: Path, waveform: Any, clip: Any) -> None:
-    """Write (samples,) float in [-1, 1] as 16-bit WAV."""
-    with wave.open(str(path), "wb") as file:
-        file.setparams((1, 2, clip.sample_rate, 0, "NONE", ""))
-        file.writeframes((waveform.clamp(-1, 1) * 32767).short().numpy().tobytes())
+    return comparison.figures
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import shlex
-import subprocess
 import sys
 import zipfile
 from datetime import datetime
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from avmae.errors import InputError
+from avmae.provenance import checkout
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 """The newest checkpoint, and the one that it replaced."""
@@ -148,16 +148,8 @@ def record_environment(run_dir: str | Path, resumed: str | None) -> None:
 
 def _commit(folder: Path) -> str | None:
     """The commit that a folder is checked out from, with a mark if tracked files differ; None outside of git."""
-    git = ["git", "-C", str(folder)]
-    try:
-        # A folder inside of a repository that does not track it, such as a virtual environment, is none of its.
-        if not subprocess.run([*git, "ls-files", "."], capture_output=True, text=True, check=True).stdout:
-            return None
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return f"{commit} with changes" if changed.stdout else commit
+    commit, changed = checkout(folder)
+    return f"{commit} with changes" if changed else commit
 
 
 def _gpus() -> list[str]:

@@ -111,6 +111,7 @@ def run(config: dict[str, Any]) -> dict[str, float]:
     from avmae.models.weights import start_from
     from avmae.training.checkpoints import SafeCheckpointIO
     from avmae.training.classification import Classification
+    from avmae.training.loggers import log_run, model_table
     from avmae.training.mixing import MixSpec
     from avmae.training.optim import OptimSpec
     from avmae.training.pretraining import ObjectiveSpec, Pretraining
@@ -189,11 +190,10 @@ def run(config: dict[str, Any]) -> dict[str, float]:
         default_root_dir=config["run_dir"],
         plugins=[checkpoint_io],
     )
-    describe(network, config, trainer, datamodule.splits)
-    for logger in trainer.loggers:
-        logger.log_hyperparams(
-            {key: config[key] for key in ("name", *model_config.keys() & config.keys(), "optim", "augment")}
-        )
+    if trainer.is_global_zero:
+        table = model_table(network)
+        describe(network, config, trainer, datamodule.splits, table)
+        log_run(trainer.loggers, config, table)
     if config["resume"] and Path(config["resume"]).is_dir() and not isinstance(trainer.strategy, FSDP2Strategy):
         raise InputError(
             f"resume={config['resume']} is sharded; go on with strategy=fsdp, or start from its weights: ckpt=..."
@@ -224,7 +224,8 @@ def run(config: dict[str, Any]) -> dict[str, float]:
         run_dir = Path(config["run_dir"])
         (run_dir / "summary.json").write_text(json.dumps(metrics, indent=2, sort_keys=True))
         print_table(["metric", "value"], [[name, f"{value:.4g}"] for name, value in sorted(metrics.items())])
-        written = ("checkpoints/last.ckpt", "checkpoints/best.ckpt", "metrics.csv", "summary.json")
+        written = ["checkpoints/last.ckpt", "checkpoints/best.ckpt", "metrics.csv", "summary.json"]
+        written += ["reconstructions", "confusion.png", "per_class.csv"]
         print(f"wrote {run_dir}: {', '.join(name for name in written if (run_dir / name).exists())}")
     for logger in trainer.loggers:
         finish = getattr(logger.experiment, "finish", None)
@@ -234,23 +235,17 @@ def run(config: dict[str, Any]) -> dict[str, float]:
     return metrics
 
 
-def describe(network: Any, config: dict[str, Any], trainer: Any, splits: Any) -> None:
-    """Print what is trained, on the first process."""
-    if not trainer.is_global_zero:
-        return
-    parameters = f"{sum(p.numel() for p in network.parameters()) / 1e6:.1f} M parameters"
-    if config["task"].get("frozen"):
-        trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
-        parameters += f", {trained / 1e6:.2g} M of them trained"
-    grids = {name: encoder.grid for name, encoder in network.encoder.modalities.items()}
-    tokens = " + ".join(f"{grid.tokens * grid.stack} {name}" for name, grid in grids.items())
+def describe(network: Any, config: dict[str, Any], trainer: Any, splits: Any, table: list[list[str]]) -> None:
+    """Print what is trained."""
+    from avmae.models.summary import step_flop
+
+    header, *rows = table
     print(
         f"{config['name']}: {config['task']['name']} {config['model']['name']} {config['size']['name']}, "
-        f"{parameters}, {tokens} tokens a clip, "
         f"{trainer.world_size} process{'es' if trainer.world_size > 1 else ''} on {trainer.strategy.root_device.type}, "
-        f"{trainer.precision}",
-        flush=True,
+        f"{trainer.precision}, {step_flop(network) / 1e9:.3g} GFLOP a clip (forward and backward)"
     )
+    print_table(header, rows)
     source = config["data"]["_target_"].split(".")[-1].removesuffix("DataModule")
     print(
         f"data: {source} {config['data'].get('root') or ''}, {len(splits.classes)} classes; clips: "

@@ -1,6 +1,6 @@
 """Fine-tuning as a Lightning task, and scores by clip."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.functional.classification import multiclass_accuracy
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
 from avmae.data.datamodule import Batch
 from avmae.errors import InputError
@@ -75,6 +75,28 @@ class ClipScores(Metric):
         result["predictions"] = torch.where(seen, scores.argmax(-1), -1)
         result["sounding"] = self.sounding > 0
         return result
+
+
+def confusion(predictions: Tensor, labels: Sequence[int], classes: int) -> Tensor:
+    """Count clips by true class and predicted class: (classes, classes) int64, on the CPU.
+
+    Args:
+        predictions: (clips,) int64; -1 for clips without a score, which are left out.
+        labels: of the clips.
+        classes: how many there are.
+    """
+    predicted, true = predictions.cpu(), torch.tensor(labels)
+    kept = predicted >= 0
+    return multiclass_confusion_matrix(predicted[kept], true[kept], classes)
+
+
+def per_class(counts: Tensor, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`top1` as a share of 1 and `clips` of each class that has any, from `confusion`."""
+    return {
+        name: {"top1": float(row[label] / row.sum()), "clips": int(row.sum())}
+        for label, (name, row) in enumerate(zip(names, counts, strict=True))
+        if row.any()
+    }
 
 
 class Classification(Task):

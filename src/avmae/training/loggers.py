@@ -1,15 +1,24 @@
-"""Loggers that go on where a resumed run stopped, and that never ask."""
+"""Loggers that go on where a resumed run stopped and that never ask; what a run was and shows, for all of them."""
 
 import csv
+import json
 import os
 import sys
 import uuid
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import wandb
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from PIL import Image
+
+from avmae.models.autoencoder import MaskedAutoencoder
+from avmae.models.classifier import Classifier
+from avmae.models.summary import parts
+from avmae.provenance import code_version
 
 
 class _ResumableWriter(ExperimentWriter):
@@ -105,6 +114,8 @@ class RunCSVLogger(CSVLogger):
 def wandb_logger(run_dir: str, project: str, name: str, offline: bool | None = None, **settings: Any) -> WandbLogger:
     """W&B, offline where there is no login, and the same W&B run when the run is resumed.
 
+    W&B itself prints nothing.
+
     Args:
         run_dir: the run's folder; the W&B id is kept there in `wandb_id.txt`.
         project: in W&B.
@@ -112,19 +123,77 @@ def wandb_logger(run_dir: str, project: str, name: str, offline: bool | None = N
         offline: None decides by whether there is a login.
         settings: passed on to `wandb.init`: entity, group, tags, notes.
     """
+    wandb.setup(wandb.Settings(silent=True))
     if offline is None:
-        offline = os.environ.get("WANDB_MODE") == "offline" or not wandb.api.api_key
+        offline = os.environ.get("WANDB_MODE") == "offline" or not wandb.login(prompt=False, verify=False)
         if offline:
             print(f"W&B: no login, logging offline; upload later with: wandb sync {run_dir}/wandb/offline-run-*")
     id_file = Path(run_dir) / "wandb_id.txt"
     if not id_file.is_file():
-        id_file.write_text(uuid.uuid4().hex[:8])
+        # The agent of a W&B sweep has named the run already.
+        id_file.write_text(os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8])
     return WandbLogger(
         project=project,
         name=name,
         save_dir=run_dir,
         id=id_file.read_text().strip(),
         offline=offline,
+        # Lightning's own switch comes too late where wandb has been used before.
+        mode="offline" if offline else "online",
         resume=None if offline else "allow",
         **settings,
     )
+
+
+def log_table(
+    loggers: Iterable[Logger], name: str, header: Sequence[str], rows: Sequence[Sequence[Any]], step: int
+) -> None:
+    """Log a table to W&B and, as text, to TensorBoard; `name` is a path such as `test/per_class`."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_table(name, list(header), [list(row) for row in rows], step=step)
+        elif isinstance(logger, TensorBoardLogger):
+            lines = [header, ["---"] * len(header), *rows]
+            text = "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+            logger.experiment.add_text(name, text, step)
+
+
+def log_picture(loggers: Iterable[Logger], name: str, picture: Image.Image, step: int) -> None:
+    """Log one picture to W&B and TensorBoard."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_metrics({name: wandb.Image(picture)}, step)
+        elif isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(name, np.asarray(picture), step, dataformats="HWC")
+
+
+def model_table(network: MaskedAutoencoder | Classifier) -> list[list[str]]:
+    """The model in rows of part, parameters, those trained, and tokens of a clip that go through; a header first."""
+    rows = [[part.name, _count(part.parameters), _count(part.trained), f"{part.tokens}"] for part in parts(network)]
+    total = [sum(p.numel() for p in network.parameters() if p.requires_grad >= trained) for trained in (False, True)]
+    return [["part", "parameters", "trained", "tokens"], *rows, ["all", *map(_count, total), ""]]
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e6:.1f} M" if number >= 1e6 else f"{number / 1e3:.1f} k" if number >= 1e3 else f"{number}"
+
+
+def log_run(loggers: Iterable[Logger], config: Mapping[str, Any], table: list[list[str]]) -> None:
+    """Log the whole config, `code_version` and the model's table; print where W&B shows the run.
+
+    Args:
+        loggers: of the run.
+        config: resolved, plain data.
+        table: of `model_table`.
+    """
+    loggers, code = list(loggers), code_version()
+    for logger in loggers:
+        logger.log_hyperparams({**config, "code": code})
+        if isinstance(logger, TensorBoardLogger):
+            for name, content in (("config", config), ("code", code)):
+                text = json.dumps(content, indent=2, default=str)
+                logger.experiment.add_text(f"run/{name}", "\n".join(f"    {line}" for line in text.splitlines()))
+        elif isinstance(logger, WandbLogger) and not logger.experiment.offline:
+            print(f"W&B: {logger.experiment.url}")
+    header, *rows = table
+    log_table(loggers, "run/model", header, rows, step=0)
