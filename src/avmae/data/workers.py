@@ -24,6 +24,8 @@ class _Worker(_CONTEXT.Process):
     def start(self) -> None:
         super().start()
         _started[self.pid] = self
+        # Multiprocessing ends what is left at exit past the method below, and then waits for it.
+        self._popen.terminate = self._popen.kill
 
     def terminate(self) -> None:
         self.kill()
