@@ -1,8 +1,12 @@
 """Run the commands as a user does: as processes, in a folder of their own."""
 
+import atexit
+import functools
+import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from conftest import TINY
@@ -10,20 +14,27 @@ from conftest import TINY
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
+@functools.cache
+def _preloaded() -> subprocess.Popen:
+    script = Path(__file__).with_name("preloaded.py")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    server = subprocess.Popen([sys.executable, str(script)], env=ENVIRONMENT, **pipes)
+    atexit.register(server.stdin.close)
+    return server
+
+
 def run(command: str, *overrides: str, cwd: Path, ok: bool = True, timeout: float = 240) -> str:
     """Run `python -m avmae.COMMAND` and return what it printed; it must end well, or badly with ok=False."""
-    process = subprocess.run(
-        [sys.executable, "-m", f"avmae.{command}", *overrides],
-        cwd=cwd,
-        env=ENVIRONMENT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=timeout,
-    )
-    assert (process.returncode == 0) == ok, process.stdout
-    return process.stdout
+    server = _preloaded()
+    with tempfile.NamedTemporaryFile("r", errors="replace") as output:
+        where = {"cwd": str(Path(cwd).resolve()), "output": output.name, "timeout": timeout}
+        print(
+            json.dumps({"module": f"avmae.{command}", "arguments": overrides, **where}), file=server.stdin, flush=True
+        )
+        code = int(server.stdout.readline())
+        printed = output.read()
+    assert (code == 0) == ok, printed
+    return printed
 
 
 def train(*overrides: str, cwd: Path, miniature: Path | None = None, **kwargs) -> str:

@@ -19,7 +19,7 @@ CHOICES = [
     f"{path.parent.name}={path.stem}"
     for path in sorted(Path(CONF).glob("*/*.yaml"))
     # Ray's launcher does not install beside the versions that are pinned here.
-    if path.parent.name != "experiment" and path.stem != "ray"
+    if path.parent.name not in ("experiment", "study") and path.stem != "ray"
 ]
 EXPERIMENTS = sorted(path.stem for path in Path(CONF, "experiment").glob("*.yaml"))
 SPECS = {

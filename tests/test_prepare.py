@@ -107,7 +107,7 @@ class TestPrepare:
         file.write_text("broken")
         printed = prepare(copy)
         assert f"{file.relative_to(copy)}: " in printed
-        assert "skipped" not in train("trainer.max_epochs=1", cwd=tmp_path, miniature=copy)
+        assert "skipped: " not in train("trainer.max_epochs=1", cwd=tmp_path, miniature=copy)
         (copy / NAME).unlink()
         strict = ("trainer.max_epochs=1", "callbacks.unreadable.max_share=0.5")
         assert "skipped" in train(*strict, cwd=tmp_path, miniature=copy)

@@ -73,7 +73,11 @@ def _typed(value: Any) -> str:
         return "[...]" if any(isinstance(item, dict) for item in value) else f"[{','.join(map(_typed, value))}]"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
+    text = str(value)
+    if text.count("${") > 1:
+        # Hydra's grammar has no nested interpolation.
+        return "[...]"
+    return f"'{text}'" if re.search(r"[=,\[\]]", text) and "${" not in text else text
 
 
 def _comments(file: Path, prefix: str) -> dict[str, str]:

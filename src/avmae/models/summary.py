@@ -58,8 +58,8 @@ def _part(name: str, module: nn.Module, tokens: int) -> Part:
 def step_flop(network: MaskedAutoencoder | Classifier) -> int:
     """Floating-point operations of forward and backward for one clip with sound, counted without computing.
 
-    Matrix products and convolutions alone count, a multiplication and an addition as two. What activation checkpointing
-    computes again counts as well.
+    Matrix products and convolutions alone count, a multiplication and an addition as two; what activation checkpointing
+    computes again does not count.
     """
     clip = network.clip
 
@@ -79,7 +79,12 @@ def step_flop(network: MaskedAutoencoder | Classifier) -> int:
     weights |= {name: buffer.to("meta") for name, buffer in network.named_buffers()}
     # Fused attention is counted on some devices only; plain products always are.
     stance = torch.compiler.set_stance("force_eager")
+    modes = [(module, module.training) for module in network.modules()]
+    # Checkpointing would compute again with the real weights.
+    network.eval()
     with stance, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         output = functional_call(network, weights, arguments)
         (output if isinstance(output, Tensor) else output.loss).sum().backward()
+    for module, training in modes:
+        module.training = training
     return counter.get_total_flops()
