@@ -17,7 +17,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """Weights, optimiser and schedule, to the bit."""
+    """Weights, optimiser and schedule, to the bit, and the epochs by which a further resume would go."""
     first, second = load(one), load(other)
     for name, value in first["state_dict"].items():
         assert torch.equal(value, second["state_dict"][name]), name
@@ -26,6 +26,7 @@ def assert_same_run(one: Path, other: Path) -> None:
             assert all(torch.equal(v, b["state"][key][n]) for n, v in state.items())
     assert first["lr_schedulers"] == second["lr_schedulers"]
     assert first["global_step"] == second["global_step"]
+    assert first["loops"]["fit_loop"]["epoch_progress"] == second["loops"]["fit_loop"]["epoch_progress"]
 
 
 def metrics(folder: Path) -> list[dict[str, str]]:

@@ -140,6 +140,16 @@ class SaveInTime(Checkpoint):
         if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Put right how Lightning counts epochs.
+
+        After a checkpoint of an epoch's last step it goes on in the next epoch without counting that as started, and a
+        run that is resumed a second time would take the wrong clips.
+        """
+        loop = trainer.fit_loop
+        if loop.restarted_mid_epoch and loop.epoch_progress.total.processed == loop.epoch_progress.total.ready:
+            loop.reset_restart_stage()
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
         # The launcher of several processes hands a terminal's Ctrl-C on to those that have got it already.
         if number == signal.SIGINT == self._received and "RANK" not in os.environ:
