@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import importlib.metadata
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -408,6 +409,8 @@ def test_a_real_sweep_and_its_reconstruction(miniature: Path, tmp_path: Path) ->
     assert page.texts[1] == "pretrain_avmae", "the name's interpolations are resolved"
     assert "Results against mask.ratio" in page.text
     assert "has not ended" not in page.text
+    assert importlib.metadata.version("torch") in page.texts, "what the run recorded of its environment"
+    assert "holds no" not in page.text
     (video,) = [attrs["src"] for tag, attrs in page.elements if tag == "video"]
     expected = (folder / "0/reconstruction/reconstruction.mp4").read_bytes()
     assert base64.b64decode(str(video).partition(",")[2]) == expected

@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from avmae.errors import InputError
+from avmae.runs import ENVIRONMENT
 
 RUN_FILES = (".hydra/config.yaml", "metrics.csv", "summary.json")
+PACKAGES = ("avmae", "torch", "torchaudio", "torchvision", "lightning", "timm", "av")
+"""Whose versions are shown of all that a run records."""
 OWN_JSON = ("summary.json", "results.json", "study.json", "metrics.json")
 STUDY_KEYS = ("system", "degradation", "severity", "metric", "value")
 RECORD_BYTES = 1 << 16
@@ -114,8 +117,13 @@ def read_run(folder: Path) -> Run:
     summary = read("summary.json", _json, dict)
     run.summary = {name: float(value) for name, value in summary.items() if isinstance(value, int | float)}
     run.results = read("results.json", _json, dict)
+    starts = read(ENVIRONMENT, _json, list)
+    if starts and isinstance(starts[-1], dict):
+        versions = starts[-1].pop("versions", {})
+        shown = {name: versions[name] for name in PACKAGES if name in versions}
+        run.records["environment"] = {"starts": len(starts), **flat(starts[-1]), **shown}
     for file in sorted(folder.glob("*.json")):
-        if file.name not in OWN_JSON and file.stat().st_size < RECORD_BYTES:
+        if file.name not in (*OWN_JSON, ENVIRONMENT) and file.stat().st_size < RECORD_BYTES:
             run.records[file.stem] = flat(read(file.name, _json, dict))
     if not run.curves:
         run.notes.append("no curves: metrics.csv is missing or has no whole row")
