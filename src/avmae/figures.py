@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-INK, PAPER, HIDDEN, MANY = (32, 32, 36), (255, 255, 255), (128, 128, 128), (16, 64, 140)
+INK, PAPER, HIDDEN = (32, 32, 36), (255, 255, 255), (128, 128, 128)
 MARGIN = 8
 ROW = 128
 """Height below which images of a contact sheet are enlarged by a whole factor."""
@@ -110,41 +110,6 @@ def side_by_side(panels: dict[str, np.ndarray]) -> np.ndarray:
         parts = [np.pad(frames[time], ((0, 0), (0, MARGIN), (0, 0)), constant_values=255) for frames in panels.values()]
         pictures.append(np.concatenate([head, np.concatenate(parts, 1)], 0))
     return np.stack(pictures)
-
-
-def confusion_picture(counts: np.ndarray, names: Sequence[str]) -> Image.Image:
-    """A row for each true class, a column for each predicted one, as shares of the row; small matrices show numbers.
-
-    Args:
-        counts: (classes, classes) of clips.
-        names: of the classes.
-    """
-    cell = max(12, min(40, 1200 // len(names)))
-    font, title = ImageFont.load_default(min(15, cell - 1)), ImageFont.load_default(20)
-    border = int(max(font.getlength(name) for name in names)) + 2 * MARGIN
-    top, side = 44 + border, cell * len(names)
-    heading = "Of the clips of each class (row), how many are taken for which class (column)"
-    width = max(border + side + MARGIN, int(title.getlength(heading)) + 2 * MARGIN)
-    sheet = Image.new("RGB", (width, top + side + MARGIN), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN, 10), heading, INK, title)
-    columns = Image.new("RGB", (border, side), PAPER)
-    across = ImageDraw.Draw(columns)
-    for place, name in enumerate(names):
-        middle = (place + 0.5) * cell
-        draw.text((border - MARGIN, top + middle), name, INK, font, anchor="rm")
-        across.text((MARGIN, middle), name, INK, font, anchor="lm")
-    sheet.paste(columns.rotate(90, expand=True), (border, 44))
-    # The root shows the few that are taken for another class.
-    level = np.sqrt(counts / np.maximum(counts.sum(1, keepdims=True), 1))
-    colours = np.asarray(PAPER) + (np.asarray(MANY) - PAPER) * level[..., None]
-    sheet.paste(_enlarge(colours.round().astype(np.uint8), cell), (border, top))
-    draw.rectangle((border - 1, top - 1, border + side, top + side), outline=HIDDEN)
-    for (row, column), count in np.ndenumerate(counts):
-        if count and cell >= 24:
-            ink = PAPER if level[row, column] > 0.5 else INK
-            draw.text((border + (column + 0.5) * cell, top + (row + 0.5) * cell), f"{count}", ink, font, anchor="mm")
-    return sheet
 
 
 def _magma(level: np.ndarray) -> np.ndarray:

@@ -51,7 +51,7 @@ def main(config: dict[str, Any]) -> None:
         study |= QUICK | {"overrides": QUICK_OVERRIDES + study["overrides"]}
     output = Path(config["output"] or f"logs/study_{study['name']}{'_quick' if study['quick'] else ''}")
     handed_on = [o for o in HydraConfig.get().overrides.task if o.startswith(("data=", "data."))]
-    begin(output, study | {"data": handed_on, "quick": study["quick"]})
+    begin(output, study | {"data": handed_on})
 
     began, rows = time.monotonic(), []
     units = [(system, seed) for seed in study["seeds"] for system in study["systems"]]
@@ -65,7 +65,7 @@ def main(config: dict[str, Any]) -> None:
         rows += json.loads(file.read_text(encoding="utf-8"))
     controlled = output / "controls.json"
     if not controlled.is_file():
-        write(controlled, measure_controls(output, study))
+        write(controlled, measure_controls(output))
     content = {"study": study, "controls": json.loads(controlled.read_text(encoding="utf-8")), "rows": rows}
     write(output / "study.json", content)
     report(content, summarize(rows))
@@ -158,7 +158,7 @@ def train(arguments: list[str], run_dir: Path) -> None:
         raise InputError(f"a training of the study failed (code {code}); {log} ends with:\n  " + "\n  ".join(said))
 
 
-def measure_controls(output: Path, study: dict[str, Any]) -> dict[str, float]:
+def measure_controls(output: Path) -> dict[str, float]:
     """What the data give away to linear models, on the data set that the trainings had."""
     from avmae.models.weights import read_checkpoint
     from avmae.training.controls import controls

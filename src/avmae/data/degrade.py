@@ -70,15 +70,13 @@ class Degradation:
             "noise": math.isfinite(self.severity),
         }.get(self.kind, self.severity == 0)
         if not fits:
-            raise InputError(f"degradation {self}: the severity is out of range; the study takes {self.examples(self)}")
+            raise InputError(f"degradation {self}: the severity is out of range; the study takes {self._examples()}")
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.severity:g}" if SEVERITIES[self.kind] else self.kind
 
-    @staticmethod
-    def examples(degradation: "Degradation") -> str:
-        """The study's severities of the same kind."""
-        return ", ".join(f"{degradation.kind}:{s:g}" for s in SEVERITIES[degradation.kind]) or degradation.kind
+    def _examples(self) -> str:
+        return ", ".join(f"{self.kind}:{s:g}" for s in SEVERITIES[self.kind]) or self.kind
 
     @classmethod
     def parse(cls, text: str) -> "Degradation":

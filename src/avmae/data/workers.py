@@ -4,8 +4,10 @@ import multiprocessing
 import os
 import re
 import signal
+import sys
 import time
 from collections.abc import Collection, Sequence
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -47,9 +49,16 @@ def prepare_worker(_: int) -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    sys.excepthook = _report
     end_with_parent()
     worker: Any = get_worker_info()
     worker.dataset.readings.end()
+
+
+def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What multiprocessing's thread that hands batches over ends with; a training process that is gone is no news."""
+    if not issubclass(kind, EOFError | ConnectionError):
+        sys.__excepthook__(kind, error, trace)
 
 
 class Readings:

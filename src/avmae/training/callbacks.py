@@ -271,10 +271,6 @@ class Progress(ProgressBar):
         name = f"epoch {trainer.current_epoch + 1}{epochs}  step {steps}/{total}"
         self._move(steps, name, figures(trainer.logged_metrics), end=steps >= total)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the bar away."""
-        self._close()
-
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A bar of its own."""
         self._open(sum(trainer.num_val_batches))
@@ -284,10 +280,6 @@ class Progress(ProgressBar):
     ) -> None:
         """Count."""
         self._move(batch_idx + 1, f"validation  {batch_idx + 1}/{self._meters[-1].total:.0f}")
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take it away."""
-        self._close()
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A bar of its own."""
@@ -300,8 +292,10 @@ class Progress(ProgressBar):
         self._move(batch_idx + 1, f"test  {batch_idx + 1}/{self._meters[-1].total:.0f}")
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take it away."""
+        """Take the bar away."""
         self._close()
+
+    on_train_end = on_validation_end = on_test_end
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Give the terminal back."""

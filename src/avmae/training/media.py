@@ -17,7 +17,6 @@ from PIL import Image
 from avmae.comparison import Comparison, compare
 from avmae.data.media import Window, read_window
 from avmae.errors import InputError, MediaError
-from avmae.figures import confusion_picture
 from avmae.models.autoencoder import MaskedAutoencoder
 from avmae.training.classification import Classification, confusion, per_class
 from avmae.training.loggers import log_picture, log_table
@@ -155,16 +154,19 @@ class Confusion(Callback):
         """Draw and log."""
         if not trainer.is_global_zero or not isinstance(pl_module, Classification):
             return
+        # Here, for pretraining draws none and need not load matplotlib.
+        from avmae.plots import confusion_figure, write_png
+
         splits, names = trainer.datamodule.splits, trainer.datamodule.classes
         counts = confusion(pl_module.results["predictions"], [entry.label for entry in splits.test], len(names))
-        picture = confusion_picture(counts.numpy(), names)
         folder = Path(trainer.default_root_dir)
-        picture.save(folder / "confusion.png")
+        write_png(confusion_figure(counts.tolist(), names), folder / "confusion.png")
         header, rows = (
             ["class", "top1", "clips"],
             [[n, s["top1"], s["clips"]] for n, s in per_class(counts, names).items()],
         )
         with (folder / "per_class.csv").open("w", newline="") as file:
             csv.writer(file).writerows([header, *rows])
+        picture = Image.open(folder / "confusion.png").convert("RGB")
         log_picture(trainer.loggers, "test/confusion", picture, trainer.global_step)
         log_table(trainer.loggers, "test/per_class", header, rows, trainer.global_step)

@@ -78,7 +78,9 @@ class NonFiniteSteps(Callback):
         self._judge(trainer, before)
         self._before = (trainer.global_step, trainer.current_epoch, self._clips)
         self._clips = []
-        pl_module.log("train/skipped", float(self._total))
+        # Lightning makes a tensor on the device of it, which is not for every step.
+        if trainer.global_step % trainer.log_every_n_steps == 0 or trainer.is_last_batch:
+            pl_module.log("train/skipped", float(self._total))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """See how the last step went."""
