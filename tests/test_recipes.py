@@ -81,6 +81,7 @@ def finetuned(miniature: Path, pretrained: Path, tmp_path_factory: pytest.TempPa
     recipe = ("augment=strong", "task.mix.mixup=0.8", "task.mix.cutmix=1", "task.label_smoothing=0.1", "callbacks=ema")
     strong = (
         "task.drop_audio=0.3",
+        "task.swap_audio=0.3",
         "model.drop_path=0.2",
         "task.dropout=0.5",
         "model.checkpointing=true",

@@ -6,15 +6,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from avmae.command import command, evaluation_data, print_table, quiet_libraries
+from avmae.clip import ClipSpec
+from avmae.command import command, construct, evaluation_data, print_table, quiet_libraries
 from avmae.errors import InputError
+from avmae.processes import end_with_parent
 
 HEARING = ("avmae_concat", "avmae")
 QUICK = {
@@ -50,19 +54,31 @@ def main(config: dict[str, Any]) -> None:
     if study["quick"]:
         study |= QUICK | {"overrides": QUICK_OVERRIDES + study["overrides"]}
     output = Path(config["output"] or f"logs/study_{study['name']}{'_quick' if study['quick'] else ''}")
-    handed_on = [o for o in HydraConfig.get().overrides.task if o.startswith(("data=", "data."))]
+    data = HydraConfig.get().runtime.choices["data"]
+    handed_on = [f"data={data}", *(o for o in HydraConfig.get().overrides.task if o.startswith("data."))]
     begin(output, study | {"data": handed_on})
 
-    began, rows = time.monotonic(), []
-    units = [(system, seed) for seed in study["seeds"] for system in study["systems"]]
-    for number, (system, seed) in enumerate(units, start=1):
-        folder = output / system / f"seed{seed}"
-        file = folder / "rows.json"
-        if not file.is_file():
-            print(f"[{number}/{len(units)}] {system}, seed {seed}: {time.monotonic() - began:.0f} s so far", flush=True)
-            found = list(unit(folder, system, seed, study, handed_on, config["accelerator"]))
-            write(file, [{"system": system, "seed": seed, **row} for row in found])
-        rows += json.loads(file.read_text(encoding="utf-8"))
+    began = time.monotonic()
+    # Data that are written at first use, before two trainings find them missing.
+    construct("data", config["data"], clip=ClipSpec(), audio=True)
+    # The dearest systems first, so that the last one to end is a short one.
+    units = [(system, seed) for seed in study["seeds"] for system in reversed(study["systems"])]
+    with side_by_side(config["jobs"], config["accelerator"]) as pool:
+        common = (study, handed_on, config["accelerator"])
+        running = {pool.submit(unit, output, *pair, *common): "{}, seed {}".format(*pair) for pair in units}
+        try:
+            for number, future in enumerate(as_completed(running), start=1):
+                future.result()
+                print(f"[{number}/{len(units)}] {running[future]}: {time.monotonic() - began:.0f} s so far", flush=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    rows = [
+        row
+        for seed in study["seeds"]
+        for system in study["systems"]
+        for row in json.loads((output / system / f"seed{seed}/rows.json").read_text(encoding="utf-8"))
+    ]
     controlled = output / "controls.json"
     if not controlled.is_file():
         write(controlled, measure_controls(output))
@@ -96,6 +112,38 @@ def begin(output: Path, settings: dict[str, Any]) -> None:
         raise InputError(f"output={output} cannot be written: {error.strerror}; choose another") from error
 
 
+def side_by_side(jobs: int | None, accelerator: str) -> ProcessPoolExecutor:
+    """Processes that train one system each: on a GPU of their own, or on an equal share of the cores.
+
+    Args:
+        jobs: how many; None for one a GPU, or up to four on as many cores.
+        accelerator: `auto`, `gpu` or `cpu`.
+
+    Raises:
+        InputError: no number of processes.
+    """
+    import torch
+
+    gpus = 0 if accelerator == "cpu" else torch.cuda.device_count()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    jobs = jobs if jobs is not None else gpus or min(4, cores)
+    if jobs < 1:
+        raise InputError(f"jobs={jobs} must be at least 1, or null")
+    context = get_context("spawn")
+    places = context.Queue()
+    for job in range(jobs):
+        places.put({"CUDA_VISIBLE_DEVICES": str(job % gpus)} if gpus else {})
+    threads = str(max(1, cores // jobs))
+    return ProcessPoolExecutor(jobs, context, initializer=take_place, initargs=(places, threads))
+
+
+def take_place(places: Any, threads: str) -> None:
+    """Settle, in a process of `side_by_side`, where it and what it starts compute."""
+    end_with_parent()
+    os.environ |= {"OMP_NUM_THREADS": threads} | places.get()
+    quiet_libraries()
+
+
 def write(file: Path, content: Any) -> None:
     """Write JSON whole or not at all."""
     temporary = file.with_suffix(".partial")
@@ -118,10 +166,19 @@ def trainings(folder: Path, system: str, seed: int, study: dict[str, Any]) -> It
             yield Training(f"scratch_{share:g}", "scratch", share, (*finetune, *few))
 
 
-def unit(
+def unit(output: Path, system: str, seed: int, study: dict[str, Any], handed_on: list[str], accelerator: str) -> None:
+    """Train one system with one seed in all ways and test each; leaves rows.json in its folder."""
+    folder = output / system / f"seed{seed}"
+    file = folder / "rows.json"
+    if not file.is_file():
+        found = list(results(folder, system, seed, study, handed_on, accelerator))
+        write(file, [{"system": system, "seed": seed, **row} for row in found])
+
+
+def results(
     folder: Path, system: str, seed: int, study: dict[str, Any], handed_on: list[str], accelerator: str
 ) -> Iterator[dict[str, Any]]:
-    """Train one system with one seed in all ways and test each: rows of results."""
+    """Rows of what `unit` finds."""
     from avmae.data.degrade import Degradation, all_degradations
     from avmae.models.weights import load_model, read_checkpoint
     from avmae.training.degraded import score_degraded
@@ -152,7 +209,7 @@ def train(arguments: list[str], run_dir: Path) -> None:
     command = [sys.executable, "-m", "avmae.train", *arguments, f"hydra.run.dir={run_dir.absolute()}"]
     print("  python", *command[1:], flush=True)
     with log.open("w", encoding="utf-8") as stream:
-        code = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=os.environ).returncode
+        code = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT).returncode
     if code:
         said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-5:]
         raise InputError(f"a training of the study failed (code {code}); {log} ends with:\n  " + "\n  ".join(said))

@@ -170,6 +170,7 @@ def run(config: dict[str, Any]) -> dict[str, float]:
             label_smoothing=task_config["label_smoothing"],
             mixing=mixing,
             drop_audio=task_config["drop_audio"],
+            swap_audio=task_config["swap_audio"],
         )
 
     callbacks = config["callbacks"]

@@ -157,12 +157,25 @@ def degrade_sound(
     if degradation.kind == "silence":
         return torch.zeros_like(waveform), torch.zeros_like(has_audio)
     if degradation.kind == "swap":
-        number = torch.arange(len(label), device=label.device)
-        fits = has_audio[None] & (label[None] != label[:, None])
-        distance = (number[None] - number[:, None]) % len(label)
-        other = distance.masked_fill(~fits, len(label)).argmin(1)
-        return waveform[other], has_audio & fits.any(1)
+        other, found = next_sounding(has_audio, label)
+        return waveform[other], has_audio & found
     return waveform, has_audio
+
+
+def next_sounding(has_audio: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """The next clip of the batch that has sound and another label, by clip.
+
+    Args:
+        has_audio: (B,) bool.
+        label: (B,) int64.
+
+    Returns:
+        Its number (B,) int64, and whether there is one (B,) bool.
+    """
+    number = torch.arange(len(label), device=label.device)
+    fits = has_audio[None] & (label[None] != label[:, None])
+    distance = (number[None] - number[:, None]) % len(label)
+    return distance.masked_fill(~fits, len(label)).argmin(1), fits.any(1)
 
 
 def _generator(seed: int) -> torch.Generator:

@@ -11,6 +11,7 @@ from torchmetrics import Metric
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
 from avmae.data.datamodule import Batch
+from avmae.data.degrade import next_sounding
 from avmae.errors import InputError
 from avmae.models.classifier import Classifier
 from avmae.training.mixing import MixSpec, mix
@@ -110,11 +111,12 @@ class Classification(Task):
         compile: see `Task`.
         label_smoothing: of the training loss (VideoMAE: 0.1).
         mixing: mixup and cutmix.
-        drop_audio: share of the training clips with sound whose sound is taken away, so that the model does not lean
-            on it alone.
+        drop_audio: share of the training clips with sound whose sound is taken away, so that missing sound is no label.
+        swap_audio: share of them that hear a clip of another class instead, so that pictures overrule sound that does
+            not belong to them.
 
     Raises:
-        InputError: sound is to be dropped that the network does not hear or cannot miss.
+        InputError: sound is to be dropped or swapped that the network does not hear or cannot miss.
     """
 
     network: Classifier
@@ -129,14 +131,20 @@ class Classification(Task):
         label_smoothing: float = 0.0,
         mixing: MixSpec | None = None,
         drop_audio: float = 0.0,
+        swap_audio: float = 0.0,
     ) -> None:
         super().__init__(network, optim, config, seed, compile)
-        if not 0 <= drop_audio < 1:
-            raise InputError(f"task.drop_audio={drop_audio} must be a share of clips below 1")
+        if drop_audio < 0 or swap_audio < 0 or drop_audio + swap_audio >= 1:
+            raise InputError(
+                f"task.drop_audio={drop_audio} and task.swap_audio={swap_audio} are shares of clips and add up to less "
+                "than 1"
+            )
+        self.drop_audio, self.swap_audio = drop_audio, swap_audio
         modalities = network.encoder.modalities
-        if drop_audio and ("audio" not in modalities or modalities["audio"].absent is None):
-            raise InputError("task.drop_audio needs a system that hears: model=avmae or model=avmae_concat")
-        self.drop_audio = drop_audio
+        if drop_audio + swap_audio and ("audio" not in modalities or modalities["audio"].absent is None):
+            raise InputError(
+                "task.drop_audio and task.swap_audio need a system that hears: model=avmae or model=avmae_concat"
+            )
         self.label_smoothing, self.mixing = label_smoothing, mixing or MixSpec()
         self.results: dict[str, Any] = {}
         """What the last test found, as `ClipScores.compute`."""
@@ -155,10 +163,9 @@ class Classification(Task):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy of one batch, mixed where the recipe says so."""
         step = self.trainer.fit_loop.epoch_loop.total_batch_idx
-        if self.drop_audio:
-            generator = torch.Generator(self.device).manual_seed(self.step_seed(Stream.DROPPED_SOUND, step))
-            heard = self.draw(batch["label"].shape[0], generator) >= self.drop_audio
-            batch = {**batch, "has_audio": batch["has_audio"] & heard}
+        if self.drop_audio + self.swap_audio:
+            generator = torch.Generator(self.device).manual_seed(self.step_seed(Stream.OTHER_SOUND, step))
+            batch = self.change_sound(batch, self.draw(batch["label"].shape[0], generator))
         rng = np.random.default_rng(self.step_seed(Stream.MIXING, step))
         batch, target = mix(batch, self.network.classes, self.mixing, rng, self.network.clip.mel_std)
         logits = self.network(batch)
@@ -166,6 +173,14 @@ class Classification(Task):
         self.log("train/loss", loss.detach(), sync_dist=True)
         self.log("train/top1", (logits.detach().argmax(-1) == target.argmax(-1)).float().mean(), sync_dist=True)
         return loss
+
+    def change_sound(self, batch: Batch, drawn: Tensor) -> Batch:
+        """Take away or exchange the sound of clips whose number, (B,) drawn from [0, 1), is low."""
+        other, found = next_sounding(batch["has_audio"], batch["label"])
+        dropped = drawn < self.drop_audio
+        swapped = ~dropped & (drawn < self.drop_audio + self.swap_audio)
+        audio = torch.where(swapped[:, None, None, None], batch["audio"][other], batch["audio"])
+        return {**batch, "audio": audio, "has_audio": batch["has_audio"] & ~dropped & (found | ~swapped)}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score validation views."""

@@ -25,7 +25,7 @@ class Stream(IntEnum):
     VALIDATION_MASKS = 1
     NETWORK = 2
     MIXING = 3
-    DROPPED_SOUND = 4
+    OTHER_SOUND = 4
 
 
 class Task(L.LightningModule):
