@@ -26,7 +26,7 @@ QUICK = {
     "labels": [1.0],
     "degradations": ["lowres:8", "blur:16", "drop:0.75", "noise:0", "silence", "swap"],
 }
-QUICK_OVERRIDES = ["trainer.max_epochs=4", "trainer.check_val_every_n_epoch=4"]
+QUICK_PRETRAINING = ("trainer.max_epochs=4", "trainer.check_val_every_n_epoch=4")
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def main(config: dict[str, Any]) -> None:
     quiet_libraries()
     study = config["study"]
     if study["quick"]:
-        study |= QUICK | {"overrides": QUICK_OVERRIDES + study["overrides"]}
+        study |= QUICK
     output = Path(config["output"] or f"logs/study_{study['name']}{'_quick' if study['quick'] else ''}")
     data = HydraConfig.get().runtime.choices["data"]
     handed_on = [f"data={data}", *(o for o in HydraConfig.get().overrides.task if o.startswith("data."))]
@@ -153,17 +153,18 @@ def write(file: Path, content: Any) -> None:
 
 def trainings(folder: Path, system: str, seed: int, study: dict[str, Any]) -> Iterator[Training]:
     """What is trained of one system with one seed, the pretraining first."""
-    common = (f"model={system}", f"seed={seed}", *study["overrides"])
+    common, last = (f"model={system}", f"seed={seed}"), study["overrides"]
     hearing = study["hearing"] if system in HEARING else {"pretrain": [], "finetune": []}
-    pretrain = (f"experiment={study['pretrain']}", *common, *hearing["pretrain"])
-    finetune = (f"experiment={study['finetune']}", *common, *hearing["finetune"])
+    shorter = QUICK_PRETRAINING if study["quick"] else ()
+    pretrain = (f"experiment={study['pretrain']}", *common, *hearing["pretrain"], *shorter, *last)
     yield Training("pretrain", "pretraining", 1.0, pretrain)
     for share in study["labels"]:
         few = (f"data.train_share={share}", *study["few_labels"]) if share < 1 else ()
-        name = f"finetune_{share:g}"
-        yield Training(name, "pretrained", share, (*finetune, *few, f"ckpt={folder}/pretrain/checkpoints/last.ckpt"))
+        finetune = (f"experiment={study['finetune']}", *common, *hearing["finetune"], *few, *last)
+        ckpt = f"ckpt={folder}/pretrain/checkpoints/last.ckpt"
+        yield Training(f"finetune_{share:g}", "pretrained", share, (*finetune, ckpt))
         if not study["quick"]:
-            yield Training(f"scratch_{share:g}", "scratch", share, (*finetune, *few))
+            yield Training(f"scratch_{share:g}", "scratch", share, finetune)
 
 
 def unit(output: Path, system: str, seed: int, study: dict[str, Any], handed_on: list[str], accelerator: str) -> None:
