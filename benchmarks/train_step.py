@@ -1,8 +1,8 @@
 """Speed and memory of a pretraining step of each system, against VideoMAE of Hugging Face's transformers.
 
-A step is forward, backward, fused AdamW and zeroing the gradients, on inputs built before. All systems of a size take
-turns in one process, so that whatever else the machine does hits all alike; medians are compared. A matrix product has
-its turn too: the share of its rate that a step reaches says how much is left to gain.
+A step is forward, backward, fused AdamW and zeroing the gradients, on inputs built before. All systems of one size,
+mask ratio and batch take turns in one process, so that whatever else the machine does hits all alike; medians are
+compared. A matrix product has its turn too: the share of its rate that a step reaches says how much is left to gain.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
@@ -148,13 +149,13 @@ def alternate(runs: list[Callable[[], object]], rounds: int, device: str) -> lis
 
 
 def measure(cases: list[Case], memory: list[float], rounds: int) -> list[dict[str, Any]]:
-    """Rows of one size, HF's first; their peak memory is given."""
+    """Rows of one size, mask ratio and batch, HF's first; their peak memory is given."""
     work = [gflop_per_clip(case) for case in cases]
     device, dtype = cases[0].device, torch.bfloat16 if cases[0].precision == "bf16" else torch.float32
     side = 8192 if device == "cuda" else 2048
     left, right = torch.randn(2, side, side, device=device).to(dtype)
-    *steps, product = alternate([*(build_step(case) for case in cases), lambda: left @ right], rounds, device)
-    matrix_rate = 2 * side**3 / 1e9 / product
+    *steps, multiplication = alternate([*(build_step(case) for case in cases), lambda: left @ right], rounds, device)
+    matrix_rate = 2 * side**3 / 1e9 / multiplication
     speed = [case.batch / seconds for case, seconds in zip(cases, steps, strict=True)]
     return [
         {
@@ -171,14 +172,14 @@ def measure(cases: list[Case], memory: list[float], rounds: int) -> list[dict[st
 
 
 def main() -> None:
-    """Read the options, measure size by size, print the table."""
+    """Read the options, measure shape by shape, print the table."""
     systems, sizes = (sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in ("model", "size"))
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--systems", nargs="+", choices=systems, default=systems)
     parser.add_argument("--sizes", nargs="+", choices=sizes, default=["base"])
-    parser.add_argument("--mask-ratio", type=float, default=MaskSpec.ratio)
+    parser.add_argument("--mask-ratio", nargs="+", type=float, default=[MaskSpec.ratio])
     parser.add_argument("--decoder-ratio", type=float, default=MaskSpec.decoder_ratio, help="of our systems")
-    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--batch", nargs="+", type=int, default=[2])
     parser.add_argument("--steps", type=int, default=5, help="timed steps of each system")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--precision", choices=["32", "bf16"], default="32")
@@ -186,17 +187,23 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
     asked = parser.parse_args()
 
-    alike = (asked.mask_ratio, asked.decoder_ratio, asked.batch, asked.device, asked.precision, asked.compile)
-    cases = [[Case(system, size, *alike) for system in (HF, *asked.systems)] for size in asked.sizes]
+    on = (asked.device, asked.precision, asked.compile)
+    cases = [
+        [Case(system, size, ratio, asked.decoder_ratio, batch, *on) for system in (HF, *asked.systems)]
+        for size, ratio, batch in product(asked.sizes, asked.mask_ratio, asked.batch)
+    ]
     # Before anything is built here: on Linux a child's peak starts at its parent's.
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as children:
-        memory = [list(children.map(peak_memory_mb, of_size)) for of_size in cases]
-    rows = [row for pair in zip(cases, memory, strict=True) for row in measure(*pair, asked.steps)]
+        memory = [list(children.map(peak_memory_mb, alike)) for alike in cases]
+    rows: list[dict[str, Any]] = []
+    for of_shape, peaks in zip(cases, memory, strict=True):
+        rows += measure(of_shape, peaks, asked.steps)
+        if asked.json:
+            # What is measured is kept, should a larger shape not fit.
+            asked.json.write_text(json.dumps(rows, indent=2) + "\n")
     widths = [max(len(str(key)), *(len(str(row[key])) for row in rows)) for key in rows[0]]
     for line in (list(rows[0]), *(list(row.values()) for row in rows)):
         print("  ".join(f"{value!s:>{width}}" for value, width in zip(line, widths, strict=True)))
-    if asked.json:
-        asked.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -64,8 +64,10 @@ def main(config: dict[str, Any]) -> None:
     # The dearest systems first, so that the last one to end is a short one.
     units = [(system, seed) for seed in study["seeds"] for system in reversed(study["systems"])]
     with side_by_side(config["jobs"], config["accelerator"]) as pool:
-        common = (study, handed_on, config["accelerator"])
-        running = {pool.submit(unit, output, *pair, *common): "{}, seed {}".format(*pair) for pair in units}
+        running = {
+            pool.submit(unit, output, system, seed, study, handed_on, config["accelerator"]): f"{system}, seed {seed}"
+            for system, seed in units
+        }
         try:
             for number, future in enumerate(as_completed(running), start=1):
                 future.result()
