@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from avmae.clip import ClipSpec
 from avmae.models.build import MaskSpec, ModelSpec, SizeSpec, build_autoencoder
+from avmae.plots import Point, dependence_figure, write_png
 
 try:
     from transformers import VideoMAEConfig, VideoMAEForPreTraining
@@ -185,6 +186,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=["32", "bf16"], default="32")
     parser.add_argument("--compile", action="store_true", help="torch.compile all networks, HF's as well")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the speed against whichever of these varies")
     asked = parser.parse_args()
 
     on = (asked.device, asked.precision, asked.compile)
@@ -204,6 +206,10 @@ def main() -> None:
     widths = [max(len(str(key)), *(len(str(row[key])) for row in rows)) for key in rows[0]]
     for line in (list(rows[0]), *(list(row.values()) for row in rows)):
         print("  ".join(f"{value!s:>{width}}" for value, width in zip(line, widths, strict=True)))
+    if asked.plot:
+        varied = max(("mask_ratio", "batch", "size"), key=lambda name: len({row[name] for row in rows}))
+        points = [Point(row["system"], row[varied], row["clips_per_s"]) for row in rows]
+        write_png(dependence_figure(points, varied.replace("_", " "), "clips a second"), asked.plot)
 
 
 if __name__ == "__main__":
