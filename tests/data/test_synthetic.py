@@ -179,7 +179,7 @@ def test_an_interruption_leaves_nothing_behind(tmp_path: Path, monkeypatch: pyte
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("avmae.data.synthetic._encode", interrupt)
+    monkeypatch.setattr("avmae.data.synthetic.encode", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_synthetic(tmp_path / "data", **SMALL)
     assert list(tmp_path.iterdir()) == []
