@@ -6,6 +6,7 @@ import av
 import numpy as np
 import pytest
 from av.video.frame import PictureType
+from embedded import decode_pictures, decode_sound, files_below, leave_one_out_accuracy, read_list
 
 from avmae.data.synthetic import write_synthetic
 from avmae.errors import InputError
@@ -21,35 +22,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def read_list(root: Path, name: str) -> list[list[str]]:
-    return [line.split(" ") for line in (root / "ucfTrainTestlist" / name).read_text().splitlines()]
-
-
 def group_of(path: str) -> tuple[str, int]:
     return path.split("/")[0], int(path.rsplit("_g", 1)[1][:2])
 
 
-def files_below(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def clips_of(root: Path, *names: str) -> list[Path]:
     return [path for name in names for path in sorted((root / "UCF-101" / name).glob("*.avi"))]
-
-
-def decode_pictures(path: Path, pixels: str = "gray") -> tuple[np.ndarray, np.ndarray]:
-    """Timestamps in seconds, and pictures."""
-    with av.open(str(path)) as container:
-        frames = [(frame.time, frame.to_ndarray(format=pixels)) for frame in container.decode(video=0)]
-    return np.array([time for time, _ in frames]), np.stack([picture for _, picture in frames]).astype(float)
-
-
-def decode_sound(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Timestamps in seconds, and samples."""
-    with av.open(str(path)) as container:
-        frames = list(container.decode(audio=0))
-    sound = np.concatenate([frame.to_ndarray()[0] for frame in frames]).astype(float)
-    return frames[0].time + np.arange(sound.size) / frames[0].sample_rate, sound
 
 
 def object_depth(pictures: np.ndarray) -> np.ndarray:
@@ -57,17 +35,6 @@ def object_depth(pictures: np.ndarray) -> np.ndarray:
     difference = np.abs(pictures - np.median(pictures, axis=0))
     weight = np.where(difference > 30, difference, 0).sum(axis=2) + 1e-9
     return (weight * np.arange(weight.shape[1])).sum(axis=1) / weight.sum(axis=1)
-
-
-def leave_one_out_accuracy(features: np.ndarray, labels: np.ndarray) -> float:
-    """Of a nearest-class-mean classifier."""
-    features = (features - features.mean(axis=0)) / features.std(axis=0)
-    hits = 0
-    for index, label in enumerate(labels):
-        others = np.arange(len(labels)) != index
-        means = {c: features[others & (labels == c)].mean(axis=0) for c in set(labels)}
-        hits += min(means, key=lambda c: np.sum((features[index] - means[c]) ** 2)) == label
-    return hits / len(labels)
 
 
 def test_class_index_counts_from_one_in_alphabetical_order(root: Path) -> None:
@@ -179,7 +146,7 @@ def test_an_interruption_leaves_nothing_behind(tmp_path: Path, monkeypatch: pyte
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("avmae.data.synthetic._encode", interrupt)
+    monkeypatch.setattr("avmae.data.synthetic.encode", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_synthetic(tmp_path / "data", **SMALL)
     assert list(tmp_path.iterdir()) == []

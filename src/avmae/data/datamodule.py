@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from avmae.clip import ClipSpec
 from avmae.data.augment import AugmentSpec, cut_boxes, rand_augment, random_erase
+from avmae.data.avdigits import write_avdigits
 from avmae.data.csv import read_csv
 from avmae.data.dataset import ClipDataset, Sample, collate
 from avmae.data.degrade import Degradation, degrade_sound, degrade_video
@@ -291,6 +292,18 @@ class SyntheticDataModule(UCF101DataModule):
         self, root: str, groups: int = 25, clips_per_group: int = 4, classes: int = 12, workers: int = 2, **reading: Any
     ) -> None:
         write_synthetic(
+            Path(root), groups=groups, clips_per_group=clips_per_group, classes=classes, workers=max(1, workers)
+        )
+        super().__init__(root, workers=workers, **reading)
+
+
+class AVDigitsDataModule(UCF101DataModule):
+    """Written and spoken digits, written at first use; see `write_avdigits`."""
+
+    def __init__(
+        self, root: str, groups: int = 25, clips_per_group: int = 4, classes: int = 10, workers: int = 2, **reading: Any
+    ) -> None:
+        write_avdigits(
             Path(root), groups=groups, clips_per_group=clips_per_group, classes=classes, workers=max(1, workers)
         )
         super().__init__(root, workers=workers, **reading)

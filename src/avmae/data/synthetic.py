@@ -13,41 +13,37 @@ size, its timbre its shape. Scene, colours, shape and pitch belong to a group of
 UCF101: whoever lets groups leak from train to test recognises them.
 """
 
-import colorsys
-import errno
-import json
-import os
-import shutil
-import sys
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from fractions import Fraction
+from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
-from uuid import uuid4
 
-import av
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 
-from avmae.errors import InputError
+from avmae.data.miniature import (
+    FPS,
+    HEIGHT,
+    MARGIN,
+    SAMPLE_RATE,
+    WIDTH,
+    ClassName,
+    ClipPlace,
+    Doubles,
+    Floats,
+    Layer,
+    Parameters,
+    check_range,
+    draw_setting,
+    encode,
+    film,
+    record,
+    write_miniature,
+)
 
-HEIGHT, WIDTH = 120, 160
-FPS = 25
-SAMPLE_RATE = 44_100
-MARKER = "synthetic.json"
+KIND = "synthetic"
 FORMAT = 1
-"""Raised whenever the same parameters come to mean other files."""
-
-GROUPS_TESTED_PER_SPLIT = 7
-MARGIN = 48
-"""Pixels drawn around the picture, so that an object that reaches over its edge needs no special case."""
 
 SOUND_LEAD = 1 / FPS - 1105 / SAMPLE_RATE
 """By how much the sound is delayed before encoding, in seconds.
@@ -55,9 +51,6 @@ SOUND_LEAD = 1 / FPS - 1105 / SAMPLE_RATE
 AVI keeps no timestamps: after decoding, pictures with B-frames come one frame late and MP3 sound comes late by LAME's
 1,105 samples. Equal delays keep both in step.
 """
-
-Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
 
 
 class Pose(NamedTuple):
@@ -167,30 +160,6 @@ SHAPES = (
 )
 
 
-@dataclass(frozen=True)
-class Parameters:
-    """What decides the content of the data set, as the marker file keeps it."""
-
-    groups: int
-    clips_per_group: int
-    classes: int
-    seconds: float
-    seed: int
-    format: int = FORMAT
-
-
-@dataclass(frozen=True)
-class ClipTask:
-    """One file to write."""
-
-    path: Path
-    action: int
-    group: int
-    clip: int
-    seconds: float
-    seed: int
-
-
 def write_synthetic(
     root: str | Path,
     *,
@@ -201,10 +170,9 @@ def write_synthetic(
     seed: int = 0,
     workers: int = 2,
 ) -> None:
-    """Write the data set, unless `root` already holds it.
+    """Write the data set, unless `root` already holds it; see `write_miniature`.
 
-    The files are written to a temporary sibling of `root` that is renamed at the end, so `root` is complete or absent,
-    and several processes may call this at once. The same parameters give the same bytes, whatever `workers`.
+    The same parameters give the same bytes, whatever `workers`.
 
     Args:
         root: folder that gets `UCF-101/` and `ucfTrainTestlist/`. It may exist if it is empty.
@@ -219,114 +187,27 @@ def write_synthetic(
     Raises:
         InputError: a number is out of range, or `root` holds something else, which is left as it is.
     """
-    for name, value, low, high in (
-        ("groups", groups, GROUPS_TESTED_PER_SPLIT + 1, 99),
-        ("clips_per_group", clips_per_group, 1, 99),
-        ("classes", classes, 2, len(ACTIONS)),
-        ("seconds", seconds, 0.5, 60),
-        ("seed", seed, 0, 2**32 - 1),
-    ):
-        if not low <= value <= high:
-            raise InputError(f"synthetic data: {name} must be between {low} and {high}, not {value}")
-    parameters = Parameters(groups, clips_per_group, classes, float(seconds), seed)
-    root = Path(root).expanduser().resolve()
-    if _is_written(root, parameters):
-        return
-    temporary = root.with_name(f".{root.name}.{uuid4().hex}")
-    try:
-        tasks = _write_lists(temporary, parameters)
-        _write_clips(tasks, workers)
-        (temporary / MARKER).write_text(json.dumps(asdict(parameters), indent=2) + "\n", encoding="utf-8")
-        try:
-            temporary.rename(root)
-        except OSError as error:
-            # Another process may have been faster; only then is there anything in `root`.
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not _is_written(root, parameters):
-                raise
-    except OSError as error:
-        raise InputError(f"{root}: cannot write the synthetic data set ({error}); choose another folder") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _is_written(root: Path, parameters: Parameters) -> bool:
-    """Whether `root` holds this data set; False if it is free, an InputError if it holds anything else."""
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-        return False
-    marker = root / MARKER
-    if not marker.is_file():
-        raise InputError(f"{root} holds something other than the synthetic data set; choose an empty or new folder")
-    try:
-        found = json.loads(marker.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{marker} is damaged ({error}); delete {root} or choose a new folder") from error
-    if found != asdict(parameters):
-        raise InputError(
-            f"{root} holds a synthetic data set with other parameters: {found} instead of {asdict(parameters)}; "
-            "ask for these, choose a new folder or delete this one"
-        )
-    return True
-
-
-def _write_lists(root: Path, parameters: Parameters) -> list[ClipTask]:
-    """Write the official lists, make the class folders and return the clips they name."""
+    check_range(KIND, "classes", classes, 2, len(ACTIONS))
     sounding = [index for index, action in enumerate(ACTIONS) if action.voice]
     silent = [index for index, action in enumerate(ACTIONS) if not action.voice]
-    half = (parameters.classes + 1) // 2
-    chosen = sounding[:half] + silent[: parameters.classes - half]
+    half = (classes + 1) // 2
+    chosen = sounding[:half] + silent[: classes - half]
     chosen.sort(key=lambda index: ACTIONS[index].name)
 
-    lists = root / "ucfTrainTestlist"
-    lists.mkdir(parents=True)
-    tasks = []
-    lines: dict[str, list[str]] = {"classInd.txt": []}
-    for split in (1, 2, 3):
-        lines |= {f"trainlist{split:02}.txt": [], f"testlist{split:02}.txt": []}
-    for label, index in enumerate(chosen, start=1):
-        action = ACTIONS[index]
-        folder = root / "UCF-101" / action.name
-        folder.mkdir(parents=True)
-        lines["classInd.txt"].append(f"{label} {action.name}")
-        for group in range(1, parameters.groups + 1):
-            tested_by = (group - 1) // GROUPS_TESTED_PER_SPLIT + 1
-            for clip in range(1, parameters.clips_per_group + 1):
-                file = f"v_{action.file_name or action.name}_g{group:02}_c{clip:02}.avi"
-                tasks.append(ClipTask(folder / file, index, group, clip, parameters.seconds, parameters.seed))
-                for split in (1, 2, 3):
-                    if split == tested_by:
-                        lines[f"testlist{split:02}.txt"].append(f"{action.name}/{file}")
-                    else:
-                        lines[f"trainlist{split:02}.txt"].append(f"{action.name}/{file} {label}")
-    for name, content in lines.items():
-        (lists / name).write_text("".join(line + "\n" for line in content), encoding="utf-8")
-    return tasks
+    def jobs(places: list[ClipPlace]) -> list[Callable[[], None]]:
+        return [partial(_write_clip, place, chosen[place.label], seconds, seed) for place in places]
 
-
-def _write_clips(tasks: list[ClipTask], workers: int) -> None:
-    with ExitStack() as stack:
-        if workers > 1:
-            # A fork would copy whatever threads and devices the calling process has running.
-            pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=get_context("spawn")))
-            written = pool.map(_write_clip, tasks, chunksize=8)
-        else:
-            written = map(_write_clip, tasks)
-        for _ in track(
-            written,
-            "Writing the synthetic data set",
-            total=len(tasks),
-            console=Console(stderr=True),
-            disable=not sys.stderr.isatty(),
-        ):
-            pass
+    parameters = Parameters(groups, clips_per_group, classes, float(seconds), seed, FORMAT)
+    names = [ClassName(ACTIONS[index].name, ACTIONS[index].file_name or ACTIONS[index].name) for index in chosen]
+    write_miniature(root, KIND, parameters, names, jobs, workers)
 
 
 class Scene(NamedTuple):
     """What the clips of one group share."""
 
     colours: Floats
-    """(2, 3), of the halves of the object, RGB in [0, 255]."""
+    """Of the halves of the object; see `draw_setting`."""
     background: Floats
-    """(HEIGHT + 2 MARGIN, WIDTH + 2 MARGIN, 3), RGB in [0, 255]."""
     shape: Shape
     pitch: float
     """Of the object at half the height of the picture, in Hz."""
@@ -348,10 +229,10 @@ class Course(NamedTuple):
         return seconds / self.period + self.start
 
 
-def _write_clip(task: ClipTask) -> None:
-    action = ACTIONS[task.action]
-    scene = _draw_scene(np.random.default_rng([task.seed, task.action, task.group]))
-    rng = np.random.default_rng([task.seed, task.action, task.group, task.clip])
+def _write_clip(place: ClipPlace, index: int, seconds: float, seed: int) -> None:
+    action = ACTIONS[index]
+    scene = _draw_scene(np.random.default_rng([seed, index, place.group]))
+    rng = np.random.default_rng([seed, index, place.group, place.clip])
     course = Course(
         period=rng.uniform(0.65, 0.95),
         start=rng.uniform(),
@@ -361,35 +242,15 @@ def _write_clip(task: ClipTask) -> None:
         diameter=rng.uniform(0.26, 0.38),
         angle=rng.uniform(0, 2 * np.pi),
     )
-    frames = round(task.seconds * rng.uniform(0.8, 1.2) * FPS)
+    frames = round(seconds * rng.uniform(0.8, 1.2) * FPS)
     pictures = _render(action, scene, course, frames, rng)
     sound = _synthesise(action, scene, course, frames, rng) if action.voice else None
-    _encode(task.path, pictures, sound)
+    encode(place.path, pictures, sound)
 
 
 def _draw_scene(rng: np.random.Generator) -> Scene:
-    # Object and background differ in brightness as well as in hue, so that the object stays visible in any group.
-    hue = rng.uniform()
-    bright_object = rng.uniform() < 0.5
-    strong, weak = (0.95, 0.55) if bright_object else (0.4, 0.1)
-    colours = [colorsys.hsv_to_rgb(hue, rng.uniform(0.5, 0.9), value) for value in (strong, weak)]
-    low, high = (0.1, 0.4) if bright_object else (0.6, 0.95)
-    y, x = np.mgrid[: HEIGHT + 2 * MARGIN, : WIDTH + 2 * MARGIN] / HEIGHT
-    waves = np.zeros_like(x)
-    for _ in range(4):
-        across, along, phase = rng.uniform(-2, 2), rng.uniform(-2, 2), rng.uniform(0, 2 * np.pi)
-        waves += np.cos(2 * np.pi * (across * x + along * y) + phase)
-    mix = (0.5 + waves / 8)[..., None]
-    ends = [
-        np.array(colorsys.hsv_to_rgb((hue + rng.uniform(0.25, 0.75)) % 1, rng.uniform(0.1, 0.5), value))
-        for value in (rng.uniform(low, (low + high) / 2), rng.uniform((low + high) / 2, high))
-    ]
-    return Scene(
-        colours=255 * np.array(colours, np.float32),
-        background=(255 * (ends[0] * (1 - mix) + ends[1] * mix)).astype(np.float32),
-        shape=SHAPES[rng.integers(len(SHAPES))],
-        pitch=500 * 2 ** rng.uniform(0, 1),
-    )
+    colours, background = draw_setting(rng)
+    return Scene(colours, background, shape=SHAPES[rng.integers(len(SHAPES))], pitch=500 * 2 ** rng.uniform(0, 1))
 
 
 def _render(action: Action, scene: Scene, course: Course, frames: int, rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -416,28 +277,13 @@ def _render(action: Action, scene: Scene, course: Course, frames: int, rng: np.r
         opacity=np.full(frames, float(rng.integers(2))),
     )
 
-    background = scene.background * np.float32(rng.uniform(0.85, 1.1))
-    noise = rng.normal(0, rng.uniform(0.5, 3), (2 * HEIGHT, 2 * WIDTH, 1)).astype(np.float32)
-    noise_places = rng.integers(0, (HEIGHT, WIDTH), (frames, 2))
-    shake = 2 * np.sin(2 * np.pi * (rng.uniform(0.3, 0.8, 2) * seconds[:, None] + rng.uniform(size=2)))
-    pictures = np.empty((frames, HEIGHT, WIDTH, 3), np.uint8)
-    for index in range(frames):
-        canvas = background.copy()
-        for top, left, cover, colour in (bystander[index], actor[index]):
-            patch = canvas[top : top + len(cover), left : left + len(cover)]
-            patch += cover * (colour - patch)
-        top, left = np.round(MARGIN + shake[index]).astype(int)
-        picture = canvas[top : top + HEIGHT, left : left + WIDTH]
-        top, left = noise_places[index]
-        picture += noise[top : top + HEIGHT, left : left + WIDTH]
-        pictures[index] = np.clip(picture, 0, 255)
-    return pictures
+    return film(scene.background, [bystander, actor], frames, rng)
 
 
 def _draw(
     shape: Shape, colours: Floats, *, x: Doubles, y: Doubles, radius: Doubles, turn: Doubles, opacity: Doubles
-) -> list[tuple[int, int, Floats, Floats]]:
-    """Draw an object: per frame top and left on the canvas, coverage (S, S, 1) in [0, 1] and colours (S, S, 3)."""
+) -> Layer:
+    """Draw an object, by one value per frame."""
     reach = int(np.ceil(radius.max() * 1.5)) + 1
     offsets = np.arange(-reach, reach + 1, dtype=np.float64)
     across = offsets[None, None, :] - (x % 1)[:, None, None]
@@ -465,12 +311,7 @@ def _synthesise(action: Action, scene: Scene, course: Course, frames: int, rng: 
     else:
         voice = _strike(scene, course, action.motion(np.zeros(1)), action.voice == "bell", seconds, rng)
     voice *= (course.diameter / 0.32) ** 1.5
-
-    spectrum = np.fft.rfft(rng.standard_normal(samples))
-    hiss = np.fft.irfft(spectrum / np.sqrt(1 + np.arange(spectrum.size)), samples)
-    hiss *= 10 ** (rng.uniform(-30, -12) / 20) / np.sqrt(np.mean(np.square(hiss)))
-    gain = 10 ** (rng.uniform(-38, -26) / 20)
-    return np.clip(gain * (voice + hiss), -1, 1).astype(np.float32)
+    return record(voice, rng)
 
 
 def _pitch(scene: Scene, course: Course, pose: Pose) -> Doubles:
@@ -505,27 +346,3 @@ def _strike(
         at = round(((cycle - course.start) * course.period - seconds[0]) * SAMPLE_RATE) + before
         voice[at : at + strike.size] += strike * 10 ** (rng.uniform(-2, 2) / 20)
     return voice[before : before + seconds.size]
-
-
-def _encode(path: Path, pictures: NDArray[np.uint8], sound: Floats | None) -> None:
-    with av.open(os.fspath(path), "w") as container:
-        video = container.add_stream("mpeg4", FPS, options={"bf": "2", "g": "250"})
-        video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        video.bit_rate = 300_000
-        video.codec_context.codec_tag = "XVID"
-        # Threads encode slices, which would make the bytes depend on the number of cores.
-        video.codec_context.thread_count = 1
-        if sound is not None:
-            # LAME's better levels take more time than drawing the pictures.
-            audio = container.add_stream("libmp3lame", SAMPLE_RATE, layout="mono", options={"compression_level": "9"})
-            audio.bit_rate = 64_000
-        for index, picture in enumerate(pictures):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts, frame.time_base = index, Fraction(1, FPS)
-            container.mux(video.encode(frame))
-        container.mux(video.encode(None))
-        if sound is not None:
-            chunk = av.AudioFrame.from_ndarray(sound[None], format="fltp", layout="mono")
-            chunk.sample_rate, chunk.pts, chunk.time_base = SAMPLE_RATE, 0, Fraction(1, SAMPLE_RATE)
-            container.mux(audio.encode(chunk))
-            container.mux(audio.encode(None))

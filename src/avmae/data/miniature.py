@@ -1,0 +1,279 @@
+"""What the embedded data sets share: UCF101's folders, lists, names and codecs, in miniature, and a scene to film."""
+
+import colorsys
+import errno
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+from uuid import uuid4
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+
+from avmae.errors import InputError
+
+HEIGHT, WIDTH = 120, 160
+FPS = 25
+SAMPLE_RATE = 44_100
+
+GROUPS_TESTED_PER_SPLIT = 7
+MARGIN = 48
+"""Pixels drawn around the picture, so that an object that reaches over its edge needs no special case."""
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Layer = list[tuple[int, int, Floats, Floats]]
+"""An object: per frame top and left on the canvas, coverage (S, S, 1) in [0, 1], and colour, (S, S, 3) or (3,)."""
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What decides the content of a data set, as its marker file keeps it."""
+
+    groups: int
+    clips_per_group: int
+    classes: int
+    seconds: float
+    seed: int
+    format: int
+    """Raised whenever the same parameters come to mean other files."""
+
+
+class ClassName(NamedTuple):
+    """A class as folders and lists spell it, and as its files do."""
+
+    folder: str
+    file: str
+
+
+class ClipPlace(NamedTuple):
+    """One file to write: its class counts from 0, its group and clip from 1."""
+
+    path: Path
+    label: int
+    group: int
+    clip: int
+
+
+def write_miniature(
+    root: str | Path,
+    kind: str,
+    parameters: Parameters,
+    classes: list[ClassName],
+    jobs: Callable[[list[ClipPlace]], list[Callable[[], None]]],
+    workers: int,
+) -> None:
+    """Write a data set, unless `root` already holds it.
+
+    The files are written to a temporary sibling of `root` that is renamed at the end, so `root` is complete or absent,
+    and several processes may call this at once. Split 1 tests groups 1 to 7, split 2 groups 8 to 14, split 3 groups 15
+    to 21.
+
+    Args:
+        root: folder that gets `UCF-101/`, `ucfTrainTestlist/` and the marker `KIND.json`. It may exist if it is empty.
+        kind: of data set, in the marker's name and in messages.
+        parameters: of the data set; `classes` is the length of the argument below.
+        classes: in the order of their labels.
+        jobs: from the files to what writes each; called only if there is something to write. Jobs can be pickled.
+        workers: processes that write. Up to 1, this process writes itself; above, its main module must be importable.
+
+    Raises:
+        InputError: a number is out of range, or `root` holds something else, which is left as it is.
+    """
+    for name, value, low, high in (
+        ("groups", parameters.groups, GROUPS_TESTED_PER_SPLIT + 1, 99),
+        ("clips_per_group", parameters.clips_per_group, 1, 99),
+        ("seconds", parameters.seconds, 0.5, 60),
+        ("seed", parameters.seed, 0, 2**32 - 1),
+    ):
+        check_range(kind, name, value, low, high)
+    root = Path(root).expanduser().resolve()
+    if _is_written(root, kind, parameters):
+        return
+    temporary = root.with_name(f".{root.name}.{uuid4().hex}")
+    try:
+        _run(jobs(_write_lists(temporary, parameters, classes)), kind, workers)
+        (temporary / f"{kind}.json").write_text(json.dumps(asdict(parameters), indent=2) + "\n", encoding="utf-8")
+        try:
+            temporary.rename(root)
+        except OSError as error:
+            # Another process may have been faster; only then is there anything in `root`.
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not _is_written(root, kind, parameters):
+                raise
+    except OSError as error:
+        raise InputError(f"{root}: cannot write the {kind} data set ({error}); choose another folder") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_range(kind: str, name: str, value: float, low: float, high: float) -> None:
+    """Raise an InputError unless a parameter is between `low` and `high`."""
+    if not low <= value <= high:
+        raise InputError(f"{kind} data: {name} must be between {low} and {high}, not {value}")
+
+
+def _is_written(root: Path, kind: str, parameters: Parameters) -> bool:
+    """Whether `root` holds this data set; False if it is free, an InputError if it holds anything else."""
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return False
+    marker = root / f"{kind}.json"
+    if not marker.is_file():
+        raise InputError(f"{root} holds something other than the {kind} data set; choose an empty or new folder")
+    try:
+        found = json.loads(marker.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{marker} is damaged ({error}); delete {root} or choose a new folder") from error
+    if found != asdict(parameters):
+        raise InputError(
+            f"{root} holds the {kind} data set with other parameters: {found} instead of {asdict(parameters)}; "
+            "ask for these, choose a new folder or delete this one"
+        )
+    return True
+
+
+def _write_lists(root: Path, parameters: Parameters, classes: list[ClassName]) -> list[ClipPlace]:
+    """Write the official lists, make the class folders and return the clips they name."""
+    lists = root / "ucfTrainTestlist"
+    lists.mkdir(parents=True)
+    places = []
+    lines: dict[str, list[str]] = {"classInd.txt": []}
+    for split in (1, 2, 3):
+        lines |= {f"trainlist{split:02}.txt": [], f"testlist{split:02}.txt": []}
+    for label, name in enumerate(classes):
+        folder = root / "UCF-101" / name.folder
+        folder.mkdir(parents=True)
+        lines["classInd.txt"].append(f"{label + 1} {name.folder}")
+        for group in range(1, parameters.groups + 1):
+            tested_by = (group - 1) // GROUPS_TESTED_PER_SPLIT + 1
+            for clip in range(1, parameters.clips_per_group + 1):
+                file = f"v_{name.file}_g{group:02}_c{clip:02}.avi"
+                places.append(ClipPlace(folder / file, label, group, clip))
+                for split in (1, 2, 3):
+                    if split == tested_by:
+                        lines[f"testlist{split:02}.txt"].append(f"{name.folder}/{file}")
+                    else:
+                        lines[f"trainlist{split:02}.txt"].append(f"{name.folder}/{file} {label + 1}")
+    for list_name, content in lines.items():
+        (lists / list_name).write_text("".join(line + "\n" for line in content), encoding="utf-8")
+    return places
+
+
+def _call(job: Callable[[], None]) -> None:
+    job()
+
+
+def _run(jobs: list[Callable[[], None]], kind: str, workers: int) -> None:
+    with ExitStack() as stack:
+        if workers > 1:
+            # A fork would copy whatever threads and devices the calling process has running.
+            pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=get_context("spawn")))
+            written = pool.map(_call, jobs, chunksize=8)
+        else:
+            written = map(_call, jobs)
+        for _ in track(
+            written,
+            f"Writing the {kind} data set",
+            total=len(jobs),
+            console=Console(stderr=True),
+            disable=not sys.stderr.isatty(),
+        ):
+            pass
+
+
+def draw_setting(rng: np.random.Generator) -> tuple[Floats, Floats]:
+    """Draw two colours of an object, (2, 3), and a background, (HEIGHT + 2 MARGIN, WIDTH + 2 MARGIN, 3).
+
+    All are RGB in [0, 255]. Object and background differ in brightness as well as in hue, so that the object stays
+    visible in any group.
+    """
+    hue = rng.uniform()
+    bright_object = rng.uniform() < 0.5
+    strong, weak = (0.95, 0.55) if bright_object else (0.4, 0.1)
+    colours = [colorsys.hsv_to_rgb(hue, rng.uniform(0.5, 0.9), value) for value in (strong, weak)]
+    low, high = (0.1, 0.4) if bright_object else (0.6, 0.95)
+    y, x = np.mgrid[: HEIGHT + 2 * MARGIN, : WIDTH + 2 * MARGIN] / HEIGHT
+    waves = np.zeros_like(x)
+    for _ in range(4):
+        across, along, phase = rng.uniform(-2, 2), rng.uniform(-2, 2), rng.uniform(0, 2 * np.pi)
+        waves += np.cos(2 * np.pi * (across * x + along * y) + phase)
+    mix = (0.5 + waves / 8)[..., None]
+    ends = [
+        np.array(colorsys.hsv_to_rgb((hue + rng.uniform(0.25, 0.75)) % 1, rng.uniform(0.1, 0.5), value))
+        for value in (rng.uniform(low, (low + high) / 2), rng.uniform((low + high) / 2, high))
+    ]
+    return 255 * np.array(colours, np.float32), (255 * (ends[0] * (1 - mix) + ends[1] * mix)).astype(np.float32)
+
+
+def film(background: Floats, layers: list[Layer], frames: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Take pictures, (frames, HEIGHT, WIDTH, 3), of objects before a background, by a noisy camera in a shaky hand.
+
+    Args:
+        background: see `draw_setting`.
+        layers: the objects, the foremost last.
+        frames: how many pictures.
+        rng: draws brightness, noise and shake.
+    """
+    background = background * np.float32(rng.uniform(0.85, 1.1))
+    noise = rng.normal(0, rng.uniform(0.5, 3), (2 * HEIGHT, 2 * WIDTH, 1)).astype(np.float32)
+    noise_places = rng.integers(0, (HEIGHT, WIDTH), (frames, 2))
+    seconds = np.arange(frames) / FPS
+    shake = 2 * np.sin(2 * np.pi * (rng.uniform(0.3, 0.8, 2) * seconds[:, None] + rng.uniform(size=2)))
+    pictures = np.empty((frames, HEIGHT, WIDTH, 3), np.uint8)
+    for index in range(frames):
+        canvas = background.copy()
+        for layer in layers:
+            top, left, cover, colour = layer[index]
+            patch = canvas[top : top + len(cover), left : left + len(cover)]
+            patch += cover * (colour - patch)
+        top, left = np.round(MARGIN + shake[index]).astype(int)
+        picture = canvas[top : top + HEIGHT, left : left + WIDTH]
+        top, left = noise_places[index]
+        picture += noise[top : top + HEIGHT, left : left + WIDTH]
+        pictures[index] = np.clip(picture, 0, 255)
+    return pictures
+
+
+def record(voice: Doubles, rng: np.random.Generator) -> Floats:
+    """Put a voice, (samples,) at a power of about 1, at a random level into a random hiss."""
+    spectrum = np.fft.rfft(rng.standard_normal(voice.size))
+    hiss = np.fft.irfft(spectrum / np.sqrt(1 + np.arange(spectrum.size)), voice.size)
+    hiss *= 10 ** (rng.uniform(-30, -12) / 20) / np.sqrt(np.mean(np.square(hiss)))
+    gain = 10 ** (rng.uniform(-38, -26) / 20)
+    return np.clip(gain * (voice + hiss), -1, 1).astype(np.float32)
+
+
+def encode(path: Path, pictures: NDArray[np.uint8], sound: Floats | None) -> None:
+    """Write pictures, (frames, HEIGHT, WIDTH, 3), and sound, (samples,), as UCF101 does: XviD and MP3 in AVI."""
+    with av.open(os.fspath(path), "w") as container:
+        video = container.add_stream("mpeg4", FPS, options={"bf": "2", "g": "250"})
+        video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        video.bit_rate = 300_000
+        video.codec_context.codec_tag = "XVID"
+        # Threads encode slices, which would make the bytes depend on the number of cores.
+        video.codec_context.thread_count = 1
+        if sound is not None:
+            # LAME's better levels take more time than drawing the pictures.
+            audio = container.add_stream("libmp3lame", SAMPLE_RATE, layout="mono", options={"compression_level": "9"})
+            audio.bit_rate = 64_000
+        for index, picture in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, FPS)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+        if sound is not None:
+            chunk = av.AudioFrame.from_ndarray(sound[None], format="fltp", layout="mono")
+            chunk.sample_rate, chunk.pts, chunk.time_base = SAMPLE_RATE, 0, Fraction(1, SAMPLE_RATE)
+            container.mux(audio.encode(chunk))
+            container.mux(audio.encode(None))
