@@ -86,6 +86,11 @@ def test_codecs_are_those_of_ucf101_and_half_of_the_classes_have_no_sound_track(
     assert len(with_sound) == CLASSES // 2
 
 
+def test_the_size_of_a_file_tells_its_length_alone(root: Path) -> None:
+    for path in clips_of(root, *(folder.name for folder in (root / "UCF-101").iterdir())):
+        assert path.stat().st_size == 2_000 * len(decode_pictures(path)[0]), path.name
+
+
 def test_pictures_come_with_b_frames_and_a_long_group_of_pictures(root: Path) -> None:
     with av.open(str(clips_of(root, "SideSlide")[0])) as container:
         kinds = [PictureType(frame.pict_type).name for frame in container.decode(video=0)]

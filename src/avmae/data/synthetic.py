@@ -43,7 +43,7 @@ from avmae.data.miniature import (
 )
 
 KIND = "synthetic"
-FORMAT = 1
+FORMAT = 2
 
 SOUND_LEAD = 1 / FPS - 1105 / SAMPLE_RATE
 """By how much the sound is delayed before encoding, in seconds.
