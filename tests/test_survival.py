@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from avmae.errors import InputError
 from avmae.runs import LAST, PREVIOUS, resume_checkpoint
 from avmae.training.checkpoints import SafeCheckpointIO
 from avmae.training.loggers import RunCSVLogger
-from avmae.training.nonfinite import skip_unless_finite
+from avmae.training.nonfinite import skip_if
 
 ARGUMENTS = ("name=run", "trainer.max_epochs=20", "trainer.log_every_n_steps=1", "model.drop_path=0.5")
 """40 steps in which a bit that is lost would show."""
@@ -219,9 +220,10 @@ def test_a_gradient_that_is_not_finite_harms_nothing(kind: str) -> None:
 
     def step(gradient: torch.Tensor) -> torch.Tensor:
         weight.grad = gradient
-        skipped = skip_unless_finite(optimizer, torch.nn.utils.clip_grad_norm_([weight], 1.0))
+        failed = ~torch.nn.utils.clip_grad_norm_([weight], 1.0).isfinite()
+        skip_if(failed, optimizer)
         optimizer.step()
-        return skipped
+        return failed
 
     assert not step(torch.randn(4, 4))
     before = [weight.detach().clone(), *(v.clone() for v in optimizer.state[weight].values() if torch.is_tensor(v))]
@@ -256,6 +258,26 @@ def test_steps_without_a_finite_loss_are_skipped_until_there_are_too_many(
     assert float(rows[4]["train/skipped"]) == 1
     last = load(tmp_path / "run/checkpoints" / LAST)
     assert all(value.isfinite().all() for value in last["state_dict"].values())
+
+
+@pytest.mark.parametrize("strategy", ["single", "ddp"])
+def test_a_loss_that_is_not_finite_skips_the_step_of_all_processes_whatever_its_gradient(
+    strategy: str, start: Start, miniature: Path, tmp_path: Path
+) -> None:
+    poison = ("+callbacks.poison._target_=poison.PoisonLoss", "+callbacks.poison.steps=[1,2]")
+    keep = ("callbacks.last.filename='step{step}'", "+callbacks.last.save_top_k=-1", "callbacks.best.save_top_k=0")
+    every = ("callbacks.last.every_n_epochs=null", "callbacks.last.every_n_train_steps=1")
+    how = (f"strategy={strategy}", f"trainer.devices={2 if strategy == 'ddp' else 1}")
+    arguments = ("hydra.run.dir=run", "trainer.max_steps=4", "trainer.clips_per_step=4", "optim.warmup=0", *poison)
+    env = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
+    process = start(*arguments, *keep, *every, *how, "data.batch_size=1", miniature=miniature, env=env)
+    assert process.wait(120) == 0, (tmp_path / "printed.txt").read_text()
+    lines = [json.loads(line) for line in (tmp_path / "run/skipped.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 3]
+    assert all(len(line["clips"]) == 4 for line in lines)
+    saved = [load(file)["state_dict"] for file in sorted((tmp_path / "run/checkpoints").glob("*.ckpt"))]
+    same = [all(torch.equal(value, after[name]) for name, value in before.items()) for before, after in pairwise(saved)]
+    assert same == [True, True, False], "steps 2 and 3 change nothing, step 4 does"
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Steps whose gradient is not finite: they change no weight, are counted, and too many in a row end the run."""
+"""Steps whose loss or gradient is not finite: they change no weight, are counted, and too many in a row end the run."""
 
 import json
 import sys
@@ -16,35 +16,30 @@ from avmae.errors import InputError
 from avmae.training.late import LateNumber
 
 
-def skip_unless_finite(optimizer: torch.optim.Optimizer, norm: Tensor) -> Tensor:
-    """Have the optimiser's next step do nothing if the gradient is not finite; the processor need not know.
+def skip_if(failed: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Have the optimiser's next step do nothing if it is to be skipped; the processor need not know.
 
     A fused optimiser then changes nothing at all. Others get a gradient of zeros, and their momentum goes on.
 
     Args:
+        failed: 0-d bool, the same on all processes.
         optimizer: whose gradients are there.
-        norm: 0-d, of the whole gradient, the same on all processes.
-
-    Returns:
-        0-d bool, whether the step is skipped.
     """
-    skipped = ~norm.isfinite()
     if all(group.get("fused") for group in optimizer.param_groups):
         # What torch's own gradient scaler uses.
-        optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
-        return skipped
+        optimizer.found_inf = failed.float()  # type: ignore[attr-defined]
+        return
     for group in optimizer.param_groups:
         for gradient in (parameter.grad for parameter in group["params"] if parameter.grad is not None):
             local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
-            local.masked_fill_(skipped, 0)
-    return skipped
+            local.masked_fill_(failed, 0)
 
 
 class NonFiniteSteps(Callback):
     """Counts skipped steps in `train/skipped`, names their clips, and ends a run that does nothing but skip.
 
     Each skipped step becomes a line of `skipped.jsonl` in the run's folder: step, epoch, and the clips of all
-    processes. Every process sees the same gradient, so all of them end at the same step.
+    processes. All processes skip the same steps, so all of them end at the same one.
 
     Args:
         limit: of skipped steps in a row.
@@ -104,11 +99,11 @@ class NonFiniteSteps(Callback):
             except OSError as error:
                 print(f"cannot write {file}: {error}", file=sys.stderr)
             if self._row == 1:
-                print(f"step {step} skipped: its gradient is not finite; its clips are in {file}", file=sys.stderr)
+                print(f"step {step} skipped: loss or gradient not finite; its clips are in {file}", file=sys.stderr)
         if self._row >= self.limit:
             raise InputError(
-                f"the gradient was not finite in {self._row} steps in a row, up to step {step}; none of them changed a "
-                f"weight, and the last checkpoint is kept. {file} names their clips. Try a lower optim.base_lr, "
-                "optim.clip_norm=1, or trainer.precision=32-true, and go on with resume=last; "
+                f"loss or gradient were not finite in {self._row} steps in a row, up to step {step}; none of them "
+                f"changed a weight, and the last checkpoint is kept. {file} names their clips. Try a lower "
+                "optim.base_lr, optim.clip_norm=1, or trainer.precision=32-true, and go on with resume=last; "
                 "callbacks.nonfinite.limit is how many are borne"
             )
