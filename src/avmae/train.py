@@ -1,5 +1,6 @@
 """`python -m avmae.train experiment=NAME`: pretrain or fine-tune, and test what was fine-tuned."""
 
+import gc
 import json
 import re
 from pathlib import Path
@@ -198,6 +199,9 @@ def run(config: dict[str, Any]) -> dict[str, float]:
         raise InputError(
             f"resume={config['resume']} is sharded; go on with strategy=fsdp, or start from its weights: ckpt=..."
         )
+    # See `prepare_worker`; and no collection has to look at what stays for the whole run.
+    gc.collect()
+    gc.freeze()
     try:
         trainer.fit(task, datamodule=datamodule, ckpt_path=config["resume"], weights_only=True)
     except RuntimeError as error:
@@ -208,6 +212,8 @@ def run(config: dict[str, Any]) -> dict[str, float]:
                 f"process {trainer.global_rank} lost another ({lost[0]}); go on with resume=last"
             ) from error
         raise
+    finally:
+        gc.unfreeze()
     unsaved = trainer.strategy.broadcast(checkpoint_io.failures)
     if unsaved:
         path, cause = next(iter(unsaved.items()))
