@@ -97,6 +97,11 @@ def test_a_damaged_sharded_checkpoint_is_named(damage: str, sharded: Path, tmp_p
         load_model(copy)
 
 
+def test_an_average_of_weights_that_are_sharded_is_refused(miniature: Path, tmp_path: Path) -> None:
+    printed = train("callbacks=ema", "strategy=fsdp", cwd=tmp_path, miniature=miniature, ok=False)
+    assert "strategy=ddp" in error(printed)
+
+
 def torchrun(processes: int, *overrides: str, cwd: Path, miniature: Path) -> str:
     launcher = ["torch.distributed.run", f"--nproc-per-node={processes}", "--rdzv-id=elastic", "--rdzv-backend=c10d"]
     command = [sys.executable, "-m", *launcher, "--rdzv-endpoint=localhost:0", "-m", "avmae.train"]

@@ -103,6 +103,7 @@ def run(config: dict[str, Any]) -> dict[str, float]:
     import lightning as L
     import torch
     from hydra.utils import instantiate
+    from lightning.pytorch.callbacks import WeightAveraging
 
     from avmae.clip import ClipSpec
     from avmae.data.augment import AugmentSpec
@@ -191,6 +192,11 @@ def run(config: dict[str, Any]) -> dict[str, float]:
         default_root_dir=config["run_dir"],
         plugins=[checkpoint_io],
     )
+    averaged = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)
+    if averaged and isinstance(trainer.strategy, FSDP2Strategy):
+        raise InputError(
+            "callbacks=ema averages whole weights, and strategy=fsdp shards them; choose strategy=ddp or callbacks=base"
+        )
     if trainer.is_global_zero:
         table = model_table(network)
         describe(network, config, trainer, datamodule.splits, table)
