@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from avmae.training.late import LateNumber
 
 
 def skip_if(failed: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """Have the optimiser's next step do nothing if it is to be skipped; the processor need not know.
+    """Have the optimiser's step that is under way change nothing if it is to be skipped; the processor need not know.
 
-    A fused optimiser then changes nothing at all. Others get a gradient of zeros, and their momentum goes on.
+    A fused optimiser does so by itself. Of others, weights and state are copied, and put back after the step; on a
+    device, what they keep in the processor's memory is not, which is AdamW's count of steps.
 
     Args:
         failed: 0-d bool, the same on all processes.
@@ -29,10 +31,29 @@ def skip_if(failed: Tensor, optimizer: torch.optim.Optimizer) -> None:
         # What torch's own gradient scaler uses.
         optimizer.found_inf = failed.float()  # type: ignore[attr-defined]
         return
-    for group in optimizer.param_groups:
-        for gradient in (parameter.grad for parameter in group["params"] if parameter.grad is not None):
-            local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
-            local.masked_fill_(failed, 0)
+    if failed.device.type == "cpu" and not failed:
+        return
+    before = {key: value.clone() for key, value in _changed(optimizer, failed.device)}
+
+    def put_back(*_: Any) -> None:
+        # While hooks are called, the last one alone may go; this is it.
+        hook.remove()
+        for key, value in _changed(optimizer, failed.device):
+            # State that was not there yet starts with zeros.
+            value.copy_(torch.where(failed, before.get(key, torch.zeros_like(value)), value))
+
+    hook = optimizer.register_step_post_hook(put_back)
+
+
+def _changed(optimizer: torch.optim.Optimizer, device: torch.device) -> Iterator[tuple[tuple[int, str], Tensor]]:
+    """What a step changes on a device, this process's part of it."""
+    for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+        if parameter.grad is None:
+            continue
+        for name, value in {"": parameter, **optimizer.state.get(parameter, {})}.items():
+            if isinstance(value, Tensor) and value.device == device:
+                value = value.detach()
+                yield (id(parameter), name), value.to_local() if isinstance(value, DTensor) else value
 
 
 class NonFiniteSteps(Callback):
