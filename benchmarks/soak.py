@@ -1,9 +1,11 @@
 """Train for a while and watch the whole run: memory, file handles, threads and speed must stay as they were.
 
 All processes of the run count, the reading ones too. Memory is the sum of proportional shares (PSS): a page that
-several processes share counts once. Speed is clips per second of processor time, so that other work on the machine does
-not count as a slowdown. After a warm-up, the first and the last third are compared: by their medians, and handles by
-their minima, for those of batches on their way from reader to trainer come and go. Linux only.
+several processes share counts once. Pages of files are left out: other programs on the machine that have the same
+libraries mapped take shares of them. Speed is clips per second of processor time. Other work on the machine makes that
+second worth less (caches, memory bandwidth, clock rate), by a quarter and more, so it is weighted by what a fixed piece
+of work takes at the same time. After a warm-up, the first and the last third are compared: by their medians, and
+handles by their minima, for those of batches on their way from reader to trainer come and go. Linux only.
 
 The exit code is 0 if all is flat, 1 if not.
 """
@@ -12,11 +14,13 @@ import argparse
 import csv
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -40,11 +44,12 @@ class Sample:
     Args:
         seconds: since the start.
         processes: how many there are.
-        memory_mb: sum of proportional shares.
+        memory_mb: sum of proportional shares, but for pages of files.
         resident_mb: sum of resident sizes, which counts shared pages again for each process.
         handles: open files, sockets and pipes.
         threads: of all processes.
         cpu_seconds: processor time used so far, by processes that ended, too.
+        piece_seconds: processor time of a fixed piece of work.
         clips: trained on so far.
     """
 
@@ -55,7 +60,26 @@ class Sample:
     handles: int
     threads: int
     cpu_seconds: float
+    piece_seconds: float
     clips: int
+
+
+class Piece:
+    """A piece of work that depends on caches and memory as training does."""
+
+    def __init__(self) -> None:
+        self.next = list(range(1_000_000))
+        random.Random(0).shuffle(self.next)
+        self.block = bytes(16 << 20)
+
+    def seconds(self) -> float:
+        """Processor time that it takes now."""
+        start, place = time.thread_time(), 0
+        for _ in range(300_000):
+            place = self.next[place]
+        for _ in range(3):
+            bytearray(self.block)
+        return time.thread_time() - start
 
 
 def tree(root: int) -> list[int]:
@@ -73,7 +97,7 @@ def tree(root: int) -> list[int]:
     return found
 
 
-def watch(root: int, run: Path, batch: int, start: float) -> Sample:
+def watch(root: int, run: Path, batch: int, start: float, piece: Piece) -> Sample:
     """Add up what the processes use now."""
     memory = resident = handles = threads = count = 0
     cpu = 0.0
@@ -86,14 +110,13 @@ def watch(root: int, run: Path, batch: int, start: float) -> Sample:
         except OSError:
             # It has just ended.
             continue
-        memory += int(lines["Pss:"])
+        memory += int(lines["Pss_Anon:"]) + int(lines["Pss_Shmem:"])
         resident += int(lines["Rss:"])
         threads += int(fields[17])
         cpu += sum(map(int, fields[11:15])) / TICKS
         count += 1
-    return Sample(
-        time.monotonic() - start, count, memory / 1e3, resident / 1e3, handles, threads, cpu, steps(run) * batch
-    )
+    seconds, clips = time.monotonic() - start, steps(run) * batch
+    return Sample(seconds, count, memory / 1e3, resident / 1e3, handles, threads, cpu, piece.seconds(), clips)
 
 
 def steps(run: Path) -> int:
@@ -106,15 +129,22 @@ def steps(run: Path) -> int:
 
 
 def thirds(samples: list[Sample], name: str) -> tuple[float, float]:
-    """The first and the last third: medians, of handles minima, of speed the mean rate."""
+    """The first and the last third: medians, of handles minima, of speed the mean rate at the median worth of time."""
     length = len(samples) // 3
     ends = samples[:length], samples[-length:]
     if name == "clips_per_cpu_second":
-        first, last = ((b.clips - a.clips) / (b.cpu_seconds - a.cpu_seconds) for a, *_, b in ends)
+        usual = median(sample.piece_seconds for sample in samples)
+        first, last = ((end[-1].clips - end[0].clips) / work(end) / usual for end in ends)
     else:
         typical = min if name == "handles" else median
         first, last = (float(typical(getattr(sample, name) for sample in end)) for end in ends)
     return first, last
+
+
+def work(samples: list[Sample]) -> float:
+    """What was done between the first and the last look, in pieces of work."""
+    spans = pairwise(samples)
+    return sum(2 * (b.cpu_seconds - a.cpu_seconds) / (a.piece_seconds + b.piece_seconds) for a, b in spans)
 
 
 def verdict(samples: list[Sample]) -> dict[str, dict[str, float | bool]]:
@@ -143,12 +173,12 @@ def main() -> None:
         limit = f"+trainer.max_time='{hours // 24:02}:{hours % 24:02}:{seconds // 60:02}:{seconds % 60:02}'"
         arguments = [*TRAINING, f"data.workers={asked.workers}", limit, *asked.overrides]
         batch = next(int(a.split("=")[1]) for a in reversed(arguments) if a.startswith("data.batch_size="))
-        start, samples, run = time.monotonic(), list[Sample](), Path(folder, "run")
+        start, samples, run, piece = time.monotonic(), list[Sample](), Path(folder, "run"), Piece()
         process = subprocess.Popen([sys.executable, "-m", "avmae.train", *arguments], cwd=folder)
         try:
             while process.poll() is None:
                 time.sleep(asked.every)
-                samples.append(watch(process.pid, run, batch, start))
+                samples.append(watch(process.pid, run, batch, start, piece))
         finally:
             if process.poll() is None:
                 process.terminate()

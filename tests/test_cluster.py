@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,15 +13,16 @@ from commands import ENVIRONMENT, _arguments, error, run, train
 
 from avmae.errors import InputError
 from avmae.models.weights import load_model, read_checkpoint
+from avmae.runs import damage, resume_checkpoint
 from avmae.train import accumulation
 
 # 8 clips and 2 steps an epoch, whatever the number of processes.
 RUN = ("trainer.max_epochs=2", "trainer.log_every_n_steps=1", "optim.warmup=0", "trainer.clips_per_step=4")
 KEEP = (
-    "callbacks.last.filename='epoch{epoch}'",
-    "+callbacks.last.save_top_k=-1",
-    "+callbacks.last.auto_insert_metric_name=false",
+    "+callbacks.all={_target_:lightning.pytorch.callbacks.ModelCheckpoint,dirpath:run/checkpoints,save_top_k:-1,"
+    "mode:max,filename:'epoch{epoch}',auto_insert_metric_name:false,save_on_train_epoch_end:true}"
 )
+"""The checkpoint of each epoch, besides last.ckpt."""
 
 
 def logged(run_dir: Path, name: str) -> list[float]:
@@ -48,7 +50,7 @@ def sharded(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two processes, each of which writes the part it has."""
     folder = tmp_path_factory.mktemp("sharded")
     two = ("strategy=fsdp", "strategy.sharded=true", "trainer.devices=2", "data.batch_size=2")
-    train(*RUN, *KEEP, *two, "hydra.run.dir=run", cwd=folder, miniature=miniature)
+    train(*RUN, KEEP, *two, "hydra.run.dir=run", cwd=folder, miniature=miniature)
     return folder / "run"
 
 
@@ -72,8 +74,7 @@ def test_a_sharded_checkpoint_is_a_whole_model(sharded: Path, alone: Path, tmp_p
 
 def test_two_processes_leave_a_run_that_one_goes_on_with(sharded: Path, miniature: Path, tmp_path: Path) -> None:
     start = tmp_path / "run/checkpoints/last.ckpt"
-    start.parent.mkdir(parents=True)
-    (sharded / "checkpoints/epoch0.ckpt").rename(start)
+    shutil.copytree(sharded / "checkpoints/epoch0.ckpt", start)
     how = ("strategy=fsdp", "strategy.sharded=true", f"resume={start}")
     printed = train(*RUN, "strategy=ddp", f"resume={start}", cwd=tmp_path, miniature=miniature, ok=False)
     assert "strategy=fsdp" in error(printed)
@@ -84,8 +85,6 @@ def test_two_processes_leave_a_run_that_one_goes_on_with(sharded: Path, miniatur
 
 @pytest.mark.parametrize("damage", ["shards", "meta"])
 def test_a_damaged_sharded_checkpoint_is_named(damage: str, sharded: Path, tmp_path: Path) -> None:
-    import shutil
-
     copy = Path(shutil.copytree(sharded / "checkpoints/epoch1.ckpt", tmp_path / "copy.ckpt"))
     if damage == "shards":
         file = next(copy.glob("shards-*/*"))
@@ -95,6 +94,55 @@ def test_a_damaged_sharded_checkpoint_is_named(damage: str, sharded: Path, tmp_p
         torch.save(rest | {"shards": "../elsewhere"}, copy / "meta.pt")
     with pytest.raises(ValueError, match=r"copy\.ckpt is a damaged checkpoint"):
         load_model(copy)
+
+
+@pytest.mark.parametrize("how", ["a byte differs", "cut off", "killed while saving", "killed after saving"])
+def test_the_sharded_checkpoint_before_is_kept_and_gone_on_with(
+    how: str, sharded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(sharded / "checkpoints", tmp_path / "run/2026-01-01/checkpoints"))
+    last, previous = folder / "last.ckpt", folder / "previous.ckpt"
+    for checkpoint, epoch in ((previous, 0), (last, 1)):
+        assert_same_weights(checkpoint, folder / f"epoch{epoch}.ckpt", lr=0)
+    file = next(last.glob("shards-*/*"))
+    content = bytearray(file.read_bytes())
+    if how == "a byte differs":
+        content[-1] ^= 1
+        file.write_bytes(content)
+    elif how == "cut off":
+        file.write_bytes(content[:-1])
+    elif how == "killed while saving":
+        (last / "shards-half").mkdir()
+        (last / "shards-half" / file.name).write_bytes(content[:1000])
+    else:
+        shutil.rmtree(previous)
+        shutil.copytree(last, folder / ".previous.ckpt.tmp")
+    whole = "killed" in how
+    assert resume_checkpoint(str(tmp_path), "run", "last") == (last if whole else previous)
+    assert ("last.ckpt is damaged" in capsys.readouterr().err) != whole
+
+
+def test_runs_go_on_from_sharded_to_whole_checkpoints_and_back(sharded: Path, miniature: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(sharded / "checkpoints", tmp_path / "run/checkpoints"))
+    last, previous = folder / "last.ckpt", folder / "previous.ckpt"
+    go_on = (*RUN, "strategy=fsdp", "callbacks.best.save_top_k=0", f"resume={last}")
+    train(*go_on, "trainer.max_epochs=3", cwd=tmp_path, miniature=miniature)
+    assert last.is_file()
+    assert_same_weights(previous, folder / "epoch1.ckpt", lr=0)
+    train(*go_on, "trainer.max_epochs=4", "strategy.sharded=true", cwd=tmp_path, miniature=miniature)
+    assert read_checkpoint(last).path.is_dir()
+    assert previous.is_file()
+    (last / "shards-of-a-save-that-was-killed").mkdir()
+    (folder / ".previous.ckpt.tmp").mkdir()
+    train(*go_on, "trainer.max_epochs=5", "strategy.sharded=true", cwd=tmp_path, miniature=miniature)
+    assert [damage(path) for path in (last, previous)] == [None, None]
+    assert all(len(list(path.glob("shards-*"))) == 1 for path in (last, previous))
+    assert not list(folder.glob(".*"))
+
+
+def test_an_average_of_weights_that_are_sharded_is_refused(miniature: Path, tmp_path: Path) -> None:
+    printed = train("callbacks=ema", "strategy=fsdp", cwd=tmp_path, miniature=miniature, ok=False)
+    assert "strategy=ddp" in error(printed)
 
 
 def torchrun(processes: int, *overrides: str, cwd: Path, miniature: Path) -> str:

@@ -8,6 +8,7 @@ import platform
 import shlex
 import sys
 import zipfile
+import zlib
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -26,22 +27,33 @@ def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, or None; every byte is read and held against its checksum."""
     import torch
 
-    if checkpoint.is_dir():
-        # A sharded one, which is written when all of its files are.
-        checkpoint = checkpoint / SHARDED
-        if not checkpoint.is_file():
-            return "it is incomplete"
+    sharded = checkpoint.is_dir()
+    file = checkpoint / SHARDED if sharded else checkpoint
+    if sharded and not file.is_file():
+        return "it is incomplete"
     try:
-        with zipfile.ZipFile(checkpoint) as archive:
+        with zipfile.ZipFile(file) as archive:
             broken = archive.testzip()
         if broken:
             return f"{broken} fails its checksum"
         # What holds the parts together; the parts themselves are left on the disk.
-        torch.load(checkpoint, weights_only=True, mmap=True)
+        content = torch.load(file, weights_only=True, mmap=True)
+        for name, expected in content.get("checksums", {}).items() if sharded else ():
+            if checksum(checkpoint / content["shards"] / name) != expected:
+                return f"{name} fails its checksum"
     except Exception as error:
         # The readers raise whatever damaged bytes lead them to.
         return (str(error) or type(error).__name__).splitlines()[0]
     return None
+
+
+def checksum(file: Path) -> int:
+    """CRC-32 of a file."""
+    value = 0
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 24):
+            value = zlib.crc32(block, value)
+    return value
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 """`python -m avmae.train experiment=NAME`: pretrain or fine-tune, and test what was fine-tuned."""
 
+import gc
 import json
 import re
 from pathlib import Path
@@ -102,6 +103,7 @@ def run(config: dict[str, Any]) -> dict[str, float]:
     import lightning as L
     import torch
     from hydra.utils import instantiate
+    from lightning.pytorch.callbacks import WeightAveraging
 
     from avmae.clip import ClipSpec
     from avmae.data.augment import AugmentSpec
@@ -191,6 +193,11 @@ def run(config: dict[str, Any]) -> dict[str, float]:
         default_root_dir=config["run_dir"],
         plugins=[checkpoint_io],
     )
+    averaged = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)
+    if averaged and isinstance(trainer.strategy, FSDP2Strategy):
+        raise InputError(
+            "callbacks=ema averages whole weights, and strategy=fsdp shards them; choose strategy=ddp or callbacks=base"
+        )
     if trainer.is_global_zero:
         table = model_table(network)
         describe(network, config, trainer, datamodule.splits, table)
@@ -199,6 +206,9 @@ def run(config: dict[str, Any]) -> dict[str, float]:
         raise InputError(
             f"resume={config['resume']} is sharded; go on with strategy=fsdp, or start from its weights: ckpt=..."
         )
+    # See `prepare_worker`; and no collection has to look at what stays for the whole run.
+    gc.collect()
+    gc.freeze()
     try:
         trainer.fit(task, datamodule=datamodule, ckpt_path=config["resume"], weights_only=True)
     except RuntimeError as error:
@@ -209,6 +219,8 @@ def run(config: dict[str, Any]) -> dict[str, float]:
                 f"process {trainer.global_rank} lost another ({lost[0]}); go on with resume=last"
             ) from error
         raise
+    finally:
+        gc.unfreeze()
     unsaved = trainer.strategy.broadcast(checkpoint_io.failures)
     if unsaved:
         path, cause = next(iter(unsaved.items()))

@@ -1,5 +1,6 @@
 """Reading processes: they leave signals to the training process, never outlive it, and can be asked what they read."""
 
+import gc
 import multiprocessing
 import os
 import re
@@ -47,6 +48,8 @@ def prepare_worker(_: int) -> None:
     Ctrl-C and a scheduler's signals reach all processes at once. The training process decides, and until it has
     finished its step it needs batches.
     """
+    # The memory of the training process is shared until either writes to it, as collecting garbage does to all objects.
+    gc.freeze()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     sys.excepthook = _report

@@ -2,11 +2,13 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,6 +24,8 @@ from avmae.errors import Interrupted
 from avmae.runs import LAST, PREVIOUS, slurm_job
 from avmae.training.late import LateNumber
 
+SPARE = f".{PREVIOUS}.tmp"
+"""What is to be `PREVIOUS` in a moment."""
 SAVE = 1
 """A wish to save and go on; wishes to end are the signals' numbers, and all are larger."""
 
@@ -51,13 +55,13 @@ class SafeCheckpointIO(TorchCheckpointIO):
         try:
             _require_finite(checkpoint["state_dict"])
             try:
-                _write(checkpoint, path)
+                write_whole(checkpoint, path)
             except (OSError, RuntimeError) as error:
-                if not _is_full(error) or not (path.parent / PREVIOUS).exists():
+                if not is_full(error) or not (path.parent / PREVIOUS).exists():
                     raise
                 # What is the newest stays.
-                (path.parent / PREVIOUS).unlink()
-                _write(checkpoint, path)
+                remove(path.parent / PREVIOUS)
+                write_whole(checkpoint, path)
         # torch's writer makes a RuntimeError of what goes wrong in the file.
         except (OSError, RuntimeError, FloatingPointError) as error:
             cause = str(error.__context__ or error).splitlines()[0]
@@ -73,11 +77,13 @@ def _require_finite(weights: dict[str, Tensor]) -> None:
             raise FloatingPointError(f"{name} is not finite")
 
 
-def _is_full(error: BaseException) -> bool:
+def is_full(error: BaseException) -> bool:
+    """Whether a disk without room is what went wrong."""
     return any(getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT) for e in (error, error.__context__))
 
 
-def _write(checkpoint: dict[str, Any], path: Path) -> None:
+def write_whole(checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Have a file on the disk before it takes its place; of one that is `LAST`, the one before becomes `PREVIOUS`."""
     temporary = path.with_name(f".{path.name}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -85,9 +91,14 @@ def _write(checkpoint: dict[str, Any], path: Path) -> None:
             torch.save(checkpoint, stream)
             stream.flush()
             os.fsync(stream.fileno())
-        if path.name == LAST and path.exists():
-            spare = path.with_name(f".{PREVIOUS}.tmp")
-            spare.unlink(missing_ok=True)
+        if path.is_dir():
+            # Of a run that was sharded before.
+            make_way(path)
+        elif path.name == LAST and path.exists():
+            if path.with_name(PREVIOUS).is_dir():
+                remove(path.with_name(PREVIOUS))
+            spare = path.with_name(SPARE)
+            remove(spare)
             try:
                 os.link(path, spare)
             except OSError:
@@ -103,6 +114,23 @@ def _write(checkpoint: dict[str, Any], path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def make_way(path: Path) -> None:
+    """Have a checkpoint, a file or a folder, out of the place of one of the other kind: `LAST` becomes `PREVIOUS`."""
+    if path.name == LAST:
+        remove(path.with_name(PREVIOUS))
+        path.replace(path.with_name(PREVIOUS))
+    else:
+        remove(path)
+
+
+def remove(path: Path) -> None:
+    """Delete a checkpoint, a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 class SaveInTime(Checkpoint):

@@ -1,7 +1,8 @@
-"""Steps whose gradient is not finite: they change no weight, are counted, and too many in a row end the run."""
+"""Steps whose loss or gradient is not finite: they change no weight, are counted, and too many in a row end the run."""
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,35 +17,50 @@ from avmae.errors import InputError
 from avmae.training.late import LateNumber
 
 
-def skip_unless_finite(optimizer: torch.optim.Optimizer, norm: Tensor) -> Tensor:
-    """Have the optimiser's next step do nothing if the gradient is not finite; the processor need not know.
+def skip_if(failed: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Have the optimiser's step that is under way change nothing if it is to be skipped; the processor need not know.
 
-    A fused optimiser then changes nothing at all. Others get a gradient of zeros, and their momentum goes on.
+    A fused optimiser does so by itself. Of others, weights and state are copied, and put back after the step; on a
+    device, what they keep in the processor's memory is not, which is AdamW's count of steps.
 
     Args:
+        failed: 0-d bool, the same on all processes.
         optimizer: whose gradients are there.
-        norm: 0-d, of the whole gradient, the same on all processes.
-
-    Returns:
-        0-d bool, whether the step is skipped.
     """
-    skipped = ~norm.isfinite()
     if all(group.get("fused") for group in optimizer.param_groups):
         # What torch's own gradient scaler uses.
-        optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
-        return skipped
-    for group in optimizer.param_groups:
-        for gradient in (parameter.grad for parameter in group["params"] if parameter.grad is not None):
-            local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
-            local.masked_fill_(skipped, 0)
-    return skipped
+        optimizer.found_inf = failed.float()  # type: ignore[attr-defined]
+        return
+    if failed.device.type == "cpu" and not failed:
+        return
+    before = {key: value.clone() for key, value in _changed(optimizer, failed.device)}
+
+    def put_back(*_: Any) -> None:
+        # While hooks are called, the last one alone may go; this is it.
+        hook.remove()
+        for key, value in _changed(optimizer, failed.device):
+            # State that was not there yet starts with zeros.
+            value.copy_(torch.where(failed, before.get(key, torch.zeros_like(value)), value))
+
+    hook = optimizer.register_step_post_hook(put_back)
+
+
+def _changed(optimizer: torch.optim.Optimizer, device: torch.device) -> Iterator[tuple[tuple[int, str], Tensor]]:
+    """What a step changes on a device, this process's part of it."""
+    for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+        if parameter.grad is None:
+            continue
+        for name, value in {"": parameter, **optimizer.state.get(parameter, {})}.items():
+            if isinstance(value, Tensor) and value.device == device:
+                value = value.detach()
+                yield (id(parameter), name), value.to_local() if isinstance(value, DTensor) else value
 
 
 class NonFiniteSteps(Callback):
     """Counts skipped steps in `train/skipped`, names their clips, and ends a run that does nothing but skip.
 
     Each skipped step becomes a line of `skipped.jsonl` in the run's folder: step, epoch, and the clips of all
-    processes. Every process sees the same gradient, so all of them end at the same step.
+    processes. All processes skip the same steps, so all of them end at the same one.
 
     Args:
         limit: of skipped steps in a row.
@@ -104,11 +120,11 @@ class NonFiniteSteps(Callback):
             except OSError as error:
                 print(f"cannot write {file}: {error}", file=sys.stderr)
             if self._row == 1:
-                print(f"step {step} skipped: its gradient is not finite; its clips are in {file}", file=sys.stderr)
+                print(f"step {step} skipped: loss or gradient not finite; its clips are in {file}", file=sys.stderr)
         if self._row >= self.limit:
             raise InputError(
-                f"the gradient was not finite in {self._row} steps in a row, up to step {step}; none of them changed a "
-                f"weight, and the last checkpoint is kept. {file} names their clips. Try a lower optim.base_lr, "
-                "optim.clip_norm=1, or trainer.precision=32-true, and go on with resume=last; "
+                f"loss or gradient were not finite in {self._row} steps in a row, up to step {step}; none of them "
+                f"changed a weight, and the last checkpoint is kept. {file} names their clips. Try a lower "
+                "optim.base_lr, optim.clip_norm=1, or trainer.precision=32-true, and go on with resume=last; "
                 "callbacks.nonfinite.limit is how many are borne"
             )

@@ -3,6 +3,8 @@
 import shutil
 import sys
 import uuid
+from collections import ChainMap
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from avmae.errors import InputError
 from avmae.models.weights import MODEL, shards_of
-from avmae.runs import SHARDED
+from avmae.runs import LAST, PREVIOUS, SHARDED, checksum
+from avmae.training.checkpoints import SPARE, is_full, make_way, remove, write_whole
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -28,8 +32,8 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     A checkpoint is whole, in one file, or a folder to which every process writes the part it has. Every command reads
     both, and a run goes on from either with any number of processes. The folder holds `meta.pt`, plain data, and a
-    subfolder of safetensors files; `meta.pt` is replaced last and names the subfolder, so that there is a whole
-    checkpoint at every moment.
+    subfolder of safetensors files; `meta.pt` is replaced last and names the subfolder and its files' checksums, so that
+    there is a whole checkpoint at every moment. What `last.ckpt` held before becomes `previous.ckpt`.
 
     Args:
         sharded: write folders.
@@ -52,26 +56,36 @@ class FSDP2Strategy(ModelParallelStrategy):
         What cannot be written is reported as `SafeCheckpointIO` does it, and training goes on.
         """
         if not self._save_distributed_checkpoint:
-            super().save_checkpoint(checkpoint, filepath, storage_options)
+            # Not ModelParallelStrategy's, which deletes a sharded checkpoint before the whole one is written.
+            super(ModelParallelStrategy, self).save_checkpoint(checkpoint, filepath, storage_options)
             return
-        path, name = self.broadcast((Path(filepath), f"shards-{uuid.uuid4().hex[:8]}"))
+        path = Path(filepath)
+        if self.is_global_zero and path.is_file():
+            # Of a run that was not sharded before. If it cannot go, saving fails on all processes alike.
+            with suppress(OSError):
+                make_way(path)
+        path, name = self.broadcast((path, f"shards-{uuid.uuid4().hex[:8]}"))
         states = checkpoint.pop("optimizer_states", [])
         tensors = _flatten(checkpoint.pop("state_dict"), states)
         rest = checkpoint | {"shards": name, "param_groups": [state["param_groups"] for state in states]}
-        if self.is_global_zero and path.is_file():
-            # Of a run that was not sharded before.
-            path.unlink()
         try:
             dcp.save(tensors, storage_writer=dcp.HuggingFaceStorageWriter(str(path / name), save_distributed=True))
+            written = (path / name).glob(f"shard-{self.global_rank + 1:05}-*")
+            checksums: list[Any] = [None] * self.world_size
+            torch.distributed.all_gather_object(checksums, {file.name: checksum(file) for file in written})
             if self.is_global_zero:
-                _commit(rest, path)
+                _commit(rest | {"checksums": dict(ChainMap(*checksums))}, path)
         except (CheckpointException, OSError, RuntimeError) as error:
             if self.is_global_zero:
-                causes = list(error.failures.values()) if isinstance(error, CheckpointException) else [error]
-                cause = str(causes[0][0] if isinstance(causes[0], tuple) else causes[0]).splitlines()[0]
+                first: Any = next(iter(error.failures.values())) if isinstance(error, CheckpointException) else error
+                first = first[0] if isinstance(first, tuple) else first
+                cause = str(first).splitlines()[0]
                 self.checkpoint_io.failures[str(path)] = cause
                 print(f"cannot save {path}: {cause}; training goes on, the next save tries again", file=sys.stderr)
                 shutil.rmtree(path / name, ignore_errors=True)
+                if is_full(first):
+                    # What is the newest stays, and the next save finds room.
+                    remove(path.with_name(PREVIOUS))
         else:
             self.checkpoint_io.failures.pop(str(path), None)
 
@@ -94,13 +108,24 @@ class FSDP2Strategy(ModelParallelStrategy):
 
 
 def _commit(rest: dict[str, Any], path: Path) -> None:
-    """Let a folder name its new shards, and delete the old ones."""
-    partial = path / f"{SHARDED}.partial"
-    torch.save(rest, partial)
-    partial.replace(path / SHARDED)
-    for old in path.glob("shards-*"):
-        if old.name != rest["shards"]:
-            shutil.rmtree(old)
+    """Let a folder name its new shards; what `LAST` named before becomes `PREVIOUS`, if it can be read."""
+    spare, before = path.with_name(SPARE), None
+    if path.name == LAST and (path / SHARDED).is_file():
+        with suppress(InputError):
+            before = shards_of(path)[1]
+            remove(spare)
+            spare.mkdir()
+            shutil.copy(path / SHARDED, spare)
+    write_whole(rest, path / SHARDED)
+    # It is saved now, whatever comes; what a save leaves that is killed or fails here is deleted by the next.
+    with suppress(OSError):
+        if before is not None:
+            before.rename(spare / before.name)
+            remove(path.with_name(PREVIOUS))
+            spare.rename(path.with_name(PREVIOUS))
+        for old in path.glob("shards-*"):
+            if old.name != rest["shards"]:
+                shutil.rmtree(old)
 
 
 def _flatten(weights: dict[str, Any], states: list[dict[str, Any]]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
 from avmae.errors import InputError
-from avmae.training.nonfinite import skip_unless_finite
+from avmae.training.nonfinite import skip_if
 from avmae.training.optim import OptimSpec, build_optimizer, warmup_cosine
 
 
@@ -42,7 +42,7 @@ class Task(L.LightningModule):
         compile: compile the network in place, so that its weights keep their names; a name is torch.compile's backend.
 
     Attributes:
-        skipped: 0-d bool, whether the last optimiser step was left out because its gradient was not finite.
+        skipped: 0-d bool, whether the last optimiser step was left out because its loss or gradient was not finite.
     """
 
     skipped: Tensor
@@ -57,6 +57,7 @@ class Task(L.LightningModule):
     ) -> None:
         super().__init__()
         self.network, self.optim, self.config, self.seed = network, optim, dict(config), seed
+        self._lost: Tensor | None = None
         if compile:
             network.compile(backend="inductor" if compile is True else compile)
 
@@ -117,6 +118,11 @@ class Task(L.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(self.optim, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Note on the device whether any loss of the step is not finite: its gradient may be, where NaN is masked."""
+        lost = ~loss.detach().isfinite()
+        self._lost = lost if self._lost is None else self._lost | lost
+
     def configure_gradient_clipping(
         self,
         optimizer: torch.optim.Optimizer,
@@ -126,7 +132,14 @@ class Task(L.LightningModule):
         """Clip by the recipe's norm, skip what is not finite, and log the norm and the learning rate either way."""
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.optim.clip_norm or float("inf"))
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        self.skipped = skip_unless_finite(optimizer, norm)
+        assert self._lost is not None
+        self.skipped, self._lost = self._lost | ~norm.isfinite(), None
+        if self.trainer.world_size > 1:
+            # The gradient is that of all processes, a loss of one.
+            shared = self.skipped.int()
+            torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
+            self.skipped = shared.bool()
+        skip_if(self.skipped, optimizer)
         self.log("train/grad_norm", norm)
         self.log("train/lr", max(group["lr"] for group in optimizer.param_groups))
 
