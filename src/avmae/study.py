@@ -56,13 +56,37 @@ def main(config: dict[str, Any]) -> None:
     output = Path(config["output"] or f"logs/study_{study['name']}{'_quick' if study['quick'] else ''}")
     data = HydraConfig.get().runtime.choices["data"]
     handed_on = [f"data={data}", *(o for o in HydraConfig.get().overrides.task if o.startswith("data."))]
-    begin(output, study | {"data": handed_on})
+    # Seeds and systems may be added to a study later.
+    begin(output, {k: v for k, v in study.items() if k not in ("seeds", "systems")} | {"data": handed_on})
 
     began = time.monotonic()
+    train_units(output, config, study, handed_on)
+    rows = [
+        row
+        for seed in study["seeds"]
+        for system in study["systems"]
+        for row in json.loads(rows_of(output, system, seed).read_text(encoding="utf-8"))
+    ]
+    controlled = output / "controls.json"
+    if not controlled.is_file():
+        write(controlled, measure_controls(output))
+    content = {"study": study, "controls": json.loads(controlled.read_text(encoding="utf-8")), "rows": rows}
+    write(output / "study.json", content)
+    report(content, summarize(rows))
+    plot(output, rows)
+    print(f"wrote {output}: study.json, top1.png, hidden_mse.png in {time.monotonic() - began:.0f} s")
+
+
+def train_units(output: Path, config: dict[str, Any], study: dict[str, Any], handed_on: list[str]) -> None:
+    """Train and test every system with every seed that was not before; see `unit`."""
+    # The dearest systems first, so that the last one to end is a short one.
+    every = [(system, seed) for seed in study["seeds"] for system in reversed(study["systems"])]
+    units = [(system, seed) for system, seed in every if not rows_of(output, system, seed).is_file()]
+    if not units:
+        return
     # Data that are written at first use, before two trainings find them missing.
     construct("data", config["data"], clip=ClipSpec(), audio=True)
-    # The dearest systems first, so that the last one to end is a short one.
-    units = [(system, seed) for seed in study["seeds"] for system in reversed(study["systems"])]
+    began = time.monotonic()
     with side_by_side(config["jobs"], config["accelerator"]) as pool:
         running = {
             pool.submit(unit, output, system, seed, study, handed_on, config["accelerator"]): f"{system}, seed {seed}"
@@ -75,20 +99,11 @@ def main(config: dict[str, Any]) -> None:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    rows = [
-        row
-        for seed in study["seeds"]
-        for system in study["systems"]
-        for row in json.loads((output / system / f"seed{seed}/rows.json").read_text(encoding="utf-8"))
-    ]
-    controlled = output / "controls.json"
-    if not controlled.is_file():
-        write(controlled, measure_controls(output))
-    content = {"study": study, "controls": json.loads(controlled.read_text(encoding="utf-8")), "rows": rows}
-    write(output / "study.json", content)
-    report(content, summarize(rows))
-    plot(output, rows)
-    print(f"wrote {output}: study.json, top1.png, hidden_mse.png in {time.monotonic() - began:.0f} s")
+
+
+def rows_of(output: Path, system: str, seed: int) -> Path:
+    """Where the results of one system with one seed lie."""
+    return output / system / f"seed{seed}" / "rows.json"
 
 
 def begin(output: Path, settings: dict[str, Any]) -> None:
@@ -171,11 +186,9 @@ def trainings(folder: Path, system: str, seed: int, study: dict[str, Any]) -> It
 
 def unit(output: Path, system: str, seed: int, study: dict[str, Any], handed_on: list[str], accelerator: str) -> None:
     """Train one system with one seed in all ways and test each; leaves rows.json in its folder."""
-    folder = output / system / f"seed{seed}"
-    file = folder / "rows.json"
-    if not file.is_file():
-        found = list(results(folder, system, seed, study, handed_on, accelerator))
-        write(file, [{"system": system, "seed": seed, **row} for row in found])
+    file = rows_of(output, system, seed)
+    found = list(results(file.parent, system, seed, study, handed_on, accelerator))
+    write(file, [{"system": system, "seed": seed, **row} for row in found])
 
 
 def results(
