@@ -86,7 +86,7 @@ class Recordings(NamedTuple):
 def write_avdigits(
     root: str | Path,
     *,
-    groups: int = 25,
+    groups: int = 40,
     clips_per_group: int = 4,
     classes: int = len(NAMES),
     seconds: float = 2.4,

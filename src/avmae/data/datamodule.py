@@ -301,7 +301,7 @@ class AVDigitsDataModule(UCF101DataModule):
     """Written and spoken digits, written at first use; see `write_avdigits`."""
 
     def __init__(
-        self, root: str, groups: int = 25, clips_per_group: int = 4, classes: int = 10, workers: int = 2, **reading: Any
+        self, root: str, groups: int = 40, clips_per_group: int = 4, classes: int = 10, workers: int = 2, **reading: Any
     ) -> None:
         write_avdigits(
             Path(root), groups=groups, clips_per_group=clips_per_group, classes=classes, workers=max(1, workers)
