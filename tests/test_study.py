@@ -57,3 +57,19 @@ def test_a_second_run_trains_nothing_and_other_settings_are_refused(
     assert second.strip().splitlines()[:-1] == tables
     said = error(run("study", *arguments, "study.finetune=demo_finetune", cwd=folder, ok=False))
     assert "another finetune" in said
+
+
+def test_a_training_that_fails_ends_the_study_and_says_why(arguments: list[str], tmp_path: Path) -> None:
+    wrong = [a for a in arguments if not a.startswith("study.overrides")] + ["study.overrides=['trainer.epochs=1']"]
+    said = error(run("study", *wrong, cwd=tmp_path, ok=False))
+    assert "output.txt" in said
+    assert "trainer.epochs" in said or "'epochs'" in said
+    # What is mended goes on in the same folder only with the same settings.
+    assert not list(tmp_path.glob("out/*/*/rows.json"))
+    assert "another overrides" in error(run("study", *arguments, cwd=tmp_path, ok=False))
+
+
+def test_a_part_of_a_study_can_be_looked_at(study: tuple[Path, str], arguments: list[str]) -> None:
+    folder, _ = study
+    fewer = run("study", *arguments, "study.systems=[videomae]", cwd=folder)
+    assert "avmae" not in fewer[fewer.index("top-1 in percent") :].splitlines()[1]
