@@ -56,7 +56,7 @@ def test_no_recording_is_in_two_parts_of_a_fold(tmp_path: Path, monkeypatch: pyt
     write_avdigits(tmp_path / "data", workers=1)
     splits = read_ucf101(tmp_path / "data", fold)
     parts = [splits.train, splits.val, splits.test]
-    assert [len(part) for part in parts] == [640, 80, 280]
+    assert [len(part) for part in parts] == [1240, 80, 280]
     train, val, test = (set[bytes]().union(*(used[entry.path.name] for entry in part)) for part in parts)
     assert not train & val
     assert not train & test
