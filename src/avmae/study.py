@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -223,7 +224,8 @@ def train(arguments: list[str], run_dir: Path) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     log = run_dir / "output.txt"
     command = [sys.executable, "-m", "avmae.train", *arguments, f"hydra.run.dir={run_dir.absolute()}"]
-    print("  python", *command[1:], flush=True)
+    # In one piece, for others print at the same time.
+    print(f"  {shlex.join(['python', *command[1:]])}\n", end="", flush=True)
     with log.open("w", encoding="utf-8") as stream:
         code = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT).returncode
     if code:
