@@ -209,7 +209,7 @@ def main() -> None:
     if asked.plot:
         varied = max(("mask_ratio", "batch", "size"), key=lambda name: len({row[name] for row in rows}))
         points = [Point(row["system"], row[varied], row["clips_per_s"]) for row in rows]
-        write_png(dependence_figure(points, varied.replace("_", " "), "clips a second"), asked.plot)
+        write_png(dependence_figure(points, varied.replace("_", " "), "clips a second", labels=True), asked.plot)
 
 
 if __name__ == "__main__":

@@ -339,10 +339,12 @@ def test_a_training_process_that_dies_ends_all_and_is_named(start: Start, miniat
     assert gone(family)
 
 
-def test_two_processes_save_by_the_clock_and_at_ctrl_c_and_leave_none(
-    start: Start, miniature: Path, tmp_path: Path
+def test_two_processes_save_by_the_clock_and_at_ctrl_c_and_leave_nothing(
+    start: Start, miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output = tmp_path / "printed.txt"
+    output, temporary = tmp_path / "printed.txt", tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     arguments = (*LONG, "strategy=ddp", "trainer.devices=2", "data.workers=1", "callbacks.last.every_n_epochs=1000")
     process = start(*arguments, "callbacks.in_time.minutes=0.01", miniature=miniature, start_new_session=True)
     wait_for(lambda: list((tmp_path / "logs/run").glob(f"*/checkpoints/{LAST}")), process, output)
@@ -350,6 +352,7 @@ def test_two_processes_save_by_the_clock_and_at_ctrl_c_and_leave_none(
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(120) == 128 + signal.SIGINT, output.read_text()
     assert gone(family)
+    assert not list(temporary.iterdir())
     (folder,) = (tmp_path / "logs/run").iterdir()
     step = load(folder / "checkpoints" / LAST)["global_step"]
     assert f"SIGINT: step {step} is saved" in output.read_text()

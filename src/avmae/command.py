@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import time
 import uuid
 import warnings
@@ -230,7 +231,7 @@ def launch(function: Callable[[dict[str, Any]], Any], config: dict[str, Any], pr
     """
     if processes == 1 or started():
         return function(config)
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -243,19 +244,22 @@ def launch(function: Callable[[dict[str, Any]], Any], config: dict[str, Any], pr
     # What it says of a failed process says less than our message.
     for name in ("agent.server.api", "multiprocessing.api"):
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
-    settings = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-    )
     # Torch hands on SIGTERM and SIGINT itself.
     before = signal.signal(signal.SIGUSR1, hand_on)
     try:
-        return elastic_launch(settings, _Process(function))(config)[0]
+        # Where the processes leave their errors; torch itself would never delete it.
+        with tempfile.TemporaryDirectory(prefix="avmae_", ignore_cleanup_errors=True) as folder:
+            settings = LaunchConfig(
+                min_nodes=1,
+                max_nodes=1,
+                nproc_per_node=processes,
+                run_id=uuid.uuid4().hex,
+                rdzv_backend="c10d",
+                rdzv_endpoint="localhost:0",
+                max_restarts=0,
+                logs_specs=DefaultLogsSpecs(log_dir=folder),
+            )
+            return elastic_launch(settings, _Process(function))(config)[0]
     except SignalException as error:
         raise Interrupted(128 + error.sigval) from None
     except ChildFailedError as error:

@@ -131,15 +131,24 @@ def curves_figure(name: str, curves: Sequence[Curve]) -> Figure:
     return figure
 
 
-def dependence_figure(points: Sequence[Point], xlabel: str, metric: str) -> Figure:
-    """Values against what they depend on, a line each kind, with the deviation where there are replicates."""
+def dependence_figure(points: Sequence[Point], xlabel: str, metric: str, labels: bool = False) -> Figure:
+    """Values against what they depend on, a line each kind, with the deviation where there are replicates.
+
+    Args:
+        points: in any order.
+        xlabel: what they depend on.
+        metric: what they are of.
+        labels: name the lines in the figure; where it is False, a page around it does.
+    """
     with rc_context(STYLE):
-        figure = Figure(PANEL, layout="constrained")
+        figure = Figure((PANEL[0], PANEL[1] + 0.4 * labels), layout="constrained")
         axes = figure.add_subplot()
-        _dependence(axes, points)
+        handles = _dependence(axes, points)
         axes.set_xlabel(xlabel)
         axes.set_ylim(_limits(points))
         _value_axis(axes, metric)
+        if labels:
+            figure.legend(handles.values(), handles, loc="outside upper left", ncols=min(3, len(handles)), fontsize=8)
     return figure
 
 
