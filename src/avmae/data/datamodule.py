@@ -21,9 +21,9 @@ from avmae.data.manifest import NAME, read_manifest
 from avmae.data.packed import read_packed
 from avmae.data.sampling import EvalSampler, TrainSampler
 from avmae.data.spectrogram import LogMel
-from avmae.data.splits import ClipEntry, Splits, few_labels
+from avmae.data.splits import ClipEntry, Splits, few_labels, keep_classes
 from avmae.data.synthetic import write_synthetic
-from avmae.data.ucf101 import read_ucf101
+from avmae.data.ucf101 import CLASSES_WITH_SOUND, read_ucf101
 from avmae.data.workers import CONTEXT, Readings, explain, prepare_worker
 from avmae.errors import InputError
 
@@ -108,6 +108,7 @@ class ClipDataModule(L.LightningDataModule):
         crops: boxes of each test window.
         augment: how training views are drawn.
         seed: of the run.
+        only: names of the classes to train and test on, or `with_sound` for the 51 of UCF101 that have it; None for all.
         train_share: of each class's training clips, at least one; the rest is left out (few labels).
         timeout: seconds to wait for a batch before the run ends, for a reading process that hangs; 0 waits forever.
     """
@@ -123,6 +124,7 @@ class ClipDataModule(L.LightningDataModule):
         crops: int = 1,
         augment: AugmentSpec | None = None,
         seed: int = 0,
+        only: list[str] | str | None = None,
         train_share: float = 1.0,
         timeout: float = 180,
     ) -> None:
@@ -131,6 +133,9 @@ class ClipDataModule(L.LightningDataModule):
             raise InputError(f"data.train_share={train_share} must be above 0 and at most 1")
         if batch_size < 1 or workers < 0 or segments < 1 or crops < 1 or timeout < 0:
             raise InputError("data: batch_size, segments and crops are at least 1, workers and timeout at least 0")
+        if only is not None:
+            names = [only] if isinstance(only, str) else list(map(str, only))
+            splits = keep_classes(splits, CLASSES_WITH_SOUND if only == "with_sound" else names)
         self.splits = splits if train_share == 1 else few_labels(splits, train_share, seed)
         self.clip, self.audio, self.batch_size, self.workers = clip, audio, batch_size, workers
         self.segments, self.crops, self.seed, self.timeout = segments, crops, seed, timeout

@@ -1,5 +1,6 @@
 """Which clips a data set has, and which are for training, validation and test."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -46,6 +47,28 @@ def hold_out(train: list[ClipEntry], val_groups: int, fold: int) -> tuple[list[C
         )
     held_out = set(groups[len(groups) - val_groups :])
     return [e for e in train if e.group not in held_out], [e for e in train if e.group in held_out]
+
+
+def keep_classes(splits: Splits, names: Collection[str]) -> Splits:
+    """Keep the clips of some classes, whose labels are counted anew in the data set's order.
+
+    Raises:
+        InputError: a name is no class of the data set, or there is none.
+    """
+    wanted = {name.casefold() for name in names}
+    kept = [label for label, name in enumerate(splits.classes) if name.casefold() in wanted]
+    unknown = sorted(wanted - {splits.classes[label].casefold() for label in kept})
+    if unknown or not kept:
+        some = ", ".join(splits.classes[:3])
+        raise InputError(
+            f"data.only={unknown[0] if unknown else '[]'} is none of the {len(splits.classes)} classes {some}, ..."
+        )
+    anew = {label: number for number, label in enumerate(kept)}
+    train, val, test = (
+        [replace(entry, label=anew[entry.label]) for entry in part if entry.label in anew]
+        for part in (splits.train, splits.val, splits.test)
+    )
+    return Splits(train, val, test, [splits.classes[label] for label in kept])
 
 
 def few_labels(splits: Splits, share: float, seed: int) -> Splits:
