@@ -108,7 +108,7 @@ class ClipDataModule(L.LightningDataModule):
         crops: boxes of each test window.
         augment: how training views are drawn.
         seed: of the run.
-        only: names of the classes to train and test on, or `with_sound` for the 51 of UCF101 that have it; None for all.
+        only: names of the classes to keep, or `with_sound` for the 51 of UCF101 that have it; None for all.
         train_share: of each class's training clips, at least one; the rest is left out (few labels).
         timeout: seconds to wait for a batch before the run ends, for a reading process that hangs; 0 waits forever.
     """
