@@ -45,3 +45,11 @@ def test_the_page_says_what_is_chosen_given_and_meant(tmp_path: Path) -> None:
 
 def test_help_on_something_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
     assert "demo_pretrain" in error(run("train", "-h", "experiment=nope", cwd=tmp_path, ok=False))
+
+
+def test_choices_that_change_other_groups_are_explained_too() -> None:
+    assert "a mirrored digit is none" in (printed := page(CONF, "study", ["study=digits"]))
+    assert "shares of the training clips that fine-tuning sees" in printed
+    assert "data   avdigits*," in printed
+    for choice in ("search=optuna", "cluster=slurm"):
+        assert "Settings, as KEY=VALUE:" in page(CONF, "train", [choice])

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import yaml
 from commands import ENVIRONMENT, error, run, train
+from media_files import write_media
 
 from avmae.clip import ClipSpec
+from avmae.data.datamodule import CSVDataModule, FolderDataModule
 from avmae.data.manifest import NAME, SILENCE, Record, inspect, read_manifest
 from avmae.data.media import write_video
 from avmae.data.ucf101 import read_ucf101
@@ -56,8 +58,10 @@ class TestInspect:
         (copy / "text.avi").write_text("no video")
         (copy / "half.avi").write_bytes(content[: len(content) // 2])
         whole, text, half = (inspect(copy, f"{name}.avi") for name in ("whole", "text", "half"))
+        gone = inspect(copy, "gone.avi")
         assert not text.readable
         assert text.problem
+        assert (gone.readable, gone.problem) == (False, "No such file or directory")
         assert 0 < half.frames < whole.frames
 
 
@@ -138,6 +142,31 @@ def test_statistics_of_batches_without_sound(miniature: Path, tmp_path: Path) ->
         "stats", f"data.root={miniature}", "data.batch_size=1", "data.workers=0", "clip.size=32", cwd=tmp_path
     )
     assert yaml.safe_load(printed[printed.index("# over") :])["mel_std"] > 0
+
+
+def test_own_files_that_cannot_be_read_stay_in_the_manifest_and_out_of_training(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "videos" / name).mkdir(parents=True)
+        for number in range(3):
+            write_media(tmp_path / "videos" / name / f"{number}.mp4", frames=10)
+    (tmp_path / "videos/a/1.mp4").write_text("broken")
+    listed = sorted(path.relative_to(tmp_path / "videos") for path in tmp_path.glob("videos/*/*"))
+    (tmp_path / "list.txt").write_text("".join(f"{path} {int(path.parts[0] == 'b')}\n" for path in listed))
+    root = f"data.root={tmp_path}/videos"
+    for arguments in (
+        ("data=folder", root),
+        ("data=folder", root),
+        ("data=csv", root, f"data.train={tmp_path}/list.txt"),
+    ):
+        run("prepare", *arguments, cwd=tmp_path)
+        assert sorted(read_manifest(tmp_path / "videos" / NAME)) == list(map(str, listed))
+    clip = ClipSpec()
+    for module in (
+        FolderDataModule(str(tmp_path / "videos"), val_share=0, clip=clip),
+        CSVDataModule(str(tmp_path / "list.txt"), root=str(tmp_path / "videos"), clip=clip),
+    ):
+        assert len(module.splits.train) == 5
+        assert tmp_path / "videos/a/1.mp4" not in {entry.path for entry in module.splits.train}
 
 
 def test_a_record_without_pictures_is_not_readable() -> None:

@@ -1,11 +1,15 @@
 """The study on a miniature, whole."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
+import torch
 from commands import error, run
 from conftest import TINY
+
+from avmae.study import side_by_side
 
 SYSTEMS = ("videomae", "avmae")
 
@@ -73,3 +77,10 @@ def test_a_part_of_a_study_can_be_looked_at(study: tuple[Path, str], arguments: 
     folder, _ = study
     fewer = run("study", *arguments, "study.systems=[videomae]", cwd=folder)
     assert "avmae" not in fewer[fewer.index("top-1 in percent") :].splitlines()[1]
+
+
+def test_a_training_gets_one_of_the_gpus_that_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-b,5")
+    with side_by_side(1, "auto") as pool:
+        assert pool.submit(os.getenv, "CUDA_VISIBLE_DEVICES").result() == "GPU-b"

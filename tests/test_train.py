@@ -215,9 +215,11 @@ def test_unreadable_clips_are_skipped_and_named_until_there_are_too_many(miniatu
     root = Path(shutil.copytree(miniature, tmp_path / "data"))
     files = sorted((root / "UCF-101").glob("*/*_g08_*.avi"))
     files[0].write_bytes(b"not a video")
-    printed = train("trainer.max_epochs=1", "callbacks.unreadable.max_share=0.5", cwd=tmp_path, miniature=root)
+    # Two views of each window do not make more windows.
+    lenient = ("trainer.max_epochs=1", "callbacks.unreadable.max_share=0.5", "augment.repeats=2")
+    printed = train(*lenient, cwd=tmp_path, miniature=root)
     assert f"{files[0]}" in printed
-    assert "1 of 8 readings failed" in printed
+    assert "training: 1 of 8 windows cannot be read (1 clips)" in printed
     for file in files:
         file.write_bytes(b"not a video")
     printed = train("trainer.max_epochs=1", cwd=tmp_path, miniature=root, ok=False)

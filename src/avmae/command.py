@@ -321,9 +321,18 @@ def first_process() -> bool:
 
 
 def precision(trainer: dict[str, Any]) -> str:
-    """Precision by device: bf16 autocast on GPUs that have it, full elsewhere."""
+    """Precision by device: bf16 autocast on GPUs that have it, full elsewhere.
+
+    Raises:
+        InputError: half precision is asked for.
+    """
     import torch
 
+    if str(trainer["precision"]).startswith("16"):
+        raise InputError(
+            f"trainer.precision={trainer['precision']} needs a scaled loss, with which gradients are neither measured "
+            "nor clipped rightly here; choose bf16-mixed or 32-true"
+        )
     if trainer["precision"] != "auto":
         return trainer["precision"]
     on_gpu = trainer["accelerator"] != "cpu" and torch.cuda.is_available()
@@ -368,7 +377,7 @@ class SweepTable(Callback):
         for summary in Path(config.hydra.sweep.dir).glob("*/summary.json"):
             overrides: Any = OmegaConf.load(summary.parent / ".hydra" / "overrides.yaml")
             metrics = {k: f"{v:.4g}" for k, v in json.loads(summary.read_text()).items()}
-            row = dict(o.lstrip("+").split("=", 1) for o in overrides)
+            row = dict(override.lstrip("+").partition("=")[::2] for override in overrides)
             rows.append({"job": summary.parent.name, **row, **metrics})
         if not rows:
             return

@@ -14,7 +14,7 @@ def main(config: dict[str, Any]) -> None:
     """Score every test clip once over segments x crops; see `python -m avmae.evaluate --help`."""
     quiet_libraries()
     paths = config["ckpt"] if isinstance(config["ckpt"], list) else [config["ckpt"]]
-    output = Path(config["output"] or Path(paths[0]).parent.parent / "results.json")
+    output = Path(config["output"] or Path(paths[0]).parent.parent / "results.json").expanduser()
     results = [score(path, config) for path in paths]
     content = results[0]
     if len(results) > 1:
@@ -59,7 +59,7 @@ def score(ckpt: str, config: dict[str, Any]) -> dict[str, Any]:
     elif "audio" in model.encoder.modalities or not degradations:
         result |= retrieve(ckpt, model, settings, datamodule, config)
     if degradations:
-        rows = score_degraded(model, datamodule, degradations, config["max_unreadable"])
+        rows = score_degraded(model, datamodule, degradations, config["max_unreadable"], config["accelerator"])
         print()
         print_degraded(rows)
         result["degraded"] = rows
@@ -130,7 +130,7 @@ def retrieve(
 
     if "audio" not in model.encoder.modalities:
         raise InputError(f"{ckpt} is a pretraining checkpoint and knows no classes; fine-tune it first")
-    embeddings = embed(model, datamodule, "test", config["max_unreadable"])
+    embeddings = embed(model, datamodule, "test", config["max_unreadable"], config["accelerator"])
     kept = embeddings.scored & embeddings.has_audio
     figures = recall(embeddings.apart["video"][kept], embeddings.apart["audio"][kept])
     print(f"retrieval among {int(kept.sum())} test clips with sound; meant for models trained with task.contrast")

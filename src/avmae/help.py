@@ -86,14 +86,19 @@ def _comments(file: Path, prefix: str) -> dict[str, str]:
     found: dict[str, str] = {}
     own: Any = OmegaConf.to_container(OmegaConf.load(file))
     for base in own.get("defaults", []) if prefix else []:
-        found |= _comments(file.with_stem(base), prefix)
+        # A dict overrides what another group starts from.
+        if isinstance(base, str):
+            found |= _comments(file.with_stem(base.partition("@")[0]), prefix)
+    everywhere = "# @package _global_\n"
+    keys = "" if text.startswith(everywhere) else prefix
+    text = text.removeprefix(everywhere)
     path: list[str] = []
     for line in text.splitlines():
         match = LINE.match(line)
         if match:
             path = [*path[: len(match["indent"]) // 2], match["key"]]
             if match["comment"]:
-                found[prefix + ".".join(path)] = match["comment"].strip()
+                found[keys + ".".join(path)] = match["comment"].strip()
     if text.startswith("# ") and prefix:
         found[prefix.removesuffix(".")] = text.splitlines()[0].removeprefix("# ")
     return found

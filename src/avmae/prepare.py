@@ -27,7 +27,7 @@ def main(config: dict[str, Any]) -> None:
     if isinstance(datamodule, CSVDataModule) and not data["root"]:
         raise InputError("data.root must be given: the folder that the manifest's paths start from")
     root = Path(data["root"]).expanduser()
-    parts = folds(root) if "fold" in data else parts_of(datamodule.splits)
+    parts = folds(root) if "fold" in data else parts_of(datamodule.listed)
     entries = {entry.path: entry for part in parts.values() for entry in part}
     outside = [path for path in entries if not path.is_relative_to(root)]
     if outside:

@@ -1,6 +1,7 @@
 """`python -m avmae.reconstruct ckpt=PATH input=FILE output=DIR`: see what pretrained models make of videos."""
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,12 @@ def main(config: dict[str, Any]) -> None:
         if not files:
             raise InputError(f"input={source} holds no videos ({', '.join(sorted(SUFFIXES))})")
     rows, failed = [], []
+    named = Counter(file.with_suffix("") for file in files)
     for file in files:
-        folder = output / file.relative_to(source).with_suffix("") if source.is_dir() else output
+        folder = output
+        if source.is_dir():
+            # a.mp4 and a.avi are not one video.
+            folder /= file.relative_to(source).with_suffix("" if named[file.with_suffix("")] == 1 else file.suffix)
         try:
             metrics = reconstruct(file, systems, folder, config)
         except MediaError as error:
@@ -74,10 +79,12 @@ def load_systems(config: dict[str, Any]) -> list[System]:
         # The first one's mask for all: differences should come from the systems.
         mask = (systems[0].settings if systems else settings)["mask"]
         mask = mask | {key: value for key, value in config["mask"].items() if value is not None}
-        model.maskings = build_maskings(model.encoder, spec(MaskSpec, "mask", mask))
+        model.maskings = build_maskings(model.encoder, spec(MaskSpec, "mask", mask)).eval()
         label = settings["model"]["name"]
-        if any(system.label == label for system in systems):
-            label = f"{label} ({Path(path).parent.parent.name})"
+        taken = {system.label for system in systems}
+        run, file = Path(path).absolute().parent.parent.name, Path(path).stem
+        names = [label, f"{label} ({run})", f"{label} ({run}, {file})", f"{label} ({len(systems) + 1})"]
+        label = next(name for name in names if name not in taken)
         systems.append(System(label, model, settings | {"mask": mask}))
     return systems
 

@@ -72,6 +72,11 @@ def resume_checkpoint(logs: str, name: str, resume: str) -> Path:
         path = Path(resume).expanduser()
         if not path.exists():
             raise InputError(f"resume={resume} is not a file; give a checkpoint's path, or resume=last")
+        if path.absolute().parent.name != "checkpoints":
+            raise InputError(
+                f"resume={resume} is in no run's checkpoints/, and a resumed run goes on in its own folder; move it "
+                "back, or start a new run from its weights with ckpt="
+            )
         if wrong := damage(path):
             raise InputError(f"resume={resume} is damaged ({wrong}); resume=last takes the newest that is sound")
         return path.absolute()

@@ -142,15 +142,18 @@ def side_by_side(jobs: int | None, accelerator: str) -> ProcessPoolExecutor:
     """
     import torch
 
-    gpus = 0 if accelerator == "cpu" else torch.cuda.device_count()
+    gpus = list(map(str, range(0 if accelerator == "cpu" else torch.cuda.device_count())))
+    if gpus and (visible := os.environ.get("CUDA_VISIBLE_DEVICES")):
+        # Numbers or names of those that are ours, of all that the machine has.
+        gpus = visible.split(",")[: len(gpus)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jobs = jobs if jobs is not None else gpus or min(4, cores)
+    jobs = jobs if jobs is not None else len(gpus) or min(4, cores)
     if jobs < 1:
         raise InputError(f"jobs={jobs} must be at least 1, or null")
     context = get_context("spawn")
     places = context.Queue()
     for job in range(jobs):
-        places.put({"CUDA_VISIBLE_DEVICES": str(job % gpus)} if gpus else {})
+        places.put({"CUDA_VISIBLE_DEVICES": gpus[job % len(gpus)]} if gpus else {})
     threads = str(max(1, cores // jobs))
     return ProcessPoolExecutor(jobs, context, initializer=take_place, initargs=(places, threads))
 
@@ -211,7 +214,7 @@ def results(
         data = evaluation_data(read_checkpoint(ckpt).config, {}, ["video", "audio"])
         # From scratch and with few labels, what matters is how much is learned, clean.
         full = training.start == "pretraining" or (training.start == "pretrained" and training.labels == 1)
-        for row in score_degraded(model, data, degradations if full else []):
+        for row in score_degraded(model, data, degradations if full else [], accelerator=accelerator):
             yield {"start": training.start, "labels": training.labels, **row}
 
 

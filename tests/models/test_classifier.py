@@ -26,6 +26,11 @@ class TestEverySystem:
         cross_entropy(model(batch(has_audio)), torch.tensor([0, 4])).backward()
         assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
+    def test_what_stands_for_missing_pictures_has_a_gradient_where_none_are_missing(self, system: str) -> None:
+        model = classifier(system, may_lack=("video", "audio"))
+        cross_entropy(model(batch()), torch.tensor([0, 4])).backward()
+        assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
     def test_every_parameter_learns(self, system: str) -> None:
         model = disturbed(system)
         cross_entropy(model(batch()), torch.tensor([0, 4])).backward()

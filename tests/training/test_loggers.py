@@ -27,6 +27,14 @@ def test_a_resumed_run_goes_on_after_its_checkpoint(tmp_path: Path) -> None:
     assert [row["accuracy"] for row in found] == [""] * 4 + ["1.0"] * 4
 
 
+def test_a_line_that_a_power_cut_left_in_half_is_dropped(tmp_path: Path) -> None:
+    write(tmp_path, range(3))
+    with (tmp_path / "metrics.csv").open("a") as stream:
+        stream.write("3.0,")
+    write(tmp_path, range(3, 5), resume="last")
+    assert [(row["step"], row["loss"]) for row in rows(tmp_path)] == [(str(n), f"{n}.0") for n in range(5)]
+
+
 def test_a_new_run_in_an_old_folder_starts_anew(tmp_path: Path) -> None:
     write(tmp_path, range(6))
     write(tmp_path, range(2))

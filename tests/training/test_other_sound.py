@@ -23,6 +23,7 @@ def test_sound_is_dropped_below_one_share_and_exchanged_below_the_next() -> None
         label=label,
         clip_id=torch.arange(5),
         view=torch.zeros(5, dtype=torch.long),
+        windows=5,
         unreadable=[],
     )
     changed = task.change_sound(batch, torch.tensor([0.1, 0.5, 0.9, 0.5, 0.5]))

@@ -38,7 +38,8 @@ class Batch(TypedDict):
         label: (B,) int64.
         clip_id: (B,) int64; -1 where the view is not to be scored.
         view: (B,) int64.
-        unreadable: what went wrong with clips that could not be read.
+        windows: how many were read for it, each for one view or more.
+        unreadable: what went wrong with windows that could not be read.
     """
 
     video: Tensor
@@ -47,6 +48,7 @@ class Batch(TypedDict):
     label: Tensor
     clip_id: Tensor
     view: Tensor
+    windows: int
     unreadable: list[str]
 
 
@@ -91,6 +93,7 @@ class BatchTransform(nn.Module):
             label=sample["label"].repeat_interleave(repeats),
             clip_id=sample["clip_id"].repeat_interleave(repeats),
             view=view.flatten(),
+            windows=len(view),
             unreadable=sample["unreadable"],
         )
 
@@ -101,6 +104,7 @@ class ClipDataModule(L.LightningDataModule):
     Args:
         splits: the clips of each part.
         clip: shape of a window.
+        root: folder whose manifest says which clips cannot be read; None where there is none.
         audio: read the sound, too; False for systems of pictures alone.
         batch_size: windows a process and step.
         workers: reading processes for each training process.
@@ -117,6 +121,7 @@ class ClipDataModule(L.LightningDataModule):
         self,
         splits: Splits,
         clip: ClipSpec,
+        root: str | Path | None = None,
         audio: bool = True,
         batch_size: int = 8,
         workers: int = 2,
@@ -136,6 +141,9 @@ class ClipDataModule(L.LightningDataModule):
         if only is not None:
             names = [only] if isinstance(only, str) else list(map(str, only))
             splits = keep_classes(splits, CLASSES_WITH_SOUND if only == "with_sound" else names)
+        self.listed = splits
+        if root is not None:
+            splits = without_unreadable(splits, root)
         self.splits = splits if train_share == 1 else few_labels(splits, train_share, seed)
         self.clip, self.audio, self.batch_size, self.workers = clip, audio, batch_size, workers
         self.segments, self.crops, self.seed, self.timeout = segments, crops, seed, timeout
@@ -225,10 +233,11 @@ class ClipDataModule(L.LightningDataModule):
         return self.transform.to(batch["frames"].device)(batch)
 
     def part_loader(self, part: str, mixed: bool = False) -> DataLoader:
-        """Segments x crops of each clip of a part: train, val or test; `mixed` takes the clips in random order."""
+        """Segments x crops of each clip of a part: train, val or test; `mixed` takes the clips in one random order."""
         entries = getattr(self.splits, part)
         if mixed:
-            entries = [entries[i] for i in np.random.default_rng(self.seed).permutation(len(entries))]
+            # Not the run's seed: degradations follow a clip's number, and all models are to see the same.
+            entries = [entries[i] for i in np.random.default_rng(0).permutation(len(entries))]
         return self._eval_loader(entries, self.segments, self.crops)
 
     def transfer_batch_to_device(self, batch: Sample, device: torch.device, dataloader_idx: int) -> Any:
@@ -258,7 +267,7 @@ class UCF101DataModule(ClipDataModule):
     """
 
     def __init__(self, root: str, fold: int = 1, val_groups: int = 2, **reading: Any) -> None:
-        super().__init__(without_unreadable(read_ucf101(root, fold, val_groups), root), **reading)
+        super().__init__(read_ucf101(root, fold, val_groups), root=root, **reading)
 
 
 class CSVDataModule(ClipDataModule):
@@ -273,14 +282,14 @@ class CSVDataModule(ClipDataModule):
         classes: int | list[str] | None = None,
         **reading: Any,
     ) -> None:
-        super().__init__(read_csv(train, val, test, root, classes), **reading)
+        super().__init__(read_csv(train, val, test, root, classes), root=root, **reading)
 
 
 class FolderDataModule(ClipDataModule):
     """A class per subfolder; see `read_folder`."""
 
     def __init__(self, root: str, val_share: float = 0.1, **reading: Any) -> None:
-        super().__init__(without_unreadable(read_folder(root, val_share), root), **reading)
+        super().__init__(read_folder(root, val_share), root=root, **reading)
 
 
 class ShardsDataModule(ClipDataModule):

@@ -69,7 +69,10 @@ class Record:
 def inspect(root: Path, path: str) -> Record:
     """Decode a whole file. What is wrong with it is in the record; nothing is raised."""
     file = root / path
-    stat = file.stat()
+    try:
+        stat = file.stat()
+    except OSError as error:
+        return Record(path, size=0, modified=0, problem=error.strerror or str(error))
     known: dict[str, Any] = {"path": path, "size": stat.st_size, "modified": stat.st_mtime_ns}
     try:
         info = probe(file)

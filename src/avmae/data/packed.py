@@ -6,6 +6,7 @@ in mid-epoch) holds without another word.
 """
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -164,6 +165,7 @@ def read_packed(root: str, fold: int = 1, val_groups: int = 2) -> Splits:
     Raises:
         InputError: it is no packed data set of avmae's, or has no such fold.
     """
+    root = os.path.expanduser(root)
     table = _read_json(root, TABLE)
     _check_index(root)
     store = Store(root)

@@ -101,13 +101,15 @@ class ModalityEncoder(nn.Module):
         Args:
             patches: (B, V, P, C), of the visible tokens only.
             visible: (B, V) int64, their numbers; None where all N are visible, in order.
-            present: (B,) bool, whether the clip has this modality at all; only read if it may be absent.
+            present: (B,) bool, whether the clip has this modality at all; None if all have. Read if one may lack it.
 
         Returns:
             (B, V, dim).
         """
         tokens = self.embed(patches.flatten(2))
-        if self.absent is not None and present is not None:
+        if self.absent is not None:
+            # Where no clip lacks it, too: DDP wants a gradient of every parameter.
+            present = tokens.new_ones(len(tokens), dtype=torch.bool) if present is None else present
             tokens = torch.where(present[:, None, None], tokens, self.absent.to(tokens.dtype))
         positions = self.positions if visible is None else self.positions[visible]
         return self.blocks(tokens + positions)

@@ -59,30 +59,30 @@ class UnreadableClips(Callback):
     """Names clips that could not be read at the end of each epoch, and stops a run in which too many are.
 
     Args:
-        max_share: of all readings of an epoch (or of a test) that may fail.
+        max_share: of all windows read in an epoch, a validation or a test that may fail.
     """
 
     def __init__(self, max_share: float = 0.05) -> None:
         self.max_share = max_share
-        self._messages: set[str] = set()
-        self._bad = self._read = 0
+        self._failed: dict[str, list[str]] = {"training": [], "validation": [], "test": []}
+        self._read = dict.fromkeys(self._failed, 0)
 
-    def _count(self, batch: Batch) -> None:
-        self._messages.update(batch["unreadable"])
-        self._bad += len(batch["unreadable"])
-        self._read += batch["label"].shape[0]
+    def _count(self, part: str, batch: Batch) -> None:
+        self._failed[part] += batch["unreadable"]
+        self._read[part] += batch["windows"]
         # Enough to tell a bad data set from a bad clip, long before a large epoch ends.
-        if self._read >= 200 and self._bad > 2 * self.max_share * self._read:
-            self._report()
+        if self._read[part] >= 200 and len(self._failed[part]) > 2 * self.max_share * self._read[part]:
+            self._report(part)
 
-    def _report(self) -> None:
-        bad, read, messages = self._bad, self._read, sorted(self._messages)
-        self._bad = self._read = 0
-        self._messages = set()
-        if not bad:
+    def _report(self, part: str) -> None:
+        failed, read = self._failed[part], self._read[part]
+        self._failed[part], self._read[part] = [], 0
+        if not failed:
             return
-        text = f"{bad} of {read} readings failed ({len(messages)} clips), for example:\n  " + "\n  ".join(messages[:5])
-        if bad > self.max_share * read:
+        clips = sorted(set(failed))
+        text = f"{part}: {len(failed)} of {read} windows cannot be read ({len(clips)} clips), for example:\n  "
+        text += "\n  ".join(clips[:5])
+        if len(failed) > self.max_share * read:
             raise InputError(
                 f"{text}\nmore than callbacks.unreadable.max_share={self.max_share:g} of the data cannot be read; "
                 "repair it, take the clips off the lists, or raise the share"
@@ -93,21 +93,31 @@ class UnreadableClips(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Count."""
-        self._count(batch)
+        self._count("training", batch)
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int, *_: int
+    ) -> None:
+        """Count."""
+        self._count("validation", batch)
 
     def on_test_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int, *_: int
     ) -> None:
         """Count."""
-        self._count(batch)
+        self._count("test", batch)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say what was skipped."""
-        self._report()
+        self._report("training")
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say what was not scored."""
+        self._report("validation")
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say what was not scored."""
-        self._report()
+        self._report("test")
 
 
 class OnlineKNN(Callback):

@@ -14,7 +14,7 @@ from avmae.models.autoencoder import MaskedAutoencoder, normalize_patches
 from avmae.models.classifier import Classifier
 from avmae.models.tokens import gather_tokens
 from avmae.training.classification import ClipScores
-from avmae.training.embedding import refuse_unreadable
+from avmae.training.embedding import choose_device, refuse_unreadable
 
 Row = dict[str, Any]
 """`degradation` (its kind, or clean), `severity` (1 for kinds that have none), `subset` (all, sound or silent clips),
@@ -57,6 +57,7 @@ def score_degraded(
     datamodule: ClipDataModule,
     degradations: Sequence[Degradation],
     max_unreadable: float = 0.05,
+    accelerator: str = "auto",
 ) -> list[Row]:
     """Test a model on clean test clips and on each degradation of them.
 
@@ -66,6 +67,7 @@ def score_degraded(
         datamodule: its test clips, segments and crops.
         degradations: each scored by itself.
         max_unreadable: largest share of clips that may be unreadable.
+        accelerator: see `choose_device`.
 
     Returns:
         Rows, the clean ones first. Whether a clip counts as sounding is what its file says, whatever was done to it.
@@ -73,7 +75,7 @@ def score_degraded(
     Raises:
         InputError: too many clips cannot be read; some are named.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(accelerator)
     model.to(device)
     transform, clips = datamodule.transform.to(device), len(datamodule.splits.test)
     conditions = [None, *degradations]

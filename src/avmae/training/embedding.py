@@ -30,21 +30,31 @@ class Embeddings:
     scored: Tensor
 
 
+def choose_device(accelerator: str) -> torch.device:
+    """A GPU where there is one, unless the accelerator is `cpu`."""
+    return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+
+
 def embed(
-    model: MaskedAutoencoder | Classifier, datamodule: ClipDataModule, part: str, max_unreadable: float = 0.05
+    model: MaskedAutoencoder | Classifier,
+    datamodule: ClipDataModule,
+    part: str,
+    max_unreadable: float = 0.05,
+    accelerator: str = "auto",
 ) -> Embeddings:
-    """Embed the clips of one part, averaged over the data module's segments x crops, on a GPU where there is one.
+    """Embed the clips of one part, averaged over the data module's segments x crops.
 
     Args:
         model: in evaluation mode.
         datamodule: of the data set.
         part: `train`, `val` or `test`.
         max_unreadable: largest share of clips that may be unreadable.
+        accelerator: see `choose_device`.
 
     Raises:
         InputError: too many clips cannot be read; some are named.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(accelerator)
     encoder, transform = model.encoder.to(device), datamodule.transform.to(device)
     loader, clips = datamodule.part_loader(part), len(getattr(datamodule.splits, part))
     sums: dict[str, Tensor] = {}

@@ -85,7 +85,8 @@ def _write(file: Path, names: list[str], rows: list[dict[str, str]]) -> None:
 def _read(file: Path) -> tuple[list[str], list[dict[str, str]]]:
     with file.open(newline="") as stream:
         reader = csv.DictReader(stream)
-        return list(reader.fieldnames or []), list(reader)
+        # A power cut may have left the last line in half.
+        return list(reader.fieldnames or []), [row for row in reader if (row["step"] or "").isdigit()]
 
 
 class RunCSVLogger(CSVLogger):

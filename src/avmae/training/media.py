@@ -109,14 +109,16 @@ class Reconstructions(Callback):
     def _read(self, trainer: L.Trainer) -> list[tuple[str, Window]]:
         data, clip = trainer.datamodule, trainer.datamodule.clip
         entries = data.splits.val or data.splits.train
-        windows = []
+        windows: list[tuple[str, Window]] = []
         for place in sorted(set(np.linspace(0, len(entries) - 1, self.clips).round().astype(int).tolist())):
             # Clips that cannot be read are named by the callback for them.
             try:
                 window = read_window(entries[place].path, clip, 0.5, clip.canvas, data.audio)
             except MediaError:
                 continue
-            windows.append((Path(str(entries[place].path)).stem, window))
+            path = Path(str(entries[place].path))
+            name = path.stem if path.stem not in dict(windows) else f"{path.parent.name}_{path.stem}"
+            windows.append((name, window))
         return windows
 
     def _show(self, trainer: L.Trainer, shown: list[tuple[str, Comparison]]) -> None:
