@@ -210,7 +210,7 @@ def study_figure(
         for axes, name in zip(grid.flat, chosen, strict=False):
             handles |= _dependence(axes, points[name], lines)
             axes.set_title(name if labels else "", loc="left", fontweight="bold")
-            axes.set_xlabel("severity")
+            axes.set_xlabel("severity" if name not in {point.place for point in points[name]} else "")
             _value_axis(axes, metric)
         for axes in grid.flat[: len(chosen)]:
             axes.set_ylim(_limits([point for panel in points.values() for point in panel]))
@@ -223,15 +223,20 @@ def study_points(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, li
     """The points of each degradation's panel of `study_figure`."""
     rows = [row for row in rows if row["metric"] == metric]
     extra = [key for key in study_conditions(rows) if len({str(row.get(key)) for row in rows}) > 1]
+    severities: dict[str, set[Any]] = {}
+    for row in rows:
+        severities.setdefault(str(row["degradation"]), set()).add(row["severity"])
     clean, panels = [], dict[str, list[Point]]()
     for row in rows:
         line = ", ".join([str(row["system"]), *(f"{key} {row.get(key)}" for key in extra)])
         if row["degradation"] in CLEAN:
             clean.append(Point(line, "clean", row["value"]))
         else:
+            name, severity = str(row["degradation"]), row["severity"]
             # By name and in the rows' order, for the worst may be the smallest number, as of a signal-to-noise ratio.
-            place = f"{row['severity']:g}" if isinstance(row["severity"], int | float) else str(row["severity"])
-            panels.setdefault(str(row["degradation"]), []).append(Point(line, place, row["value"]))
+            place = f"{severity:g}" if isinstance(severity, int | float) else str(severity)
+            # Silence has no more and less.
+            panels.setdefault(name, []).append(Point(line, name if severities[name] == {1} else place, row["value"]))
     return {name: [*clean, *points] for name, points in panels.items()} or {"clean": clean}
 
 
