@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from test_train import assert_same_run, load, metrics
 from timm.optim import Muon
 
 from avmae.errors import InputError
-from avmae.runs import LAST, PREVIOUS, resume_checkpoint
+from avmae.runs import LAST, PREVIOUS, own_checkpoint, record_environment, resume_checkpoint
 from avmae.training.checkpoints import SafeCheckpointIO
 from avmae.training.loggers import RunCSVLogger
 from avmae.training.nonfinite import skip_if
@@ -106,8 +107,9 @@ def test_a_signalled_run_saves_within_the_step_and_goes_on_to_the_bit_whatever_t
     process = start(*arguments, miniature=miniature, env=env)
     wait_for(trained(tmp_path / "logs/run", 5), process, output)
     for pid in (*descendants(process.pid), process.pid):
-        # As a scheduler does: all processes get it.
+        # As a scheduler does: all processes get it, and where the step takes long, the end of the time as well.
         os.kill(pid, sent)
+        os.kill(pid, signal.SIGTERM)
     assert process.wait(120) == 128 + sent, output.read_text()
     assert f"{sent.name}: step" in output.read_text()
     (folder,) = (tmp_path / "logs/run").iterdir()
@@ -125,6 +127,60 @@ def test_a_signalled_run_saves_within_the_step_and_goes_on_to_the_bit_whatever_t
     assert_same_run(whole / "checkpoints" / LAST, folder / "checkpoints" / LAST)
     rows = [[(r["step"], r["train/loss"]) for r in metrics(run) if r["train/loss"]] for run in (whole, folder)]
     assert rows[0] == rows[1], "nothing is missing from the curve either"
+
+
+def submitted(process: subprocess.Popen) -> list[int]:
+    """The processes in which submitit runs the jobs of a multirun."""
+    found = []
+    for pid in descendants(process.pid):
+        with suppress(FileNotFoundError):
+            arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            found += [pid] if b"submitit.core._submit" in arguments else []
+    return found
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_job_that_submitit_queues_again_saves_first_and_goes_on_in_its_own_folder(
+    processes: int, start: Start, miniature: Path, tmp_path: Path
+) -> None:
+    output, sweep = tmp_path / "printed.txt", tmp_path / "sweep"
+    arguments = (*ARGUMENTS, "cluster=local", "callbacks.last.every_n_epochs=1000", f"hydra.sweep.dir={sweep}")
+    two = ("strategy=ddp", "trainer.devices=2", "data.batch_size=2") if processes == 2 else ()
+    process = start("-m", *arguments, *two, miniature=miniature)
+    wait_for(trained(sweep, 5), process, output)
+    (job,) = submitted(process)
+    os.kill(job, signal.SIGUSR2)
+    assert process.wait(240) == 0, output.read_text()
+    run = sweep / "0"
+    first, second = json.loads((run / "environment.json").read_text())
+    assert (first["resumed"], second["resumed"]) == (None, str(run / "checkpoints" / LAST))
+    assert first["slurm_job"] == second["slurm_job"] is not None
+    (log,) = (sweep / ".submitit").glob("*/*_log.out")
+    assert "SIGUSR2: step" in log.read_text()
+    assert [int(row["step"]) for row in metrics(run) if row["train/loss"]] == list(range(40))
+    assert (sweep / "sweep.csv").is_file()
+
+
+def test_a_job_of_slurms_goes_on_in_its_folder_only_if_it_was_queued_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "sweep/3"
+    SafeCheckpointIO().save_checkpoint(checkpoint(1), run / "checkpoints" / LAST)
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    record_environment(run, None)
+
+    def found(**environment: str) -> Path | None:
+        own_checkpoint.cache_clear()
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        return own_checkpoint(str(run))
+
+    assert found() is None
+    assert found(SLURM_RESTART_COUNT="1") == run / "checkpoints" / LAST
+    assert found(SLURM_JOB_ID="18") is None
+    assert found(SLURM_JOB_ID="17") is not None
+    spoil(run / "checkpoints" / LAST, "cut off")
+    assert found() is None
 
 
 def test_several_best_checkpoints_are_kept_if_asked_for(whole: Path) -> None:

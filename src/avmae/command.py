@@ -29,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from avmae.errors import InputError, Interrupted
 from avmae.help import page
 from avmae.processes import end_with_parent
-from avmae.runs import requeued, resume_checkpoint, torchrun_id
+from avmae.runs import queue_again, requeued, resume_checkpoint, torchrun_id
 from avmae.terminal import printable
 
 # Read when torch loads GNU's OpenMP. By default its threads spin for milliseconds while they wait, which takes the
@@ -245,7 +245,7 @@ def launch(function: Callable[[dict[str, Any]], Any], config: dict[str, Any], pr
     for name in ("agent.server.api", "multiprocessing.api"):
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
     # Torch hands on SIGTERM and SIGINT itself.
-    before = signal.signal(signal.SIGUSR1, hand_on)
+    before = {number: signal.signal(number, hand_on) for number in (signal.SIGUSR1, signal.SIGUSR2)}
     try:
         # Where the processes leave their errors; torch itself would never delete it.
         with tempfile.TemporaryDirectory(prefix="avmae_", ignore_cleanup_errors=True) as folder:
@@ -261,6 +261,9 @@ def launch(function: Callable[[dict[str, Any]], Any], config: dict[str, Any], pr
             )
             return elastic_launch(settings, _Process(function))(config)[0]
     except SignalException as error:
+        if error.sigval == signal.SIGUSR2:
+            # After SIGUSR1 the processes have asked SLURM themselves; submitit's handler is this process's.
+            queue_again(error.sigval, before[signal.SIGUSR2])
         raise Interrupted(128 + error.sigval) from None
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
@@ -273,7 +276,8 @@ def launch(function: Callable[[dict[str, Any]], Any], config: dict[str, Any], pr
             message = f"{signal.Signals(-failure.exitcode).name} ended it; go on with resume=last"
         raise InputError(f"process {rank} of {processes} failed: {message}") from error
     finally:
-        signal.signal(signal.SIGUSR1, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         for child in multiprocessing.active_children():
             child.kill()
 

@@ -18,7 +18,7 @@ from avmae.command import (
     started,
 )
 from avmae.errors import InputError
-from avmae.runs import record_environment, resume_checkpoint
+from avmae.runs import own_checkpoint, record_environment, resume_checkpoint
 from avmae.terminal import printable
 
 LOST = "Connection (closed|reset) by peer|Timed out waiting|Broken pipe|timed out after"
@@ -32,7 +32,12 @@ def main(config: dict[str, Any]) -> dict[str, float] | float:
     Returns:
         All metrics by name, or of ``objective=NAME`` that one.
     """
-    if config["resume"]:
+    if own := own_checkpoint(config["run_dir"]):
+        config["resume"] = str(own)
+        for logger in config["logger"].values():
+            if "resume" in logger:
+                logger["resume"] = str(own)
+    elif config["resume"]:
         config["resume"] = str(resume_checkpoint(config["logs"], config["name"], config["resume"]))
     if first_process():
         record_environment(config["run_dir"], config["resume"])
@@ -268,4 +273,7 @@ def describe(network: Any, config: dict[str, Any], trainer: Any, splits: Any, ta
 
 
 if __name__ == "__main__":
-    main()
+    # By its module's name: processes that a submitit job starts cannot find what is of this process's __main__.
+    from avmae.train import main as named
+
+    named()
