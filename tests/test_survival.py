@@ -28,6 +28,8 @@ ARGUMENTS = ("name=run", "trainer.max_epochs=20", "trainer.log_every_n_steps=1",
 """40 steps in which a bit that is lost would show."""
 LONG = ("name=run", "trainer.max_epochs=2000", "data.batch_size=2", "data.val_groups=0")
 """A run that is still going when something happens to it."""
+CALLBACKS = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
+"""Environment in which the callbacks of these tests are found."""
 Start = Callable[..., subprocess.Popen]
 
 
@@ -183,6 +185,58 @@ def test_a_job_of_slurms_goes_on_in_its_folder_only_if_it_was_queued_again(
     assert found() is None
 
 
+def signalled(number: signal.Signals, step: int, validation: bool = True) -> tuple[str, ...]:
+    """Overrides for a signal after so many steps."""
+    key = "+callbacks.signalled"
+    values = {"_target_": "poison.Signalled", "number": int(number), "step": step, "validation": validation}
+    return tuple(f"{key}.{name}={value}" for name, value in values.items())
+
+
+def test_a_signal_in_validation_ends_the_epoch_and_the_run_goes_on_to_the_bit(
+    start: Start, whole: Path, miniature: Path, tmp_path: Path
+) -> None:
+    process = start(*ARGUMENTS, *signalled(signal.SIGTERM, 20), miniature=miniature, env=CALLBACKS)
+    assert process.wait(120) == 128 + signal.SIGTERM, (tmp_path / "printed.txt").read_text()
+    train(*ARGUMENTS, "resume=last", cwd=tmp_path, miniature=miniature)
+    (folder,) = (tmp_path / "logs/run").iterdir()
+    assert_same_run(whole / "checkpoints" / LAST, folder / "checkpoints" / LAST)
+    rows = [[(r["step"], r["val/loss"]) for r in metrics(run) if r["val/loss"]] for run in (whole, folder)]
+    assert rows[0] == rows[1], "that validation counts"
+
+
+@pytest.mark.parametrize("every", [1, 1000])
+def test_a_signal_in_the_last_validation_ends_the_run_before_its_test(
+    every: int, start: Start, miniature: Path, tmp_path: Path
+) -> None:
+    arguments = ("name=run", "task=classify", "trainer.max_epochs=2", f"callbacks.last.every_n_epochs={every}")
+    env = slurm(tmp_path) | CALLBACKS
+    process = start(*arguments, *signalled(signal.SIGUSR1, 4), miniature=miniature, env=env)
+    output = tmp_path / "printed.txt"
+    assert process.wait(120) == 128 + signal.SIGUSR1, output.read_text()
+    assert "SIGUSR1: step 4 is saved" in output.read_text()
+    assert (tmp_path / "asked").read_text() == "requeue 17\n"
+    (folder,) = (tmp_path / "logs/run").iterdir()
+    assert not (folder / "summary.json").exists()
+    assert load(folder / "checkpoints" / LAST)["global_step"] == 4
+    steps = [load(path)["global_step"] for path in (folder / "checkpoints").glob(PREVIOUS)]
+    assert steps == ([2] if every == 1 else []), "what is saved is not saved again"
+    again = start(*arguments, miniature=miniature, env=env | {"SLURM_RESTART_COUNT": "1"})
+    assert again.wait(120) == 0, output.read_text()
+    assert "test/top1" in json.loads((folder / "summary.json").read_text())
+
+
+def test_a_signal_in_the_last_step_of_one_of_two_processes_ends_both(
+    start: Start, miniature: Path, tmp_path: Path
+) -> None:
+    how = ("strategy=ddp", "trainer.devices=2", "data.batch_size=2", "hydra.run.dir=run", "trainer.max_epochs=1")
+    process = start(*how, *signalled(signal.SIGTERM, 1, validation=False), miniature=miniature, env=CALLBACKS)
+    output = tmp_path / "printed.txt"
+    assert process.wait(120) == 128 + signal.SIGTERM, output.read_text()
+    assert "SIGTERM: step 2 is saved" in output.read_text()
+    assert not (tmp_path / "run/summary.json").exists()
+    assert load(tmp_path / "run/checkpoints" / LAST)["global_step"] == 2
+
+
 def test_several_best_checkpoints_are_kept_if_asked_for(whole: Path) -> None:
     by_loss = sorted((float(row["val/loss"]), int(row["epoch"])) for row in metrics(whole) if row["val/loss"])
     expected = {f"best_{epoch:04d}.ckpt" for _, epoch in by_loss[:2]}
@@ -303,9 +357,8 @@ def test_steps_without_a_finite_loss_are_skipped_until_there_are_too_many(
     poison = ("+callbacks.poison._target_=poison.Poison", "+callbacks.poison.steps=[1,5,6,7,8]")
     arguments = ("hydra.run.dir=run", "trainer.max_epochs=9", "trainer.log_every_n_steps=1", *poison)
     output = tmp_path / "printed.txt"
-    env = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
     arguments = (*arguments, "callbacks.nonfinite.limit=3")
-    process = start(*arguments, miniature=miniature, env=env)
+    process = start(*arguments, miniature=miniature, env=CALLBACKS)
     assert process.wait(120) == 1
     message = error(output.read_text())
     for part in ("3 steps in a row", "step 8", "optim.base_lr", "optim.clip_norm", "precision", "skipped.jsonl"):
@@ -330,8 +383,7 @@ def test_a_loss_that_is_not_finite_skips_the_step_of_all_processes_whatever_its_
     every = ("callbacks.last.every_n_epochs=null", "callbacks.last.every_n_train_steps=1")
     how = (f"strategy={strategy}", f"trainer.devices={1 if strategy == 'single' else 2}", f"optim.kind={kind}")
     arguments = ("hydra.run.dir=run", "trainer.max_steps=4", "trainer.clips_per_step=4", "optim.warmup=0", *poison)
-    env = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
-    process = start(*arguments, *keep, *every, *how, "data.batch_size=1", miniature=miniature, env=env)
+    process = start(*arguments, *keep, *every, *how, "data.batch_size=1", miniature=miniature, env=CALLBACKS)
     assert process.wait(120) == 0, (tmp_path / "printed.txt").read_text()
     lines = [json.loads(line) for line in (tmp_path / "run/skipped.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 3]

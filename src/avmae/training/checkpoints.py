@@ -15,7 +15,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from torch import Tensor
 
 from avmae.data.datamodule import Batch
@@ -203,6 +203,24 @@ class SaveInTime(Checkpoint):
             # Lightning logs the step after these hooks.
             trainer._logger_connector.on_batch_end()
             trainer._logger_connector.update_train_step_metrics()
+            self._end(trainer, wish)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """End here if a signal came in validation, or too late for the epoch's last step: there may be no other."""
+        wish = int(_largest(self._received, trainer))
+        if not wish:
+            return
+        if not any(
+            isinstance(other, ModelCheckpoint)
+            and (other._last_checkpoint_saved, other._last_global_step_saved) == (self.path, trainer.global_step)
+            for other in trainer.checkpoint_callbacks
+        ):
+            trainer.save_checkpoint(self.path)
+        self._end(trainer, wish)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """End here if a signal came after the last epoch's end, before anything else is started."""
+        if wish := int(_largest(self._received, trainer)):
             self._end(trainer, wish)
 
     def _end(self, trainer: L.Trainer, wish: int) -> None:
