@@ -225,6 +225,21 @@ def test_optuna_searches_in_jobs_of_submitits(miniature: Path, tmp_path: Path) -
     assert "sweep.csv" in printed
 
 
+@pytest.mark.parametrize("rate", [0.5, 0.0])
+def test_a_trial_that_fails_ends_the_search_if_there_are_too_many(rate: float, miniature: Path, tmp_path: Path) -> None:
+    search = ("search=optuna", "cluster=local", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2")
+    # Of the two trials, one draws the ratio that hides everything.
+    space = ("mask.ratio=choice(0.5,1.0)", "seed=0", f"hydra.sweeper.max_failure_rate={rate}")
+    arguments = ("-m", *search, *space, "trainer.max_steps=1", "objective=train/loss", "hydra.sweep.dir=sweep")
+    printed = train(*arguments, cwd=tmp_path, miniature=miniature, ok=rate > 0)
+    assert "Traceback" not in printed
+    with (tmp_path / "sweep/sweep.csv").open() as stream:
+        (row,) = csv.DictReader(stream)
+    assert row["mask.ratio"] == "0.5"
+    assert f"job {1 - int(row['job'])}: mask.ratio must lie" in printed
+    assert (tmp_path / "sweep/optimization_results.yaml").exists() == (rate > 0)
+
+
 def test_an_objective_that_cannot_be_had_is_named(miniature: Path, tmp_path: Path) -> None:
     arguments = ("objective=val/loss", "data.val_groups=0", "trainer.max_steps=1")
     printed = train(*arguments, cwd=tmp_path, miniature=miniature, ok=False)

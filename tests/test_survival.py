@@ -1,5 +1,6 @@
 """Kills, signals, full disks, losses that are no numbers, and processes that die or hang: what is left of the run."""
 
+import csv
 import json
 import os
 import resource
@@ -391,6 +392,23 @@ def test_a_loss_that_is_not_finite_skips_the_step_of_all_processes_whatever_its_
     saved = [load(file)["state_dict"] for file in sorted((tmp_path / "run/checkpoints").glob("*.ckpt"))]
     same = [all(torch.equal(value, after[name]) for name, value in before.items()) for before, after in pairwise(saved)]
     assert same == [True, True, False], "steps 2 and 3 change nothing, step 4 does"
+
+
+def test_a_job_that_fails_ends_neither_the_sweep_nor_in_a_traceback(
+    start: Start, miniature: Path, tmp_path: Path
+) -> None:
+    poison = ("+callbacks.poison._target_=poison.Poison", "+callbacks.poison.steps=[0],[99],[1]")
+    arguments = ("-m", *poison, "callbacks.nonfinite.limit=1", "trainer.max_steps=4", "logger=wandb")
+    process = start(*arguments, "hydra.sweep.dir=sweep", miniature=miniature, env=CALLBACKS)
+    assert process.wait(240) == 1
+    printed = (tmp_path / "printed.txt").read_text()
+    assert "Traceback" not in printed
+    assert all(f"error: job {job}: loss or gradient were not finite" in printed for job in (0, 2))
+    with (tmp_path / "sweep/sweep.csv").open() as stream:
+        assert [row["job"] for row in csv.DictReader(stream)] == ["1"]
+    for job in ("0", "1", "2"):
+        runs = (tmp_path / "sweep" / job / "wandb").glob("offline-run-*")
+        assert len(list(runs)) == 1, "a job that failed is a W&B run of its own, too"
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import gc
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,13 @@ def main(config: dict[str, Any]) -> dict[str, float] | float:
         config["resume"] = str(resume_checkpoint(config["logs"], config["name"], config["resume"]))
     if first_process():
         record_environment(config["run_dir"], config["resume"])
-    metrics, objective = launch(run, config, process_count(config)), config["objective"]
+    try:
+        metrics, objective = launch(run, config, process_count(config)), config["objective"]
+    except Exception:
+        # The next job of a sweep is a run of its own.
+        if (wandb := sys.modules.get("wandb")) is not None and wandb.run is not None:
+            wandb.finish(exit_code=1)
+        raise
     if objective is None:
         return metrics
     if objective not in metrics:
