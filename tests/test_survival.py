@@ -198,6 +198,7 @@ def test_a_signal_in_validation_ends_the_epoch_and_the_run_goes_on_to_the_bit(
 ) -> None:
     process = start(*ARGUMENTS, *signalled(signal.SIGTERM, 20), miniature=miniature, env=CALLBACKS)
     assert process.wait(120) == 128 + signal.SIGTERM, (tmp_path / "printed.txt").read_text()
+    assert "SIGTERM: step 20 is saved" in (tmp_path / "printed.txt").read_text()
     train(*ARGUMENTS, "resume=last", cwd=tmp_path, miniature=miniature)
     (folder,) = (tmp_path / "logs/run").iterdir()
     assert_same_run(whole / "checkpoints" / LAST, folder / "checkpoints" / LAST)
@@ -223,7 +224,7 @@ def test_a_signal_in_the_last_validation_ends_the_run_before_its_test(
     assert steps == ([2] if every == 1 else []), "what is saved is not saved again"
     again = start(*arguments, miniature=miniature, env=env | {"SLURM_RESTART_COUNT": "1"})
     assert again.wait(120) == 0, output.read_text()
-    assert "test/top1" in json.loads((folder / "summary.json").read_text())
+    assert {"train/loss", "val/top1", "test/top1"} <= json.loads((folder / "summary.json").read_text()).keys()
 
 
 def test_a_signal_in_the_last_step_of_one_of_two_processes_ends_both(

@@ -237,7 +237,8 @@ def run(config: dict[str, Any]) -> dict[str, float]:
     if unsaved:
         path, cause = next(iter(unsaved.items()))
         raise InputError(f"trained to the end, but {path} could not be saved: {cause}; make room, then resume=last")
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    # A run that was ended after its last step has none but those.
+    metrics = task.resumed_metrics | {name: float(value) for name, value in trainer.callback_metrics.items()}
     if task_config["name"] == "classify" and datamodule.splits.test and trainer.state.status == "finished":
         best = next((c.best_model_path for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None)), None)
         if best and first_process():
