@@ -1,4 +1,6 @@
-"""Callbacks that spoil given steps: a loss that is NaN with its gradient, or by itself."""
+"""Callbacks that spoil given steps: a loss that is NaN with its gradient, or by itself, and a signal."""
+
+import os
 
 from lightning.pytorch.callbacks import Callback
 
@@ -24,3 +26,21 @@ class PoisonLoss(Callback):
         first = trainer.fit_loop.epoch_loop.batch_idx % trainer.accumulate_grad_batches == 0
         if first and trainer.global_rank == trainer.world_size - 1 and trainer.global_step in self.steps:
             loss.data.fill_(float("nan"))
+
+
+class Signalled(Callback):
+    """A signal that the last process gets after so many steps: in the next one, or in validation."""
+
+    def __init__(self, number: int, step: int, validation: bool = True) -> None:
+        self.number, self.step, self.validation = number, step, validation
+
+    def _send(self, trainer, validation: bool) -> None:
+        last = trainer.global_rank == trainer.world_size - 1
+        if last and (trainer.global_step, validation) == (self.step, self.validation):
+            os.kill(os.getpid(), self.number)
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        self._send(trainer, False)
+
+    def on_validation_start(self, trainer, pl_module) -> None:
+        self._send(trainer, True)

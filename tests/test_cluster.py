@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import ENVIRONMENT, _arguments, error, run, train
+from commands import ENVIRONMENT, _arguments, error, run, start_train, train
 
+from avmae.data.sampling import TrainSampler
 from avmae.errors import InputError
 from avmae.models.weights import load_model, read_checkpoint
 from avmae.runs import damage, resume_checkpoint
@@ -168,6 +170,45 @@ def test_torchruns_run_goes_on_with_another_number_of_processes_and_in_bf16(
     assert logged(folder, "train/grad_norm") == pytest.approx(logged(alone, "train/grad_norm"), rel=1e-2)
 
 
+@pytest.mark.parametrize(
+    ("processes", "step", "steps", "left"),
+    [
+        pytest.param((2, 1), 1, 2, 4, id="two to one"),
+        pytest.param((1, 2), 1, 3, 6, id="one to two, between two of its batches"),
+        pytest.param((2, 1), 4, 1, 4, id="two to one, accumulated"),
+        pytest.param((2, 1), 1, 4, 0, id="two to one, after an epoch's last step"),
+    ],
+)
+def test_another_number_of_processes_goes_on_in_mid_epoch_and_leaves_no_clip_out(
+    processes: tuple[int, int], step: int, steps: int, left: int, miniature: Path, tmp_path: Path
+) -> None:
+    def part(name: str, number: int, *overrides: str) -> None:
+        folder = tmp_path / name
+        folder.mkdir()
+        seen = ("+callbacks.seen._target_=seen.Seen", f"+callbacks.seen.folder={folder}", "data.batch_size=1")
+        clips = (f"trainer.clips_per_step={step}",) if step > 1 else ()
+        how = ("strategy=ddp", f"trainer.devices={number}", "trainer.log_every_n_steps=1", "hydra.run.dir=run")
+        env = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
+        where = {"cwd": tmp_path, "miniature": miniature, "output": folder / "printed.txt", "env": env}
+        process = start_train(*seen, *clips, *how, *overrides, **where)
+        assert process.wait(240) == 0, (folder / "printed.txt").read_text()
+
+    keep = ("callbacks.last.every_n_epochs=null", f"callbacks.last.every_n_train_steps={steps}")
+    part("first", processes[0], *keep, f"trainer.max_steps={steps}")
+    part("second", processes[1], "trainer.max_epochs=2", "resume=run/checkpoints/last.ckpt")
+    read: dict[int, list[int]] = {0: [], 1: []}
+    validated = set()
+    for file in (tmp_path / "second").glob("seen*.jsonl"):
+        for epoch, clips in map(json.loads, file.read_text().splitlines()):
+            read[epoch] += clips or []
+            validated |= {epoch} if clips is None else set()
+    order = {epoch: [request.index for (request,) in TrainSampler(8, 1, seed=0, epoch=epoch)] for epoch in (0, 1)}
+    assert sorted(read[0]) == sorted(order[0][8 - left :])
+    assert sorted(read[1]) == list(range(8))
+    assert validated == ({0, 1} if left else {1})
+    assert len(logged(tmp_path / "run", "train/loss")) == steps + (left + 8) // max(step, processes[1])
+
+
 def test_optuna_searches_in_jobs_of_submitits(miniature: Path, tmp_path: Path) -> None:
     search = ("search=optuna", "cluster=local", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2")
     space = "optim.base_lr=interval(0.001, 0.01)"
@@ -182,6 +223,21 @@ def test_optuna_searches_in_jobs_of_submitits(miniature: Path, tmp_path: Path) -
     assert f"{best:.4g}" in [f"{float(row['val/loss']):.4g}" for row in rows]
     assert f"best_value: {best}" in (sweep / "optimization_results.yaml").read_text()
     assert "sweep.csv" in printed
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.0])
+def test_a_trial_that_fails_ends_the_search_if_there_are_too_many(rate: float, miniature: Path, tmp_path: Path) -> None:
+    search = ("search=optuna", "cluster=local", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2")
+    # Of the two trials, one draws the ratio that hides everything.
+    space = ("mask.ratio=choice(0.5,1.0)", "seed=0", f"hydra.sweeper.max_failure_rate={rate}")
+    arguments = ("-m", *search, *space, "trainer.max_steps=1", "objective=train/loss", "hydra.sweep.dir=sweep")
+    printed = train(*arguments, cwd=tmp_path, miniature=miniature, ok=rate > 0)
+    assert "Traceback" not in printed
+    with (tmp_path / "sweep/sweep.csv").open() as stream:
+        (row,) = csv.DictReader(stream)
+    assert row["mask.ratio"] == "0.5"
+    assert f"job {1 - int(row['job'])}: mask.ratio must lie" in printed
+    assert (tmp_path / "sweep/optimization_results.yaml").exists() == (rate > 0)
 
 
 def test_an_objective_that_cannot_be_had_is_named(miniature: Path, tmp_path: Path) -> None:

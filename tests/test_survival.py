@@ -1,5 +1,6 @@
 """Kills, signals, full disks, losses that are no numbers, and processes that die or hang: what is left of the run."""
 
+import csv
 import json
 import os
 import resource
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from test_train import assert_same_run, load, metrics
 from timm.optim import Muon
 
 from avmae.errors import InputError
-from avmae.runs import LAST, PREVIOUS, resume_checkpoint
+from avmae.runs import LAST, PREVIOUS, own_checkpoint, record_environment, resume_checkpoint
 from avmae.training.checkpoints import SafeCheckpointIO
 from avmae.training.loggers import RunCSVLogger
 from avmae.training.nonfinite import skip_if
@@ -27,6 +29,8 @@ ARGUMENTS = ("name=run", "trainer.max_epochs=20", "trainer.log_every_n_steps=1",
 """40 steps in which a bit that is lost would show."""
 LONG = ("name=run", "trainer.max_epochs=2000", "data.batch_size=2", "data.val_groups=0")
 """A run that is still going when something happens to it."""
+CALLBACKS = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
+"""Environment in which the callbacks of these tests are found."""
 Start = Callable[..., subprocess.Popen]
 
 
@@ -106,8 +110,9 @@ def test_a_signalled_run_saves_within_the_step_and_goes_on_to_the_bit_whatever_t
     process = start(*arguments, miniature=miniature, env=env)
     wait_for(trained(tmp_path / "logs/run", 5), process, output)
     for pid in (*descendants(process.pid), process.pid):
-        # As a scheduler does: all processes get it.
+        # As a scheduler does: all processes get it, and where the step takes long, the end of the time as well.
         os.kill(pid, sent)
+        os.kill(pid, signal.SIGTERM)
     assert process.wait(120) == 128 + sent, output.read_text()
     assert f"{sent.name}: step" in output.read_text()
     (folder,) = (tmp_path / "logs/run").iterdir()
@@ -125,6 +130,113 @@ def test_a_signalled_run_saves_within_the_step_and_goes_on_to_the_bit_whatever_t
     assert_same_run(whole / "checkpoints" / LAST, folder / "checkpoints" / LAST)
     rows = [[(r["step"], r["train/loss"]) for r in metrics(run) if r["train/loss"]] for run in (whole, folder)]
     assert rows[0] == rows[1], "nothing is missing from the curve either"
+
+
+def submitted(process: subprocess.Popen) -> list[int]:
+    """The processes in which submitit runs the jobs of a multirun."""
+    found = []
+    for pid in descendants(process.pid):
+        with suppress(FileNotFoundError):
+            arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            found += [pid] if b"submitit.core._submit" in arguments else []
+    return found
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_job_that_submitit_queues_again_saves_first_and_goes_on_in_its_own_folder(
+    processes: int, start: Start, miniature: Path, tmp_path: Path
+) -> None:
+    output, sweep = tmp_path / "printed.txt", tmp_path / "sweep"
+    arguments = (*ARGUMENTS, "cluster=local", "callbacks.last.every_n_epochs=1000", f"hydra.sweep.dir={sweep}")
+    two = ("strategy=ddp", "trainer.devices=2", "data.batch_size=2") if processes == 2 else ()
+    process = start("-m", *arguments, *two, miniature=miniature)
+    wait_for(trained(sweep, 5), process, output)
+    (job,) = submitted(process)
+    os.kill(job, signal.SIGUSR2)
+    assert process.wait(240) == 0, output.read_text()
+    run = sweep / "0"
+    first, second = json.loads((run / "environment.json").read_text())
+    assert (first["resumed"], second["resumed"]) == (None, str(run / "checkpoints" / LAST))
+    assert first["slurm_job"] == second["slurm_job"] is not None
+    (log,) = (sweep / ".submitit").glob("*/*_log.out")
+    assert "SIGUSR2: step" in log.read_text()
+    assert [int(row["step"]) for row in metrics(run) if row["train/loss"]] == list(range(40))
+    assert (sweep / "sweep.csv").is_file()
+
+
+def test_a_job_of_slurms_goes_on_in_its_folder_only_if_it_was_queued_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "sweep/3"
+    SafeCheckpointIO().save_checkpoint(checkpoint(1), run / "checkpoints" / LAST)
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    record_environment(run, None)
+
+    def found(**environment: str) -> Path | None:
+        own_checkpoint.cache_clear()
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        return own_checkpoint(str(run))
+
+    assert found() is None
+    assert found(SLURM_RESTART_COUNT="1") == run / "checkpoints" / LAST
+    assert found(SLURM_JOB_ID="18") is None
+    assert found(SLURM_JOB_ID="17") is not None
+    spoil(run / "checkpoints" / LAST, "cut off")
+    assert found() is None
+
+
+def signalled(number: signal.Signals, step: int, validation: bool = True) -> tuple[str, ...]:
+    """Overrides for a signal after so many steps."""
+    key = "+callbacks.signalled"
+    values = {"_target_": "poison.Signalled", "number": int(number), "step": step, "validation": validation}
+    return tuple(f"{key}.{name}={value}" for name, value in values.items())
+
+
+def test_a_signal_in_validation_ends_the_epoch_and_the_run_goes_on_to_the_bit(
+    start: Start, whole: Path, miniature: Path, tmp_path: Path
+) -> None:
+    process = start(*ARGUMENTS, *signalled(signal.SIGTERM, 20), miniature=miniature, env=CALLBACKS)
+    assert process.wait(120) == 128 + signal.SIGTERM, (tmp_path / "printed.txt").read_text()
+    assert "SIGTERM: step 20 is saved" in (tmp_path / "printed.txt").read_text()
+    train(*ARGUMENTS, "resume=last", cwd=tmp_path, miniature=miniature)
+    (folder,) = (tmp_path / "logs/run").iterdir()
+    assert_same_run(whole / "checkpoints" / LAST, folder / "checkpoints" / LAST)
+    rows = [[(r["step"], r["val/loss"]) for r in metrics(run) if r["val/loss"]] for run in (whole, folder)]
+    assert rows[0] == rows[1], "that validation counts"
+
+
+@pytest.mark.parametrize("every", [1, 1000])
+def test_a_signal_in_the_last_validation_ends_the_run_before_its_test(
+    every: int, start: Start, miniature: Path, tmp_path: Path
+) -> None:
+    arguments = ("name=run", "task=classify", "trainer.max_epochs=2", f"callbacks.last.every_n_epochs={every}")
+    env = slurm(tmp_path) | CALLBACKS
+    process = start(*arguments, *signalled(signal.SIGUSR1, 4), miniature=miniature, env=env)
+    output = tmp_path / "printed.txt"
+    assert process.wait(120) == 128 + signal.SIGUSR1, output.read_text()
+    assert "SIGUSR1: step 4 is saved" in output.read_text()
+    assert (tmp_path / "asked").read_text() == "requeue 17\n"
+    (folder,) = (tmp_path / "logs/run").iterdir()
+    assert not (folder / "summary.json").exists()
+    assert load(folder / "checkpoints" / LAST)["global_step"] == 4
+    steps = [load(path)["global_step"] for path in (folder / "checkpoints").glob(PREVIOUS)]
+    assert steps == ([2] if every == 1 else []), "what is saved is not saved again"
+    again = start(*arguments, miniature=miniature, env=env | {"SLURM_RESTART_COUNT": "1"})
+    assert again.wait(120) == 0, output.read_text()
+    assert {"train/loss", "val/top1", "test/top1"} <= json.loads((folder / "summary.json").read_text()).keys()
+
+
+def test_a_signal_in_the_last_step_of_one_of_two_processes_ends_both(
+    start: Start, miniature: Path, tmp_path: Path
+) -> None:
+    how = ("strategy=ddp", "trainer.devices=2", "data.batch_size=2", "hydra.run.dir=run", "trainer.max_epochs=1")
+    process = start(*how, *signalled(signal.SIGTERM, 1, validation=False), miniature=miniature, env=CALLBACKS)
+    output = tmp_path / "printed.txt"
+    assert process.wait(120) == 128 + signal.SIGTERM, output.read_text()
+    assert "SIGTERM: step 2 is saved" in output.read_text()
+    assert not (tmp_path / "run/summary.json").exists()
+    assert load(tmp_path / "run/checkpoints" / LAST)["global_step"] == 2
 
 
 def test_several_best_checkpoints_are_kept_if_asked_for(whole: Path) -> None:
@@ -247,9 +359,8 @@ def test_steps_without_a_finite_loss_are_skipped_until_there_are_too_many(
     poison = ("+callbacks.poison._target_=poison.Poison", "+callbacks.poison.steps=[1,5,6,7,8]")
     arguments = ("hydra.run.dir=run", "trainer.max_epochs=9", "trainer.log_every_n_steps=1", *poison)
     output = tmp_path / "printed.txt"
-    env = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
     arguments = (*arguments, "callbacks.nonfinite.limit=3")
-    process = start(*arguments, miniature=miniature, env=env)
+    process = start(*arguments, miniature=miniature, env=CALLBACKS)
     assert process.wait(120) == 1
     message = error(output.read_text())
     for part in ("3 steps in a row", "step 8", "optim.base_lr", "optim.clip_norm", "precision", "skipped.jsonl"):
@@ -274,8 +385,7 @@ def test_a_loss_that_is_not_finite_skips_the_step_of_all_processes_whatever_its_
     every = ("callbacks.last.every_n_epochs=null", "callbacks.last.every_n_train_steps=1")
     how = (f"strategy={strategy}", f"trainer.devices={1 if strategy == 'single' else 2}", f"optim.kind={kind}")
     arguments = ("hydra.run.dir=run", "trainer.max_steps=4", "trainer.clips_per_step=4", "optim.warmup=0", *poison)
-    env = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
-    process = start(*arguments, *keep, *every, *how, "data.batch_size=1", miniature=miniature, env=env)
+    process = start(*arguments, *keep, *every, *how, "data.batch_size=1", miniature=miniature, env=CALLBACKS)
     assert process.wait(120) == 0, (tmp_path / "printed.txt").read_text()
     lines = [json.loads(line) for line in (tmp_path / "run/skipped.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 3]
@@ -283,6 +393,23 @@ def test_a_loss_that_is_not_finite_skips_the_step_of_all_processes_whatever_its_
     saved = [load(file)["state_dict"] for file in sorted((tmp_path / "run/checkpoints").glob("*.ckpt"))]
     same = [all(torch.equal(value, after[name]) for name, value in before.items()) for before, after in pairwise(saved)]
     assert same == [True, True, False], "steps 2 and 3 change nothing, step 4 does"
+
+
+def test_a_job_that_fails_ends_neither_the_sweep_nor_in_a_traceback(
+    start: Start, miniature: Path, tmp_path: Path
+) -> None:
+    poison = ("+callbacks.poison._target_=poison.Poison", "+callbacks.poison.steps=[0],[99],[1]")
+    arguments = ("-m", *poison, "callbacks.nonfinite.limit=1", "trainer.max_steps=4", "logger=wandb")
+    process = start(*arguments, "hydra.sweep.dir=sweep", miniature=miniature, env=CALLBACKS)
+    assert process.wait(240) == 1
+    printed = (tmp_path / "printed.txt").read_text()
+    assert "Traceback" not in printed
+    assert all(f"error: job {job}: loss or gradient were not finite" in printed for job in (0, 2))
+    with (tmp_path / "sweep/sweep.csv").open() as stream:
+        assert [row["job"] for row in csv.DictReader(stream)] == ["1"]
+    for job in ("0", "1", "2"):
+        runs = (tmp_path / "sweep" / job / "wandb").glob("offline-run-*")
+        assert len(list(runs)) == 1, "a job that failed is a W&B run of its own, too"
 
 
 @pytest.fixture

@@ -22,14 +22,15 @@ from typing import Any, NoReturn, TypeVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import CompactHydraException, HydraException, InstantiationException
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from avmae.errors import InputError, Interrupted
 from avmae.help import page
 from avmae.processes import end_with_parent
-from avmae.runs import requeued, resume_checkpoint, torchrun_id
+from avmae.runs import queue_again, requeued, resume_checkpoint, torchrun_id
 from avmae.terminal import printable
 
 # Read when torch loads GNU's OpenMP. By default its threads spin for milliseconds while they wait, which takes the
@@ -42,11 +43,16 @@ CONF = str(Path(__file__).parent / "conf")
 Spec = TypeVar("Spec")
 
 
+class JobError(CompactHydraException):
+    """What is wrong with one job of a multirun; the others go on, and then Hydra prints the message alone."""
+
+
 def command(config_name: str) -> Callable[[Callable[[dict[str, Any]], Any]], Callable[[], Any]]:
     """Make a function of a resolved plain config a command.
 
     The config gets ``run_dir``, the folder that Hydra made for this run. Errors of users' making are printed as one
-    message, and the process ends with code 1.
+    message, and the process ends with code 1; in a multirun after the other jobs, and with the table of those that did
+    not fail.
     """
 
     def decorate(function: Callable[[dict[str, Any]], Any]) -> Callable[[], Any]:
@@ -64,17 +70,21 @@ def command(config_name: str) -> Callable[[Callable[[dict[str, Any]], Any]], Cal
                 config = plain(cfg)
                 config["run_dir"] = HydraConfig.get().runtime.output_dir
                 return function(config)
-            except (InputError, InstantiationException) as error:
-                fail(error)
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            except (InputError, InstantiationException, OSError) as error:
+                full = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+                if isinstance(error, OSError) and error.errno not in full:
                     raise
+                if HydraConfig.get().mode == RunMode.MULTIRUN:
+                    fail_job(error)
                 fail(error)
 
         @functools.wraps(function)
         def entry() -> Any:
             if {"-h", "--help"}.isdisjoint(sys.argv[1:]):
-                return main()
+                try:
+                    return main()
+                finally:
+                    SweepTable.finish()
             try:
                 print(page(CONF, config_name, [word for word in sys.argv[1:] if not word.startswith("-")]))
             except HydraException as error:
@@ -101,6 +111,23 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
 
 def fail(error: Exception) -> NoReturn:
     """Print an error's own message and exit; AVMAE_TRACEBACK=1 shows where it was raised."""
+    print(f"error: {_message(error)}", file=sys.stderr, flush=True)
+    raise SystemExit(1)
+
+
+def fail_job(error: Exception) -> NoReturn:
+    """Print an error's own message and the number of the multirun's job, and let the sweeper decide.
+
+    Raises:
+        JobError: always.
+    """
+    message = f"job {HydraConfig.get().job.num}: {_message(error)}"
+    # At once, for the other jobs may take days; and all of them, where the sweeper raises the first.
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    raise JobError(message) from None
+
+
+def _message(error: Exception) -> str:
     if os.environ.get("AVMAE_TRACEBACK"):
         raise error
     message = str(error)
@@ -109,8 +136,7 @@ def fail(error: Exception) -> NoReturn:
         message = str(error.__cause__ or error).splitlines()[0]
         key = re.search(r"full_key: (\S+)", str(error))
         message = f"{key[1]}: {message}" if key and not isinstance(error.__cause__, InputError) else message
-    print(f"error: {printable(message)}", file=sys.stderr, flush=True)
-    raise SystemExit(1)
+    return printable(message)
 
 
 def spec(cls: type[Spec], key: str, values: Mapping[str, Any]) -> Spec:
@@ -245,7 +271,7 @@ def launch(function: Callable[[dict[str, Any]], Any], config: dict[str, Any], pr
     for name in ("agent.server.api", "multiprocessing.api"):
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
     # Torch hands on SIGTERM and SIGINT itself.
-    before = signal.signal(signal.SIGUSR1, hand_on)
+    before = {number: signal.signal(number, hand_on) for number in (signal.SIGUSR1, signal.SIGUSR2)}
     try:
         # Where the processes leave their errors; torch itself would never delete it.
         with tempfile.TemporaryDirectory(prefix="avmae_", ignore_cleanup_errors=True) as folder:
@@ -261,6 +287,9 @@ def launch(function: Callable[[dict[str, Any]], Any], config: dict[str, Any], pr
             )
             return elastic_launch(settings, _Process(function))(config)[0]
     except SignalException as error:
+        if error.sigval == signal.SIGUSR2:
+            # After SIGUSR1 the processes have asked SLURM themselves; submitit's handler is this process's.
+            queue_again(error.sigval, before[signal.SIGUSR2])
         raise Interrupted(128 + error.sigval) from None
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
@@ -273,7 +302,8 @@ def launch(function: Callable[[dict[str, Any]], Any], config: dict[str, Any], pr
             message = f"{signal.Signals(-failure.exitcode).name} ended it; go on with resume=last"
         raise InputError(f"process {rank} of {processes} failed: {message}") from error
     finally:
-        signal.signal(signal.SIGUSR1, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         for child in multiprocessing.active_children():
             child.kill()
 
@@ -371,10 +401,20 @@ class SweepTable(Callback):
     It reads what the jobs left in their folders, for they may have run elsewhere.
     """
 
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print and write the table."""
+    _folder: Path | None = None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Note the folder: the end is not announced of a multirun that a failed job or a signal ends."""
+        SweepTable._folder = Path(config.hydra.sweep.dir)
+
+    @classmethod
+    def finish(cls) -> None:
+        """Print and write the table of the multirun that has ended, if there was one."""
+        if cls._folder is None:
+            return
+        folder, cls._folder = cls._folder, None
         rows = []
-        for summary in Path(config.hydra.sweep.dir).glob("*/summary.json"):
+        for summary in folder.glob("*/summary.json"):
             overrides: Any = OmegaConf.load(summary.parent / ".hydra" / "overrides.yaml")
             metrics = {k: f"{v:.4g}" for k, v in json.loads(summary.read_text()).items()}
             row = dict(override.lstrip("+").partition("=")[::2] for override in overrides)
@@ -386,7 +426,7 @@ class SweepTable(Callback):
         # What all jobs share, such as a long path, says nothing about the sweep.
         varied = [n for n in names if n == "job" or len({row.get(n, "") for row in rows}) > 1 or len(rows) == 1]
         print_table(varied, [[row.get(name, "") for name in varied] for row in rows])
-        file = Path(config.hydra.sweep.dir, "sweep.csv")
+        file = folder / "sweep.csv"
         with file.open("w", newline="") as stream:
             writer = csv.DictWriter(stream, names)
             writer.writeheader()

@@ -6,6 +6,8 @@ import json
 import os
 import platform
 import shlex
+import signal
+import subprocess
 import sys
 import zipfile
 import zlib
@@ -84,13 +86,65 @@ def resume_checkpoint(logs: str, name: str, resume: str) -> Path:
     if not found:
         raise InputError(f"resume=last: no checkpoint under {logs}/{name}; start without resume=, or give a path")
     newest = max(found, key=lambda path: path.stat().st_mtime).parent
-    for path in (newest / LAST, newest / PREVIOUS):
-        if path in found:
+    if (sound := _newest_sound(newest)) is not None:
+        return sound
+    raise InputError(f"resume=last: no checkpoint in {newest} is sound; start without resume=, or give a path")
+
+
+def _newest_sound(folder: Path) -> Path | None:
+    """The newest of a folder's checkpoints that is not damaged; of those that are, it is said."""
+    for path in (folder / LAST, folder / PREVIOUS):
+        if path.exists():
             wrong = damage(path)
             if wrong is None:
                 return path.absolute()
             print(f"{path} is damaged ({wrong})", file=sys.stderr, flush=True)
-    raise InputError(f"resume=last: no checkpoint in {newest} is sound; start without resume=, or give a path")
+    return None
+
+
+@functools.cache
+def own_checkpoint(run_dir: str) -> Path | None:
+    """What a job that was queued again goes on with, if it left anything in its folder: the newest that is sound.
+
+    The folder of a multirun's job is the same at each start.
+    """
+    again = submitit_local_job() or int(os.environ.get("SLURM_RESTART_COUNT", 0))
+    if not again or job_id() not in {start["slurm_job"] for start in _starts(run_dir)}:
+        return None
+    return _newest_sound(Path(run_dir, "checkpoints"))
+
+
+def queue_again(number: int, handler: Any) -> None:
+    """Ask the scheduler to start this job again, if that is what a signal means.
+
+    Args:
+        number: of the signal, which has been acted on.
+        handler: that the signal had before this run took it over. In a job of submitit's that is what queues it again;
+            else SIGUSR1 does so in one of SLURM's.
+
+    Raises:
+        SystemExit: by submitit, which has queued the job.
+        RuntimeError: by submitit, which has not, as after too many time-outs.
+    """
+    if number not in (signal.SIGUSR1, signal.SIGUSR2):
+        return
+    if callable(handler):
+        handler(number, None)
+    elif number == signal.SIGUSR1 and (job := slurm_job()) is not None:
+        try:
+            subprocess.run(["scontrol", "requeue", job], check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            print(f"job {job} cannot be queued again: {error}", file=sys.stderr, flush=True)
+
+
+def job_id() -> str | None:
+    """The id of the job that this process is part of, which a requeue keeps: submitit's here, or SLURM's."""
+    return submitit_local_job() or slurm_job()
+
+
+def submitit_local_job() -> str | None:
+    """The id of the job that submitit runs on this machine (``cluster=local``)."""
+    return os.environ.get("SUBMITIT_LOCAL_JOB_ID")
 
 
 def slurm_job() -> str | None:
@@ -149,7 +203,7 @@ def record_environment(run_dir: str | Path, resumed: str | None) -> None:
         "command": shlex.join([sys.executable, *program, *sys.argv[1:]]),
         "folder": os.getcwd(),
         "host": platform.node(),
-        "slurm_job": slurm_job(),
+        "slurm_job": job_id(),
         "resumed": resumed,
         "git": {"avmae": _commit(Path(__file__).parent), "folder": _commit(Path.cwd())},
         "platform": platform.platform(),

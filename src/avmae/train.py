@@ -3,6 +3,7 @@
 import gc
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from avmae.command import (
     started,
 )
 from avmae.errors import InputError
-from avmae.runs import record_environment, resume_checkpoint
+from avmae.runs import own_checkpoint, record_environment, resume_checkpoint
 from avmae.terminal import printable
 
 LOST = "Connection (closed|reset) by peer|Timed out waiting|Broken pipe|timed out after"
@@ -32,11 +33,22 @@ def main(config: dict[str, Any]) -> dict[str, float] | float:
     Returns:
         All metrics by name, or of ``objective=NAME`` that one.
     """
-    if config["resume"]:
+    if own := own_checkpoint(config["run_dir"]):
+        config["resume"] = str(own)
+        for logger in config["logger"].values():
+            if "resume" in logger:
+                logger["resume"] = str(own)
+    elif config["resume"]:
         config["resume"] = str(resume_checkpoint(config["logs"], config["name"], config["resume"]))
     if first_process():
         record_environment(config["run_dir"], config["resume"])
-    metrics, objective = launch(run, config, process_count(config)), config["objective"]
+    try:
+        metrics, objective = launch(run, config, process_count(config)), config["objective"]
+    except Exception:
+        # The next job of a sweep is a run of its own.
+        if (wandb := sys.modules.get("wandb")) is not None and wandb.run is not None:
+            wandb.finish(exit_code=1)
+        raise
     if objective is None:
         return metrics
     if objective not in metrics:
@@ -225,7 +237,8 @@ def run(config: dict[str, Any]) -> dict[str, float]:
     if unsaved:
         path, cause = next(iter(unsaved.items()))
         raise InputError(f"trained to the end, but {path} could not be saved: {cause}; make room, then resume=last")
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    # A run that was ended after its last step has none but those.
+    metrics = task.resumed_metrics | {name: float(value) for name, value in trainer.callback_metrics.items()}
     if task_config["name"] == "classify" and datamodule.splits.test and trainer.state.status == "finished":
         best = next((c.best_model_path for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None)), None)
         if best and first_process():
@@ -268,4 +281,7 @@ def describe(network: Any, config: dict[str, Any], trainer: Any, splits: Any, ta
 
 
 if __name__ == "__main__":
-    main()
+    # By its module's name: processes that a submitit job starts cannot find what is of this process's __main__.
+    from avmae.train import main as named
+
+    named()

@@ -192,15 +192,37 @@ class ClipDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Batches of random windows, going on where a resumed run stopped."""
         assert self.trainer is not None
-        sampler = self.train_sampler()
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        # The run may have had another number of processes before.
-        now = self._clips_a_batch()
-        before = self._resumed_clips_a_batch or now
-        finished, batches = divmod(done, len(self.splits.train) // before)
-        sampler.start = batches * before // now
-        sampler.epoch = self.trainer.current_epoch + finished
+        sampler, fit = self.train_sampler(), self.trainer.fit_loop
+        if fit.restarting:
+            finished, sampler.start = divmod(self._batches_done(len(sampler)), len(sampler))
+            sampler.epoch = self.trainer.current_epoch + finished
+        else:
+            # A checkpoint of an epoch's end still counts that epoch's batches.
+            sampler.epoch = fit.epoch_progress.current.processed
         return self._loader(ClipDataset(self.splits.train, self.clip, self.audio, self.augment), sampler)
+
+    def _batches_done(self, batches: int) -> int:
+        """How much of the epoch that a run is resumed in is done.
+
+        After another number of processes or another batch size, Lightning's count, by which it ends the epoch, is put
+        into today's batches, down to the start of a step: clips may be read again, but none is left out.
+
+        Args:
+            batches: in an epoch.
+        """
+        assert self.trainer is not None
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        now, before = self._clips_a_batch(), self._resumed_clips_a_batch
+        self._resumed_clips_a_batch = None
+        if before is not None and before != now:
+            done = batches
+            if progress.ready < len(self.splits.train) // before:
+                step = self.trainer.accumulate_grad_batches
+                # At least one step is left, for an epoch's last one is what leads to its validation.
+                done = min(progress.ready * before // now, batches - 1) // step * step
+            # Not set: between a step and its end, Lightning has completed one batch less than are ready.
+            progress.increment_by(done - progress.ready)
+        return progress.ready
 
     def _clips_a_batch(self) -> int:
         """Of all processes together."""

@@ -50,7 +50,7 @@ def prepare_worker(_: int) -> None:
     """
     # The memory of the training process is shared until either writes to it, as collecting garbage does to all objects.
     gc.freeze()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     sys.excepthook = _report
     end_with_parent()

@@ -4,7 +4,6 @@ import errno
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -16,18 +15,18 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from torch import Tensor
 
 from avmae.data.datamodule import Batch
 from avmae.errors import Interrupted
-from avmae.runs import LAST, PREVIOUS, slurm_job
+from avmae.runs import LAST, PREVIOUS, queue_again
 from avmae.training.late import LateNumber
 
 SPARE = f".{PREVIOUS}.tmp"
 """What is to be `PREVIOUS` in a moment."""
 SAVE = 1
-"""A wish to save and go on; wishes to end are the signals' numbers, and all are larger."""
+"""A wish to save and go on; wishes to end are larger: by how much is the signal's place in `SaveInTime.SIGNALS`."""
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -134,11 +133,12 @@ def remove(path: Path) -> None:
 
 
 class SaveInTime(Checkpoint):
-    """Saves between two steps: every so many minutes, and when SIGTERM, SIGUSR1 or Ctrl-C ends the run.
+    """Saves between two steps: every so many minutes, and when SIGTERM, SIGUSR1, SIGUSR2 or Ctrl-C ends the run.
 
     A signal that reaches any process ends all of them after the same step; `Interrupted` then has the exit code that a
-    shell would see, 128 + the signal's number. After SIGUSR1, SLURM is asked to queue the job again. A signal during
-    validation waits for its end, and one during accumulation for the step; a second Ctrl-C does not wait.
+    shell would see, 128 + the signal's number. After SIGUSR1 and SIGUSR2 the scheduler is asked to queue the job again,
+    see `queue_again`. A signal during validation waits for its end, and one during accumulation for the step; a second
+    Ctrl-C does not wait.
 
     It is a `Checkpoint` so that Lightning calls it after all other callbacks, whose state it saves.
 
@@ -147,7 +147,8 @@ class SaveInTime(Checkpoint):
         minutes: from one save by the clock to the next; null for none.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    # Of several, the last counts: that the time is nearly up, before that it is.
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
     def __init__(self, folder: str, minutes: float | None = 60.0) -> None:
         self.path = str(Path(folder, LAST))
@@ -180,9 +181,10 @@ class SaveInTime(Checkpoint):
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         # The launcher of several processes hands a terminal's Ctrl-C on to those that have got it already.
-        if number == signal.SIGINT == self._received and "RANK" not in os.environ:
+        wish = SAVE + 1 + self.SIGNALS.index(signal.Signals(number))
+        if number == signal.SIGINT and wish == self._received and "RANK" not in os.environ:
             raise KeyboardInterrupt
-        self._received = max(number, self._received)
+        self._received = max(wish, self._received)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -192,9 +194,7 @@ class SaveInTime(Checkpoint):
             return
         wish = self._received or (SAVE if time.monotonic() - self._saved > self.seconds else 0)
         if trainer.world_size > 1:
-            shared = torch.full((), wish, dtype=torch.int32, device=trainer.strategy.root_device)
-            torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
-            wish = int(self._decided.exchange(shared) or 0)
+            wish = int(self._decided.exchange(_largest(wish, trainer)) or 0)
         if not wish:
             return
         trainer.save_checkpoint(self.path)
@@ -203,17 +203,36 @@ class SaveInTime(Checkpoint):
             # Lightning logs the step after these hooks.
             trainer._logger_connector.on_batch_end()
             trainer._logger_connector.update_train_step_metrics()
-            self._end(trainer, signal.Signals(wish))
+            self._end(trainer, wish)
 
-    def _end(self, trainer: L.Trainer, number: signal.Signals) -> None:
-        if trainer.is_global_zero:
-            saved = "could not be saved" if self.path in trainer.strategy.checkpoint_io.failures else "is saved"
-            print(f"{number.name}: step {trainer.global_step} {saved}; go on with resume=last", flush=True)
-            if number == signal.SIGUSR1 and (job := slurm_job()) is not None:
-                try:
-                    subprocess.run(["scontrol", "requeue", job], check=True)
-                except (OSError, subprocess.CalledProcessError) as error:
-                    print(f"job {job} cannot be queued again: {error}", file=sys.stderr, flush=True)
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """End here if a signal came in validation, or too late for the epoch's last step: there may be no other."""
+        wish = int(_largest(self._received, trainer))
+        if not wish:
+            return
+        if not any(
+            isinstance(other, ModelCheckpoint)
+            and (other._last_checkpoint_saved, other._last_global_step_saved) == (self.path, trainer.global_step)
+            for other in trainer.checkpoint_callbacks
+        ):
+            trainer.save_checkpoint(self.path)
+        self._end(trainer, wish)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """End here if a signal came after the last epoch's end, before anything else is started."""
+        if wish := int(_largest(self._received, trainer)):
+            self._end(trainer, wish)
+
+    def _end(self, trainer: L.Trainer, wish: int) -> None:
+        number = self.SIGNALS[wish - SAVE - 1]
+        try:
+            if trainer.is_global_zero:
+                saved = "could not be saved" if self.path in trainer.strategy.checkpoint_io.failures else "is saved"
+                print(f"{number.name}: step {trainer.global_step} {saved}; go on with resume=last", flush=True)
+                queue_again(number, self._handlers.get(number))
+        finally:
+            # SLURM may end a job's other processes when one ends badly, and the first is not to be ended before this.
+            trainer.strategy.barrier()
         raise Interrupted(128 + number)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -229,3 +248,11 @@ class SaveInTime(Checkpoint):
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
+
+
+def _largest(wish: int, trainer: L.Trainer) -> Tensor:
+    """Of all processes; on the device."""
+    shared = torch.full((), wish, dtype=torch.int32, device=trainer.strategy.root_device)
+    if trainer.world_size > 1:
+        torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
+    return shared

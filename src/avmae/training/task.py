@@ -43,6 +43,7 @@ class Task(L.LightningModule):
 
     Attributes:
         skipped: 0-d bool, whether the last optimiser step was left out because its loss or gradient was not finite.
+        resumed_metrics: of the checkpoint that the run goes on from.
     """
 
     skipped: Tensor
@@ -57,6 +58,7 @@ class Task(L.LightningModule):
     ) -> None:
         super().__init__()
         self.network, self.optim, self.config, self.seed = network, optim, dict(config), seed
+        self.resumed_metrics: dict[str, float] = {}
         self._lost: Tensor | None = None
         if compile:
             network.compile(backend="inductor" if compile is True else compile)
@@ -144,5 +146,10 @@ class Task(L.LightningModule):
         self.log("train/lr", max(group["lr"] for group in optimizer.param_groups))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what the network can be built from."""
+        """Keep what the network can be built from, and the metrics."""
         checkpoint["config"] = self.config
+        checkpoint["metrics"] = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the metrics."""
+        self.resumed_metrics = checkpoint.get("metrics", {})
