@@ -22,8 +22,8 @@ _CONTEXT: Any = multiprocessing.get_context()
 _started: dict[int, Any] = {}
 
 GIVE_BACK_EVERY = 500
-"""Clips after which a reading process gives free memory back to the system. glibc keeps it, and as videos' buffers are
-of many sizes, what it keeps grows for days."""
+"""Clips after which a reading process gives free memory back to the system, which glibc would keep: about a third of
+what such a process holds of its own."""
 
 # Of glibc's alone.
 _give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)
