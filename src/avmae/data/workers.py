@@ -21,7 +21,7 @@ from avmae.processes import end_with_parent
 _CONTEXT: Any = multiprocessing.get_context()
 _started: dict[int, Any] = {}
 
-GIVE_BACK_EVERY = 500
+GIVE_BACK_EVERY = 100
 """Clips after which a reading process gives free memory back to the system, which glibc would keep: about a third of
 what such a process holds of its own."""
 
