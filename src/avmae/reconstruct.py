@@ -79,7 +79,7 @@ def load_systems(config: dict[str, Any]) -> list[System]:
         # The first one's mask for all: differences should come from the systems.
         mask = (systems[0].settings if systems else settings)["mask"]
         mask = mask | {key: value for key, value in config["mask"].items() if value is not None}
-        model.maskings = build_maskings(model.encoder, spec(MaskSpec, "mask", mask)).eval()
+        model.maskings = build_maskings(model.encoder, spec(MaskSpec, "mask", mask))
         label = settings["model"]["name"]
         taken = {system.label for system in systems}
         run, file = Path(path).absolute().parent.parent.name, Path(path).stem

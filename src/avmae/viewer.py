@@ -136,7 +136,7 @@ class Viewer:
             MediaError: the file is no video that can be read, or too long.
         """
         mask = replace(self.mask, ratio=ratio, audio_ratio=audio_ratio)
-        maskings = build_maskings(self.model.encoder, mask).eval()
+        maskings = build_maskings(self.model.encoder, mask)
         length = probe(file).seconds
         if length > 60 * self.max_minutes:
             raise MediaError(f"{file}: lasts {length:.0f} s, more than max_minutes={self.max_minutes:g} allows; cut it")

@@ -115,6 +115,10 @@ class ClipDataModule(L.LightningDataModule):
         only: names of the classes to keep, or `with_sound` for the 51 of UCF101 that have it; None for all.
         train_share: of each class's training clips, at least one; the rest is left out (few labels).
         timeout: seconds to wait for a batch before the run ends, for a reading process that hangs; 0 waits forever.
+
+    Attributes:
+        listed: the clips of each part before unreadable ones and labels beyond `train_share` are left out.
+        splits: those that are left.
     """
 
     def __init__(
@@ -322,24 +326,27 @@ class ShardsDataModule(ClipDataModule):
 
 
 class SyntheticDataModule(UCF101DataModule):
-    """The embedded miniature of UCF101, written at first use; see `write_synthetic`."""
+    """The embedded miniature of UCF101, written at first use.
+
+    Args:
+        root: see `write`, and so the next three.
+        groups: per class.
+        clips_per_group: of each.
+        classes: how many.
+        workers: reading processes, and as many that write.
+        reading: see `UCF101DataModule`.
+    """
+
+    write = staticmethod(write_synthetic)
 
     def __init__(
-        self, root: str, groups: int = 25, clips_per_group: int = 4, classes: int = 12, workers: int = 2, **reading: Any
+        self, root: str, groups: int, clips_per_group: int, classes: int, workers: int = 2, **reading: Any
     ) -> None:
-        write_synthetic(
-            Path(root), groups=groups, clips_per_group=clips_per_group, classes=classes, workers=max(1, workers)
-        )
+        self.write(Path(root), groups=groups, clips_per_group=clips_per_group, classes=classes, workers=max(1, workers))
         super().__init__(root, workers=workers, **reading)
 
 
-class AVDigitsDataModule(UCF101DataModule):
-    """Written and spoken digits, written at first use; see `write_avdigits`."""
+class AVDigitsDataModule(SyntheticDataModule):
+    """Written and spoken digits, written at first use."""
 
-    def __init__(
-        self, root: str, groups: int = 40, clips_per_group: int = 4, classes: int = 10, workers: int = 2, **reading: Any
-    ) -> None:
-        write_avdigits(
-            Path(root), groups=groups, clips_per_group=clips_per_group, classes=classes, workers=max(1, workers)
-        )
-        super().__init__(root, workers=workers, **reading)
+    write = staticmethod(write_avdigits)

@@ -173,7 +173,7 @@ def build_autoencoder(clip: ClipSpec, model: ModelSpec, size: SizeSpec, mask: Ma
 
 
 def build_maskings(encoder: Encoder, mask: MaskSpec) -> nn.ModuleDict:
-    """How each modality of an encoder is hidden."""
+    """How each modality of an encoder is hidden; in the encoder's mode, for only training leaves tokens undecoded."""
     strategies = {"video": (mask.video, mask.ratio), "audio": (mask.audio, mask.audio_ratio)}
     undecoded = {"video": mask.decoder_ratio, "audio": 0.0}
     return nn.ModuleDict(
@@ -181,7 +181,7 @@ def build_maskings(encoder: Encoder, mask: MaskSpec) -> nn.ModuleDict:
             name: Masking(name, *strategies[name], modality.grid.size, undecoded[name])
             for name, modality in encoder.modalities.items()
         }
-    )
+    ).train(encoder.training)
 
 
 def build_classifier(
