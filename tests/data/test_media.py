@@ -1,3 +1,6 @@
+import ctypes
+import gc
+import platform
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -204,6 +207,34 @@ def test_written_video_is_read_back(tmp_path: Path) -> None:
     assert abs(sound_delay(window.waveform, 16_000, 0)) < 0.005
     write_video(path, frames, 6.25, None, 16_000)
     assert not probe(path).has_audio
+
+
+class Mallinfo(ctypes.Structure):
+    """What glibc says about its heap; `uordblks` is how many bytes are in use."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+    ]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other libraries do not tell what is in use")
+@pytest.mark.parametrize("name", ["as_in_ucf101.avi", "pcm.avi", "program.mpg"])
+def test_reading_keeps_no_memory(name: str, tmp_path: Path) -> None:
+    path = write_media(tmp_path / name, **FILES[name])
+    mallinfo = ctypes.CDLL(None).mallinfo2
+    mallinfo.restype = Mallinfo
+
+    def in_use_after(reads: int) -> int:
+        for number in range(reads):
+            read_window(path, CLIP, number / reads, (32, 32))
+        gc.collect()
+        return mallinfo().uordblks
+
+    in_use_after(20)
+    before = in_use_after(50)
+    # A packet that is not freed has 104 bytes.
+    assert in_use_after(50) - before < 50 * 50
 
 
 @pytest.mark.parametrize("position", [-0.1, 1.01, float("nan")])

@@ -183,7 +183,7 @@ def decode_all(path: str | Path) -> Iterator[Any]:
             streams.append(sound)
         # Formats without an index cannot be wound back.
         with _open(path) as again:
-            for packet in again.demux([again.streams[stream.index] for stream in streams]):
+            for packet in _packets(again, *(again.streams[stream.index] for stream in streams)):
                 try:
                     yield from packet.decode()
                 except av.FFmpegError:
@@ -355,7 +355,7 @@ class _Pictures:
             self.from_first = None
             _seek(self.container, self.stream, target)
             with suppress(*DAMAGE):
-                packets = [p for p in self.container.demux(self.stream) if p.pts is not None]
+                packets = [p for p in _packets(self.container, self.stream) if p.pts is not None]
                 if packets:
                     end = max(packet.pts + (packet.duration or 0) for packet in packets)
                     return max(self.step, float(end * self.stream.time_base) - self.origin)
@@ -415,7 +415,7 @@ class _Pictures:
         _seek(self.container, self.stream, self.origin + wanted[0])
         filled, end, shown, since = 0, 0.0, None, -math.inf
         try:
-            for packet in self.container.demux(self.stream):
+            for packet in _packets(self.container, self.stream):
                 # The last picture stays.
                 time = math.inf if packet.pts is None else packet.pts * base - self.origin
                 if time <= since or (shown is None and time > wanted[0] + EPSILON):
@@ -515,10 +515,16 @@ def _seek(container: Any, stream: Any, seconds: float) -> None:
         container.seek(int(seconds / stream.time_base), stream=stream)
 
 
+def _packets(container: Any, *streams: Any) -> Iterator[Any]:
+    """Packets of some streams in the file's order."""
+    # PyAV's generator, dropped before its end, leaks what it reads into. This one closes it then.
+    yield from container.demux(*streams)
+
+
 def _decode(container: Any, stream: Any) -> Iterator[Any]:
     """Frames from where the container stands; damaged packets are passed over, for what follows may be whole."""
     with suppress(*DAMAGE):
-        for packet in container.demux(stream):
+        for packet in _packets(container, stream):
             with suppress(av.FFmpegError):
                 yield from packet.decode()
 
@@ -544,13 +550,13 @@ def _sound_frames(pictures: _Pictures, stream: Any, start: float, stop: float) -
     base = float(stream.time_base)
     target = max(start - PREROLL, (stream.start_time or 0) * base)
     _seek(pictures.container, stream, target)
-    packets = pictures.container.demux(stream)
+    packets = _packets(pictures.container, stream)
     head = next(packets)
     with ExitStack() as stack:
         if head.pts is None or head.pts * base > max(start, target):
             again = stack.enter_context(_open(pictures.path))
             stream = again.streams[stream.index]
-            packets = again.demux(stream)
+            packets = _packets(again, stream)
         else:
             packets = chain([head], packets)
         for packet in packets:

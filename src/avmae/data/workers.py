@@ -1,6 +1,5 @@
 """Reading processes: they leave signals to the training process, never outlive it, and can be asked what they read."""
 
-import ctypes
 import gc
 import multiprocessing
 import os
@@ -20,13 +19,6 @@ from avmae.processes import end_with_parent
 
 _CONTEXT: Any = multiprocessing.get_context()
 _started: dict[int, Any] = {}
-
-GIVE_BACK_EVERY = 100
-"""Clips after which a reading process gives free memory back to the system, which glibc would keep: about a third of
-what such a process holds of its own."""
-
-# Of glibc's alone.
-_give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
 class _Worker(_CONTEXT.Process):
@@ -82,7 +74,6 @@ class Readings:
 
     def __init__(self, workers: int, entries: Sequence[ClipEntry]) -> None:
         self.entries = entries
-        self.ended = 0
         # Process id, clip or -1, start of the reading in nanoseconds.
         self.table = torch.tensor([[0, -1, 0]] * workers, dtype=torch.int64).share_memory_()
 
@@ -94,9 +85,6 @@ class Readings:
     def end(self) -> None:
         """Note that this process reads no clip."""
         self.begin(-1)
-        self.ended += 1
-        if _give_back is not None and self.ended % GIVE_BACK_EVERY == 0:
-            _give_back(0)
 
     def of_processes(self, pids: Collection[int]) -> list[str]:
         """What those of these processes that belong here were reading, and how they ended."""
