@@ -225,16 +225,14 @@ def test_reading_keeps_no_memory(name: str, tmp_path: Path) -> None:
     mallinfo = ctypes.CDLL(None).mallinfo2
     mallinfo.restype = Mallinfo
 
-    def in_use_after(reads: int) -> int:
-        for number in range(reads):
-            read_window(path, CLIP, number / reads, (32, 32))
+    in_use = []
+    for _ in range(6):
+        for position in np.linspace(0, 1, 20):
+            read_window(path, CLIP, position, (32, 32))
         gc.collect()
-        return mallinfo().uordblks
-
-    in_use_after(20)
-    before = in_use_after(50)
-    # A packet that is not freed has 104 bytes.
-    assert in_use_after(50) - before < 50 * 50
+        in_use.append(mallinfo().uordblks)
+    # What is cached settles, and what leaks does not; a packet has 104 bytes.
+    assert np.diff(in_use).min() < 20 * 50
 
 
 @pytest.mark.parametrize("position", [-0.1, 1.01, float("nan")])
