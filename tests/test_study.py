@@ -1,12 +1,17 @@
 """The study on a miniature, whole."""
 
+import csv
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from commands import error, run
+from commands import ENVIRONMENT, error, run
 from conftest import TINY
 
 from avmae.study import side_by_side
@@ -73,6 +78,55 @@ def test_a_training_that_fails_ends_the_study_and_says_why(arguments: list[str],
     assert "another overrides" in error(run("study", *arguments, cwd=tmp_path, ok=False))
 
 
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+def test_a_study_that_is_ended_ends_its_trainings_and_goes_on_with_them(
+    sent: signal.Signals, arguments: list[str], tmp_path: Path
+) -> None:
+    longer = [a.replace("trainer.max_epochs=1", "trainer.max_epochs=20") for a in arguments if "systems" not in a]
+    longer += ["study.systems=[videomae,avmae]", "jobs=1"]
+    command = [sys.executable, "-m", "avmae.study", *longer]
+    output = (tmp_path / "printed.txt").open("w")
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=ENVIRONMENT, stdout=output, stderr=output, start_new_session=True
+    )
+    last = tmp_path / "out/avmae/seed0/pretrain/checkpoints/last.ckpt"
+    while not last.exists():
+        assert process.poll() is None, (tmp_path / "printed.txt").read_text()
+        time.sleep(0.1)
+    if sent == signal.SIGINT:
+        # As a terminal does.
+        os.killpg(process.pid, sent)
+    else:
+        process.send_signal(sent)
+    assert process.wait(60) == (-sent if sent == signal.SIGKILL else 128 + sent)
+    assert "Traceback" not in (tmp_path / "printed.txt").read_text()
+    said = last.parents[1] / "output.txt"
+    until = time.monotonic() + 60
+    while "go on with resume=last" not in said.read_text():
+        assert time.monotonic() < until, said.read_text()
+        time.sleep(0.1)
+    assert not (tmp_path / "out/videomae").exists()
+    step = torch.load(last, weights_only=True)["global_step"]
+    run("study", *longer, "study.systems=[avmae]", cwd=tmp_path)
+    rows = list(csv.DictReader((last.parents[1] / "metrics.csv").open()))
+    starts = json.loads((last.parents[1] / "environment.json").read_text())
+    assert [start["resumed"] for start in starts] == [None, str(last)]
+    assert step < max(int(row["step"]) for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [(["study.labels=[0.1]"], "must contain 1.0"), (["data=folder"], "no test clips")],
+)
+def test_what_a_study_cannot_do_is_said_before_it_trains(
+    wrong: list[str], message: str, arguments: list[str], miniature: Path, tmp_path: Path
+) -> None:
+    few = [a for a in arguments if not a.startswith("data") and "quick" not in a]
+    said = error(run("study", *few, f"data.root={miniature}/UCF-101", *wrong, cwd=tmp_path, ok=False))
+    assert message in said
+    assert not list(tmp_path.glob("out/*/*"))
+
+
 def test_a_part_of_a_study_can_be_looked_at(study: tuple[Path, str], arguments: list[str]) -> None:
     folder, _ = study
     fewer = run("study", *arguments, "study.systems=[videomae]", cwd=folder)
@@ -82,5 +136,6 @@ def test_a_part_of_a_study_can_be_looked_at(study: tuple[Path, str], arguments: 
 def test_a_training_gets_one_of_the_gpus_that_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-b,5")
-    with side_by_side(1, "auto") as pool:
+    pool, _ = side_by_side(1, "auto")
+    with pool:
         assert pool.submit(os.getenv, "CUDA_VISIBLE_DEVICES").result() == "GPU-b"

@@ -9,10 +9,10 @@ import sys
 PR_SET_PDEATHSIG = 1
 
 
-def end_with_parent() -> None:
-    """Have the kernel kill this process when the one that started it is gone, however that ended (Linux alone)."""
+def end_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
+    """Have the kernel send this process a signal when the one that started it is gone, however it ended (Linux)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
     parent = multiprocessing.parent_process()
     if parent is not None and not parent.is_alive():
         # It ended before the kernel was told.

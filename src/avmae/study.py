@@ -3,16 +3,20 @@
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 
@@ -20,6 +24,7 @@ from avmae.clip import ClipSpec
 from avmae.command import command, construct, evaluation_data, print_table, quiet_libraries
 from avmae.errors import InputError
 from avmae.processes import end_with_parent
+from avmae.runs import newest_sound
 
 HEARING = ("avmae_concat", "avmae")
 QUICK = {
@@ -27,6 +32,8 @@ QUICK = {
     "labels": [1.0],
     "degradations": ["lowres:8", "blur:16", "drop:0.75", "noise:0", "silence", "swap"],
 }
+started: list[subprocess.Popen[bytes]] = []
+"""The trainings of this process of `side_by_side`."""
 QUICK_PRETRAINING = ("trainer.max_epochs=4", "trainer.check_val_every_n_epoch=4")
 
 
@@ -55,12 +62,17 @@ def main(config: dict[str, Any]) -> None:
     if study["quick"]:
         study |= QUICK
     output = Path(config["output"] or f"logs/study_{study['name']}{'_quick' if study['quick'] else ''}")
+    study["labels"] = [float(share) for share in study["labels"]]
+    if 1.0 not in study["labels"]:
+        raise InputError(f"study.labels={study['labels']} must contain 1.0, a fine-tuning on all training clips")
     data = HydraConfig.get().runtime.choices["data"]
     handed_on = [f"data={data}", *(o for o in HydraConfig.get().overrides.task if o.startswith("data."))]
     # Seeds and systems may be added to a study later.
     begin(output, {k: v for k, v in study.items() if k not in ("seeds", "systems")} | {"data": handed_on})
 
     began = time.monotonic()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     train_units(output, config, study, handed_on)
     rows = [
         row
@@ -88,19 +100,29 @@ def train_units(output: Path, config: dict[str, Any], study: dict[str, Any], han
     if not units:
         return
     # Data that are written at first use, before two trainings find them missing.
-    construct("data", config["data"], clip=ClipSpec(), audio=True)
+    if not construct("data", config["data"], clip=ClipSpec(), audio=True).splits.test:
+        raise InputError(
+            "the data set has no test clips; a test list (data=csv) or a test/ folder (data=folder) has them"
+        )
     began = time.monotonic()
-    with side_by_side(config["jobs"], config["accelerator"]) as pool:
-        running = {
-            pool.submit(unit, output, system, seed, study, handed_on, config["accelerator"]): f"{system}, seed {seed}"
-            for system, seed in units
-        }
+    pool, jobs = side_by_side(config["jobs"], config["accelerator"])
+    with pool:
+        waiting, running, done = deque(units), dict[Future[None], str](), 0
         try:
-            for number, future in enumerate(as_completed(running), start=1):
-                future.result()
-                print(f"[{number}/{len(units)}] {running[future]}: {time.monotonic() - began:.0f} s so far", flush=True)
+            while waiting or running:
+                # No more than are run, for what the pool has taken cannot be called back.
+                while waiting and len(running) < jobs:
+                    system, seed = waiting.popleft()
+                    future = pool.submit(unit, output, system, seed, study, handed_on, config["accelerator"])
+                    running[future] = f"{system}, seed {seed}"
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    future.result()
+                    done += 1
+                    took = time.monotonic() - began
+                    print(f"[{done}/{len(units)}] {running.pop(future)}: {took:.0f} s so far", flush=True)
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            for process in pool._processes.values():
+                process.terminate()
             raise
 
 
@@ -132,8 +154,8 @@ def begin(output: Path, settings: dict[str, Any]) -> None:
         raise InputError(f"output={output} cannot be written: {error.strerror}; choose another") from error
 
 
-def side_by_side(jobs: int | None, accelerator: str) -> ProcessPoolExecutor:
-    """Processes that train one system each: on a GPU of their own, or on an equal share of the cores.
+def side_by_side(jobs: int | None, accelerator: str) -> tuple[ProcessPoolExecutor, int]:
+    """Processes that train one system each, on a GPU of their own or on an equal share of the cores; how many.
 
     Args:
         jobs: how many; None for one a GPU, or up to four on as many cores.
@@ -157,14 +179,27 @@ def side_by_side(jobs: int | None, accelerator: str) -> ProcessPoolExecutor:
     for job in range(jobs):
         places.put({"CUDA_VISIBLE_DEVICES": gpus[job % len(gpus)]} if gpus else {})
     threads = str(max(1, cores // jobs))
-    return ProcessPoolExecutor(jobs, context, initializer=take_place, initargs=(places, threads))
+    return ProcessPoolExecutor(jobs, context, initializer=take_place, initargs=(places, threads)), jobs
 
 
 def take_place(places: Any, threads: str) -> None:
     """Settle, in a process of `side_by_side`, where it and what it starts compute."""
     end_with_parent()
+    # A terminal's Ctrl-C reaches all processes, and the first ends the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, leave)
     os.environ |= {"OMP_NUM_THREADS": threads} | places.get()
     quiet_libraries()
+
+
+def leave(number: int, _: Any) -> NoReturn:
+    """End this process of `side_by_side` and its training, which saves first."""
+    if started:
+        started[-1].terminate()
+        # Popen's own wait is what the signal has interrupted.
+        with suppress(ChildProcessError):
+            os.waitpid(started[-1].pid, 0)
+    os._exit(128 + number)
 
 
 def write(file: Path, content: Any) -> None:
@@ -221,7 +256,7 @@ def results(
 
 
 def train(arguments: list[str], run_dir: Path) -> None:
-    """Run one training as a process of its own.
+    """Run one training as a process of its own; one that was ended goes on, and one that has to end saves first.
 
     Raises:
         InputError: it failed; its message is that of the training.
@@ -229,11 +264,17 @@ def train(arguments: list[str], run_dir: Path) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     log = run_dir / "output.txt"
     command = [sys.executable, "-m", "avmae.train", *arguments, f"hydra.run.dir={run_dir.absolute()}"]
+    if (checkpoint := newest_sound(run_dir / "checkpoints")) is not None:
+        command.append(f"resume={checkpoint}")
     # In one piece, for others print at the same time.
     print(f"  {shlex.join(['python', *command[1:]])}\n", end="", flush=True)
-    with log.open("w", encoding="utf-8") as stream:
-        code = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT).returncode
-    if code:
+    with log.open("a", encoding="utf-8") as stream:
+        started.append(
+            subprocess.Popen(
+                command, stdout=stream, stderr=subprocess.STDOUT, preexec_fn=partial(end_with_parent, signal.SIGTERM)
+            )
+        )
+    if code := started[-1].wait():
         said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-5:]
         raise InputError(f"a training of the study failed (code {code}); {log} ends with:\n  " + "\n  ".join(said))
 
@@ -243,10 +284,9 @@ def measure_controls(output: Path) -> dict[str, float]:
     from avmae.models.weights import read_checkpoint
     from avmae.training.controls import controls
 
-    found = sorted(output.glob("*/seed*/finetune_1/checkpoints/last.ckpt"))
-    if not found:
-        raise InputError("study.labels must contain 1.0, a fine-tuning on all training clips")
-    return controls(evaluation_data(read_checkpoint(found[0]).config, {}, ["video", "audio"]))
+    first = next(output.glob("*/seed*/finetune_1/checkpoints/last.ckpt"))
+    once = {"segments": 1, "crops": 1}
+    return controls(evaluation_data(read_checkpoint(first).config, once, ["video", "audio"]))
 
 
 def plot(output: Path, rows: list[dict[str, Any]]) -> None:
