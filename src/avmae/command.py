@@ -30,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from avmae.errors import InputError, Interrupted
 from avmae.help import page
 from avmae.processes import end_with_parent
-from avmae.runs import queue_again, requeued, resume_checkpoint, torchrun_id
+from avmae.runs import queue_again, requeued, resume_checkpoint, slurm_step, torchrun_id
 from avmae.terminal import printable
 
 # Read when torch loads GNU's OpenMP. By default its threads spin for milliseconds while they wait, which takes the
@@ -229,7 +229,7 @@ def refuse_foreign_code(data: Mapping[str, Any], trusted: str | None = None) -> 
 
 def run_folder(logs: str, name: str, resume: str | None) -> str:
     """Where a run writes: a new folder, or that of the run it resumes."""
-    if resume is None and (run := torchrun_id()) is not None:
+    if resume is None and (run := torchrun_id() or slurm_step()) is not None:
         # Each process asks for itself, and the time may differ.
         return f"{logs}/{name}/{run}"
     if resume is None:

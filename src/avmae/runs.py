@@ -82,16 +82,16 @@ def resume_checkpoint(logs: str, name: str, resume: str) -> Path:
         if wrong := damage(path):
             raise InputError(f"resume={resume} is damaged ({wrong}); resume=last takes the newest that is sound")
         return path.absolute()
-    found = _checkpoints(logs, name, slurm_job() if resume == "requeued" else None)
+    found = _checkpoints(logs, name, requeued=resume == "requeued")
     if not found:
         raise InputError(f"resume=last: no checkpoint under {logs}/{name}; start without resume=, or give a path")
     newest = max(found, key=lambda path: path.stat().st_mtime).parent
-    if (sound := _newest_sound(newest)) is not None:
+    if (sound := newest_sound(newest)) is not None:
         return sound
     raise InputError(f"resume=last: no checkpoint in {newest} is sound; start without resume=, or give a path")
 
 
-def _newest_sound(folder: Path) -> Path | None:
+def newest_sound(folder: Path) -> Path | None:
     """The newest of a folder's checkpoints that is not damaged; of those that are, it is said."""
     for path in (folder / LAST, folder / PREVIOUS):
         if path.exists():
@@ -111,7 +111,7 @@ def own_checkpoint(run_dir: str) -> Path | None:
     again = submitit_local_job() or int(os.environ.get("SLURM_RESTART_COUNT", 0))
     if not again or job_id() not in {start["slurm_job"] for start in _starts(run_dir)}:
         return None
-    return _newest_sound(Path(run_dir, "checkpoints"))
+    return newest_sound(Path(run_dir, "checkpoints"))
 
 
 def queue_again(number: int, handler: Any) -> None:
@@ -154,6 +154,15 @@ def slurm_job() -> str | None:
     return os.environ.get("SLURM_JOB_ID")
 
 
+def slurm_step() -> str | None:
+    """A name for what one `srun` starts as several processes, which all of them know; None elsewhere."""
+    if int(os.environ.get("SLURM_NTASKS", 1)) == 1 or "SLURM_STEP_ID" not in os.environ:
+        return None
+    # After a requeue, steps are counted from 0 again.
+    again = os.environ.get("SLURM_RESTART_COUNT", "0")
+    return f"{slurm_job()}.{os.environ['SLURM_STEP_ID']}" + (f"_{again}" if again != "0" else "")
+
+
 def torchrun_id() -> str | None:
     """What torchrun's --rdzv-id calls the run; all nodes share it, and a restart keeps it."""
     run = os.environ.get("TORCHELASTIC_RUN_ID", "none")
@@ -172,15 +181,17 @@ def requeued(logs: str, name: str) -> str | None:
         return next((str(path) for path in found if damage(path) is None), None)
     if slurm_job() is None or int(os.environ.get("SLURM_RESTART_COUNT", 0)) == 0:
         return None
-    return "requeued" if _checkpoints(logs, name, slurm_job()) else None
+    return "requeued" if _checkpoints(logs, name, requeued=True) else None
 
 
-def _checkpoints(logs: str, name: str, job: str | None) -> list[Path]:
-    """All that a run of a name may be gone on with; of one SLURM job, if it is given."""
+def _checkpoints(logs: str, name: str, requeued: bool) -> list[Path]:
+    """All that a run of a name may be gone on with; of a job that was queued again, what this command left."""
     found = [path for file in (LAST, PREVIOUS) for path in Path(logs, name).glob(f"*/checkpoints/{file}")]
-    if job is None:
+    if not requeued:
         return found
-    return [path for path in found if job in {start["slurm_job"] for start in _starts(path.parents[1])}]
+    # A job may train several times under one name, as for each fold.
+    this = (slurm_job(), _command())
+    return [p for p in found if this in [(start["slurm_job"], start["command"]) for start in _starts(p.parents[1])]]
 
 
 def _starts(run_dir: str | Path) -> list[dict[str, Any]]:
@@ -195,12 +206,10 @@ def record_environment(run_dir: str | Path, resumed: str | None) -> None:
         run_dir: the run's folder.
         resumed: the checkpoint that the run goes on from.
     """
-    spec = sys.modules["__main__"].__spec__
-    program = ["-m", spec.name] if spec else sys.argv[:1]
     installed = {package.name: package.version for package in importlib.metadata.distributions() if package.name}
     start: dict[str, Any] = {
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": shlex.join([sys.executable, *program, *sys.argv[1:]]),
+        "command": _command(),
         "folder": os.getcwd(),
         "host": platform.node(),
         "slurm_job": job_id(),
@@ -215,6 +224,13 @@ def record_environment(run_dir: str | Path, resumed: str | None) -> None:
     temporary = Path(run_dir, f".{ENVIRONMENT}.tmp")
     temporary.write_text(json.dumps([*_starts(run_dir), start], indent=2))
     temporary.replace(Path(run_dir, ENVIRONMENT))
+
+
+def _command() -> str:
+    """How this process was called."""
+    spec = sys.modules["__main__"].__spec__
+    program = ["-m", spec.name] if spec else sys.argv[:1]
+    return shlex.join([sys.executable, *program, *sys.argv[1:]])
 
 
 def _commit(folder: Path) -> str | None:
