@@ -12,6 +12,8 @@ from pathlib import Path
 from conftest import TINY
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+CALLBACKS = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
+"""Environment in which the callbacks of these tests are found."""
 
 
 @functools.cache

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import ENVIRONMENT, _arguments, error, run, start_train, train
+from commands import CALLBACKS, ENVIRONMENT, _arguments, error, run, start_train, train
 
 from avmae.data.sampling import TrainSampler
 from avmae.errors import InputError
@@ -142,6 +141,29 @@ def test_runs_go_on_from_sharded_to_whole_checkpoints_and_back(sharded: Path, mi
     assert not list(folder.glob(".*"))
 
 
+def test_shards_find_room_where_the_checkpoint_before_was_and_are_refused_if_not_finite(
+    miniature: Path, tmp_path: Path
+) -> None:
+    spoiled = (
+        "+callbacks.room={_target_:poison.NoRoom,step:6,taken_by:run/checkpoints/previous.ckpt}",
+        "+callbacks.weight={_target_:poison.PoisonWeight,step:8}",
+        "callbacks.best.save_top_k=0",
+        "trainer.max_epochs=4",
+    )
+    two = ("strategy=fsdp", "strategy.sharded=true", "trainer.devices=2", "data.batch_size=2", "hydra.run.dir=run")
+    output = tmp_path / "printed.txt"
+    process = start_train(*RUN, *two, *spoiled, cwd=tmp_path, miniature=miniature, output=output, env=CALLBACKS)
+    assert process.wait(240) == 1, output.read_text()
+    printed = output.read_text()
+    assert "no room" in printed
+    assert printed.count("cannot save") == 1
+    assert "last.ckpt could not be saved" in error(printed)
+    assert "is not finite" in error(printed)
+    kept = [tmp_path / "run/checkpoints" / name for name in ("previous.ckpt", "last.ckpt")]
+    assert [damage(path) for path in kept] == [None, None]
+    assert [torch.load(path / "meta.pt", weights_only=True)["global_step"] for path in kept] == [4, 6]
+
+
 def test_an_average_of_weights_that_are_sharded_is_refused(miniature: Path, tmp_path: Path) -> None:
     printed = train("callbacks=ema", "strategy=fsdp", cwd=tmp_path, miniature=miniature, ok=False)
     assert "strategy=ddp" in error(printed)
@@ -188,8 +210,7 @@ def test_another_number_of_processes_goes_on_in_mid_epoch_and_leaves_no_clip_out
         seen = ("+callbacks.seen._target_=seen.Seen", f"+callbacks.seen.folder={folder}", "data.batch_size=1")
         clips = (f"trainer.clips_per_step={step}",) if step > 1 else ()
         how = ("strategy=ddp", f"trainer.devices={number}", "trainer.log_every_n_steps=1", "hydra.run.dir=run")
-        env = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
-        where = {"cwd": tmp_path, "miniature": miniature, "output": folder / "printed.txt", "env": env}
+        where = {"cwd": tmp_path, "miniature": miniature, "output": folder / "printed.txt", "env": CALLBACKS}
         process = start_train(*seen, *clips, *how, *overrides, **where)
         assert process.wait(240) == 0, (folder / "printed.txt").read_text()
 

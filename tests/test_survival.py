@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -15,12 +16,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import ENVIRONMENT, error, start_train, train
+from commands import CALLBACKS, ENVIRONMENT, error, start_train, train
 from test_train import assert_same_run, load, metrics
 from timm.optim import Muon
 
+from avmae.command import run_folder
 from avmae.errors import InputError
-from avmae.runs import LAST, PREVIOUS, own_checkpoint, record_environment, resume_checkpoint
+from avmae.runs import LAST, PREVIOUS, own_checkpoint, record_environment, requeued, resume_checkpoint
 from avmae.training.checkpoints import SafeCheckpointIO
 from avmae.training.loggers import RunCSVLogger
 from avmae.training.nonfinite import skip_if
@@ -29,8 +31,6 @@ ARGUMENTS = ("name=run", "trainer.max_epochs=20", "trainer.log_every_n_steps=1",
 """40 steps in which a bit that is lost would show."""
 LONG = ("name=run", "trainer.max_epochs=2000", "data.batch_size=2", "data.val_groups=0")
 """A run that is still going when something happens to it."""
-CALLBACKS = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
-"""Environment in which the callbacks of these tests are found."""
 Start = Callable[..., subprocess.Popen]
 
 
@@ -186,10 +186,58 @@ def test_a_job_of_slurms_goes_on_in_its_folder_only_if_it_was_queued_again(
     assert found() is None
 
 
-def signalled(number: signal.Signals, step: int, validation: bool = True) -> tuple[str, ...]:
+def test_a_job_that_was_queued_again_goes_on_with_what_the_same_command_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    found = {}
+    for fold in (1, 2, 3):
+        monkeypatch.setattr(sys, "argv", ["train.py", f"data.fold={fold}"])
+        found[fold] = requeued(str(tmp_path), "run")
+        if fold < 3:
+            run = tmp_path / f"run/{fold}"
+            SafeCheckpointIO().save_checkpoint(checkpoint(fold), run / "checkpoints" / LAST)
+            record_environment(run, None)
+    assert found == {1: None, 2: None, 3: None}
+    monkeypatch.setattr(sys, "argv", ["train.py", "data.fold=1"])
+    assert requeued(str(tmp_path), "run") == "requeued"
+    resume_checkpoint.cache_clear()
+    assert resume_checkpoint(str(tmp_path), "run", "requeued") == tmp_path / "run/1/checkpoints" / LAST
+
+
+def test_processes_of_an_srun_write_to_one_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = []
+    for tasks, step, again in (("1", "0", "0"), ("2", "0", "0"), ("2", "1", "0"), ("2", "0", "1")):
+        environment = {"JOB_ID": "17", "NTASKS": tasks, "STEP_ID": step, "RESTART_COUNT": again}
+        for name, value in environment.items():
+            monkeypatch.setenv(f"SLURM_{name}", value)
+        folders.append(run_folder("logs", "run", None))
+    assert folders[1:] == ["logs/run/17.0", "logs/run/17.1", "logs/run/17.0_1"]
+    assert folders[0] not in folders[1:]
+
+
+@pytest.mark.parametrize(("changed", "was"), [("seed=1", "seed=0"), ("data.val_groups=0", "data.val_groups=1")])
+def test_a_run_goes_on_only_as_what_it_was(
+    changed: str, was: str, whole: Path, miniature: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(whole, tmp_path / "run")
+    arguments = (*ARGUMENTS, "trainer.max_epochs=21", f"resume={copy}/checkpoints/{LAST}", changed)
+    assert was in error(train(*arguments, cwd=tmp_path, miniature=miniature, ok=False))
+
+
+@pytest.mark.parametrize(("limit", "steps"), [("trainer.max_epochs=3", 6), ("trainer.max_steps=3", 3)])
+def test_what_a_run_ends_with_is_saved_however_seldom_it_saves(
+    limit: str, steps: int, miniature: Path, tmp_path: Path
+) -> None:
+    train("callbacks.last.every_n_epochs=2", limit, "hydra.run.dir=run", cwd=tmp_path, miniature=miniature)
+    assert load(tmp_path / "run/checkpoints" / LAST)["global_step"] == steps
+
+
+def signalled(number: signal.Signals, step: int, during: str = "validation") -> tuple[str, ...]:
     """Overrides for a signal after so many steps."""
     key = "+callbacks.signalled"
-    values = {"_target_": "poison.Signalled", "number": int(number), "step": step, "validation": validation}
+    values = {"_target_": "poison.Signalled", "number": int(number), "step": step, "during": during}
     return tuple(f"{key}.{name}={value}" for name, value in values.items())
 
 
@@ -210,9 +258,10 @@ def test_a_signal_in_validation_ends_the_epoch_and_the_run_goes_on_to_the_bit(
 def test_a_signal_in_the_last_validation_ends_the_run_before_its_test(
     every: int, start: Start, miniature: Path, tmp_path: Path
 ) -> None:
-    arguments = ("name=run", "task=classify", "trainer.max_epochs=2", f"callbacks.last.every_n_epochs={every}")
+    arguments = ["name=run", "task=classify", "trainer.max_epochs=2", f"callbacks.last.every_n_epochs={every}"]
+    arguments += signalled(signal.SIGUSR1, 4)
     env = slurm(tmp_path) | CALLBACKS
-    process = start(*arguments, *signalled(signal.SIGUSR1, 4), miniature=miniature, env=env)
+    process = start(*arguments, miniature=miniature, env=env)
     output = tmp_path / "printed.txt"
     assert process.wait(120) == 128 + signal.SIGUSR1, output.read_text()
     assert "SIGUSR1: step 4 is saved" in output.read_text()
@@ -227,11 +276,30 @@ def test_a_signal_in_the_last_validation_ends_the_run_before_its_test(
     assert {"train/loss", "val/top1", "test/top1"} <= json.loads((folder / "summary.json").read_text()).keys()
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_signal_in_the_test_queues_the_job_again_for_the_test_alone(
+    processes: int, start: Start, miniature: Path, tmp_path: Path
+) -> None:
+    two = ("strategy=ddp", "trainer.devices=2") if processes == 2 else ()
+    arguments = ("name=run", "task=classify", "trainer.max_epochs=1", "data.batch_size=2", *two)
+    env, output = slurm(tmp_path) | CALLBACKS, tmp_path / "printed.txt"
+    steps = 4 // processes
+    process = start(*arguments, *signalled(signal.SIGUSR1, steps, "test"), miniature=miniature, env=env)
+    assert process.wait(120) == 128 + signal.SIGUSR1, output.read_text()
+    assert f"SIGUSR1: step {steps} is saved" in output.read_text()
+    assert (tmp_path / "asked").read_text() == "requeue 17\n"
+    (folder,) = (tmp_path / "logs/run").iterdir()
+    assert not (folder / "summary.json").exists()
+    train(*arguments, "resume=last", cwd=tmp_path, miniature=miniature)
+    assert len([row for row in metrics(folder) if row["test/top1"]]) == 1
+    assert {"train/loss", "test/top1"} <= json.loads((folder / "summary.json").read_text()).keys()
+
+
 def test_a_signal_in_the_last_step_of_one_of_two_processes_ends_both(
     start: Start, miniature: Path, tmp_path: Path
 ) -> None:
     how = ("strategy=ddp", "trainer.devices=2", "data.batch_size=2", "hydra.run.dir=run", "trainer.max_epochs=1")
-    process = start(*how, *signalled(signal.SIGTERM, 1, validation=False), miniature=miniature, env=CALLBACKS)
+    process = start(*how, *signalled(signal.SIGTERM, 1, "training"), miniature=miniature, env=CALLBACKS)
     output = tmp_path / "printed.txt"
     assert process.wait(120) == 128 + signal.SIGTERM, output.read_text()
     assert "SIGTERM: step 2 is saved" in output.read_text()

@@ -236,7 +236,7 @@ def run(config: dict[str, Any]) -> dict[str, float]:
     unsaved = trainer.strategy.broadcast(checkpoint_io.failures)
     if unsaved:
         path, cause = next(iter(unsaved.items()))
-        raise InputError(f"trained to the end, but {path} could not be saved: {cause}; make room, then resume=last")
+        raise InputError(f"trained to the end, but {path} could not be saved: {cause}; mend that, then resume=last")
     # A run that was ended after its last step has none but those.
     metrics = task.resumed_metrics | {name: float(value) for name, value in trainer.callback_metrics.items()}
     if task_config["name"] == "classify" and datamodule.splits.test and trainer.state.status == "finished":

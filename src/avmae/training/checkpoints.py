@@ -17,6 +17,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from avmae.data.datamodule import Batch
 from avmae.errors import Interrupted
@@ -52,7 +53,8 @@ class SafeCheckpointIO(TorchCheckpointIO):
             return
         path = Path(path)
         try:
-            _require_finite(checkpoint["state_dict"])
+            if name := nonfinite(checkpoint["state_dict"]):
+                raise FloatingPointError(f"{name} is not finite")
             try:
                 write_whole(checkpoint, path)
             except (OSError, RuntimeError) as error:
@@ -70,10 +72,13 @@ class SafeCheckpointIO(TorchCheckpointIO):
             self.failures.pop(str(path), None)
 
 
-def _require_finite(weights: dict[str, Tensor]) -> None:
+def nonfinite(weights: Mapping[str, Tensor]) -> str | None:
+    """The first tensor of which this process's part is not finite, by name."""
     for name, value in weights.items():
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise FloatingPointError(f"{name} is not finite")
+        part = value.to_local() if isinstance(value, DTensor) else value
+        if part.is_floating_point() and not bool(part.isfinite().all()):
+            return name
+    return None
 
 
 def is_full(error: BaseException) -> bool:
@@ -133,7 +138,7 @@ def remove(path: Path) -> None:
 
 
 class SaveInTime(Checkpoint):
-    """Saves between two steps: every so many minutes, and when SIGTERM, SIGUSR1, SIGUSR2 or Ctrl-C ends the run.
+    """Saves every so many minutes, at the run's end, and when SIGTERM, SIGUSR1, SIGUSR2 or Ctrl-C ends it.
 
     A signal that reaches any process ends all of them after the same step; `Interrupted` then has the exit code that a
     shell would see, 128 + the signal's number. After SIGUSR1 and SIGUSR2 the scheduler is asked to queue the job again,
@@ -157,17 +162,21 @@ class SaveInTime(Checkpoint):
         self._handlers: dict[signal.Signals, Any] = {}
         self._decided = LateNumber()
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take over the signals, and start the clock."""
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Take over the signals."""
         # Lightning's handler communicates from within the handler, which can lock up processes that communicate
         # already; the state it saves cannot be gone on with exactly; and its question to all processes before each
         # step waits for the device.
         trainer._signal_connector.register_signal_handlers = lambda: None
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
-        self._received = 0
-        self._saved = time.monotonic()
+        # A folder that is named by the time may differ between processes.
+        self.path = trainer.strategy.broadcast(self.path)
         if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._saved = time.monotonic()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put right how Lightning counts epochs.
@@ -192,9 +201,7 @@ class SaveInTime(Checkpoint):
         """Save if any process wishes so."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
             return
-        wish = self._received or (SAVE if time.monotonic() - self._saved > self.seconds else 0)
-        if trainer.world_size > 1:
-            wish = int(self._decided.exchange(_largest(wish, trainer)) or 0)
+        wish = self._agreed(self._received or (SAVE if time.monotonic() - self._saved > self.seconds else 0), trainer)
         if not wish:
             return
         trainer.save_checkpoint(self.path)
@@ -206,9 +213,12 @@ class SaveInTime(Checkpoint):
             self._end(trainer, wish)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """End here if a signal came in validation, or too late for the epoch's last step: there may be no other."""
+        """Save what the run ends with; end here if a signal came in validation, or too late for the last step."""
         wish = int(_largest(self._received, trainer))
-        if not wish:
+        epochs = trainer.fit_loop.epoch_progress.current.processed
+        limits = ((epochs, trainer.max_epochs), (trainer.global_step, trainer.max_steps))
+        ends = trainer.should_stop or any(0 <= (limit or -1) <= done for done, limit in limits)
+        if not (wish or ends):
             return
         if not any(
             isinstance(other, ModelCheckpoint)
@@ -216,12 +226,26 @@ class SaveInTime(Checkpoint):
             for other in trainer.checkpoint_callbacks
         ):
             trainer.save_checkpoint(self.path)
-        self._end(trainer, wish)
+        if wish:
+            self._end(trainer, wish)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """End here if a signal came after the last epoch's end, before anything else is started."""
         if wish := int(_largest(self._received, trainer)):
             self._end(trainer, wish)
+
+    def on_test_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """End here if any process got a signal; there is nothing to save, and a test is begun again."""
+        if wish := self._agreed(self._received, trainer):
+            self._end(trainer, wish)
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget what was not agreed on in time: the run is at its end."""
+        self._decided.take()
+
+    def _agreed(self, wish: int, trainer: L.Trainer) -> int:
+        """The largest wish of all processes, of several that of the batch before."""
+        return wish if trainer.world_size == 1 else int(self._decided.exchange(_largest(wish, trainer)) or 0)
 
     def _end(self, trainer: L.Trainer, wish: int) -> None:
         number = self.SIGNALS[wish - SAVE - 1]

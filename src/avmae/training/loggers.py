@@ -41,10 +41,11 @@ class _ResumableWriter(ExperimentWriter):
 
     def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
         file = Path(self.metrics_file_path)
-        if self._resumed and step is not None and file.is_file():
-            names, rows = _read(file)
-            _write(file, names, [row for row in rows if int(row["step"]) < step])
+        if self._resumed and step is not None:
             self._resumed = False
+            if file.is_file():
+                names, rows = _read(file)
+                _write(file, names, [row for row in rows if int(row["step"]) < step])
         super().log_metrics(metrics_dict, step)
 
     def save(self) -> None:

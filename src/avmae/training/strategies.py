@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.state_dict import (
 from avmae.errors import InputError
 from avmae.models.weights import MODEL, shards_of
 from avmae.runs import LAST, PREVIOUS, SHARDED, checksum
-from avmae.training.checkpoints import SPARE, is_full, make_way, remove, write_whole
+from avmae.training.checkpoints import SPARE, is_full, make_way, nonfinite, remove, write_whole
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -65,29 +65,46 @@ class FSDP2Strategy(ModelParallelStrategy):
             with suppress(OSError):
                 make_way(path)
         path, name = self.broadcast((path, f"shards-{uuid.uuid4().hex[:8]}"))
-        states = checkpoint.pop("optimizer_states", [])
-        tensors = _flatten(checkpoint.pop("state_dict"), states)
+        states, weights = checkpoint.pop("optimizer_states", []), checkpoint.pop("state_dict")
         rest = checkpoint | {"shards": name, "param_groups": [state["param_groups"] for state in states]}
+        tensors = _flatten(weights, states)
+        lost = next((part for part in self._gather(nonfinite(weights)) if part), None)
+        cause, full = (f"{lost} is not finite", False) if lost else self._write(tensors, rest, path)
+        if full:
+            room = self.is_global_zero and path.with_name(PREVIOUS).exists()
+            if room:
+                # What is the newest stays.
+                remove(path.with_name(PREVIOUS))
+            if self.broadcast(room):
+                cause, _ = self._write(tensors, rest, path)
+        if cause is None:
+            self.checkpoint_io.failures.pop(str(path), None)
+        elif self.is_global_zero:
+            self.checkpoint_io.failures[str(path)] = cause
+            print(f"cannot save {path}: {cause}; training goes on, the next save tries again", file=sys.stderr)
+
+    def _write(self, tensors: dict[str, Tensor], rest: dict[str, Any], path: Path) -> tuple[str | None, bool]:
+        """Try once; tells all processes what went wrong, if anything, and whether the disk is full."""
+        shards, wrong = path / rest["shards"], None
         try:
-            dcp.save(tensors, storage_writer=dcp.HuggingFaceStorageWriter(str(path / name), save_distributed=True))
-            written = (path / name).glob(f"shard-{self.global_rank + 1:05}-*")
-            checksums: list[Any] = [None] * self.world_size
-            torch.distributed.all_gather_object(checksums, {file.name: checksum(file) for file in written})
+            dcp.save(tensors, storage_writer=dcp.HuggingFaceStorageWriter(str(shards), save_distributed=True))
+            written = shards.glob(f"shard-{self.global_rank + 1:05}-*")
+            checksums = self._gather({file.name: checksum(file) for file in written})
             if self.is_global_zero:
                 _commit(rest | {"checksums": dict(ChainMap(*checksums))}, path)
         except (CheckpointException, OSError, RuntimeError) as error:
+            first: Any = next(iter(error.failures.values())) if isinstance(error, CheckpointException) else error
+            first = first[0] if isinstance(first, tuple) else first
+            wrong = str(first).splitlines()[0], is_full(first)
             if self.is_global_zero:
-                first: Any = next(iter(error.failures.values())) if isinstance(error, CheckpointException) else error
-                first = first[0] if isinstance(first, tuple) else first
-                cause = str(first).splitlines()[0]
-                self.checkpoint_io.failures[str(path)] = cause
-                print(f"cannot save {path}: {cause}; training goes on, the next save tries again", file=sys.stderr)
-                shutil.rmtree(path / name, ignore_errors=True)
-                if is_full(first):
-                    # What is the newest stays, and the next save finds room.
-                    remove(path.with_name(PREVIOUS))
-        else:
-            self.checkpoint_io.failures.pop(str(path), None)
+                shutil.rmtree(shards, ignore_errors=True)
+        return self.broadcast(wrong or (None, False))
+
+    def _gather(self, value: Any) -> list[Any]:
+        """A value of every process."""
+        gathered: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(gathered, value)
+        return gathered
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Take up model and optimiser from a file or a folder; returns the rest of the checkpoint."""

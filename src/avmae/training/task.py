@@ -17,6 +17,9 @@ from avmae.errors import InputError
 from avmae.training.nonfinite import skip_if
 from avmae.training.optim import OptimSpec, build_optimizer, warmup_cosine
 
+CHOICE = ("fold", "val_groups", "val_share", "only", "train_share")
+"""Settings of data modules that decide which clips are trained on."""
+
 
 class Stream(IntEnum):
     """What randomness is for."""
@@ -151,5 +154,21 @@ class Task(L.LightningModule):
         checkpoint["metrics"] = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the metrics."""
+        """Take up the metrics.
+
+        Raises:
+            InputError: the checkpoint is of a run with another model, window, seed or choice of clips.
+        """
+        before, now = (
+            {f"{part}.{key}": value for part in ("model", "size", "clip") for key, value in config[part].items()}
+            | {f"data.{key}": config["data"][key] for key in CHOICE if key in config["data"]}
+            | {"seed": config["seed"]}
+            for config in (checkpoint["config"], self.config)
+        )
+        for key in before.keys() & now.keys():
+            if before[key] != now[key]:
+                raise InputError(
+                    f"resume= goes on with a run of {key}={before[key]}, and now it is {now[key]}; give what it was, "
+                    "or start a new run from its weights with ckpt="
+                )
         self.resumed_metrics = checkpoint.get("metrics", {})
