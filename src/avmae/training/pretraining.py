@@ -126,7 +126,7 @@ class Pretraining(Task):
         if self.objective.contrast:
             # Candidates are the clips of all processes; every process computes the whole loss.
             video, audio = (self.gather(result.apart[name]) for name in ("video", "audio"))
-            contrast = info_nce(video, audio, self.gather(batch["has_audio"]), self.objective.temperature)
+            contrast = info_nce(video, audio, self.gather(result.paired), self.objective.temperature)
             loss = loss + self.objective.contrast * contrast
             self.log("train/loss_contrast", contrast.detach(), sync_dist=True)
         self.log("train/loss", loss.detach(), sync_dist=True)
