@@ -56,6 +56,18 @@ def clips_of(has_audio: tuple[bool, ...]) -> dict[str, Tensor]:
     return batch(has_audio) | {"label": torch.zeros(clips, dtype=torch.long), "clip_id": torch.arange(clips)}
 
 
+def test_what_is_hidden_whole_does_not_depend_on_how_a_step_is_cut() -> None:
+    def shown(world: int, rank: int, part: int, parts: int) -> Tensor:
+        task, found = pretraining(world, rank, hide_audio=0.5), []
+        task.network.register_forward_pre_hook(lambda _, arguments: found.append(arguments[2]["audio"]))
+        task.reconstruct(clips_of((True,) * 8), seed=0, part=part, parts=parts, whole=True)
+        return found[0]
+
+    batches = torch.stack([shown(1, 0, part, 3) for part in range(3)])
+    assert torch.equal(batches, torch.stack([shown(3, rank, 0, 1) for rank in range(3)]))
+    assert len(batches.unique(dim=0)) == 3
+
+
 @pytest.mark.parametrize("hidden", ["hide_audio", "hide_video"])
 def test_what_is_hidden_whole_is_not_contrasted(hidden: str, monkeypatch: pytest.MonkeyPatch) -> None:
     contrast = []

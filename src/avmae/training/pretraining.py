@@ -93,7 +93,8 @@ class Pretraining(Task):
     ) -> Reconstruction:
         """Draw masks from a seed and reconstruct.
 
-        The masks do not depend on how many processes share a step's clips, or into how many batches they are cut.
+        What is hidden does not depend on how many processes share a step's clips, or into how many batches they are
+        cut.
 
         Args:
             batch: of this process.
@@ -108,7 +109,7 @@ class Pretraining(Task):
         masks = self.network.draw_masks(clips, generator, rank, world)
         if not (whole and any(self.hidden_whole.values())):
             return self.network(batch, masks)
-        drawn = self.draw(clips, generator)
+        drawn = self.draw(clips, generator, part, parts)
         # Never both, and nothing of a clip that would be left with nothing.
         shown = {
             "audio": drawn >= self.objective.hide_audio,
