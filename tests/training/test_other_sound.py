@@ -78,3 +78,13 @@ def test_what_is_hidden_whole_is_not_contrasted(hidden: str, monkeypatch: pytest
         contrast.append(logged["train/loss_contrast"])
     assert contrast[0] > 0
     assert contrast[1] == 0
+
+
+@pytest.mark.parametrize("sounding", [True, False])
+def test_without_sound_there_is_no_loss_on_sound(sounding: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, logged = pretraining(), set()
+    monkeypatch.setattr(task, "log", lambda name, value, **_: logged.add(name))
+    task.setup("fit")
+    task.validation_step(clips_of((False, sounding)), 0)
+    task.on_validation_epoch_end()
+    assert logged == {"val/loss", "val/loss_video"} | ({"val/loss_audio"} if sounding else set())

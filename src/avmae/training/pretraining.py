@@ -152,7 +152,15 @@ class Pretraining(Task):
             total = total + self.network.loss_weights[name] * by_clip
             weight = scored * batch["has_audio"] if name == "audio" else scored
             cast(MeanMetric, self.val_losses[name]).update(by_clip, weight)
-            self.log(f"val/loss_{name}", cast(MeanMetric, self.val_losses[name]))
         self.val_loss.update(total, scored)
         self.log("val/loss", self.val_loss)
         return {"features": torch.cat(list(result.fused.values()), 1)}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the losses by modality; without a clip that has sound, there is none of sound."""
+        for name, metric in self.val_losses.items():
+            mean = cast(MeanMetric, metric).compute()
+            cast(MeanMetric, metric).reset()
+            if not mean.isnan():
+                # Already of all processes, by the metric.
+                self.log(f"val/loss_{name}", mean, rank_zero_only=False)
