@@ -184,13 +184,19 @@ def load_model(path: str | Path) -> MaskedAutoencoder | Classifier:
         path: anything that `read_checkpoint` reads and that holds a whole model.
 
     Raises:
-        InputError: see `read_checkpoint`; or the file holds an encoder alone; or the weights do not fit.
+        InputError: see `read_checkpoint`; or the file holds an encoder alone, or a model with more than ours have; or
+            the weights do not fit.
     """
     checkpoint = read_checkpoint(path)
     if checkpoint.config["task"] == "encoder":
         raise InputError(
             f"{path} ({checkpoint.layout}) holds an encoder without a decoder or a head on the mean token as avmae has "
             f"them; train from it: python -m avmae.train ckpt={path}"
+        )
+    if checkpoint.unexpected:
+        raise InputError(
+            f"{path} ({checkpoint.layout}) has {', '.join(checkpoint.unexpected[:3])}, for which avmae's models have "
+            f"no place, so they would compute something else; train from it: python -m avmae.train ckpt={path}"
         )
     model = build_from_config(checkpoint.config)
     own = model.state_dict()
