@@ -249,6 +249,11 @@ class TestOfficial:
             load_model(path)
         assert "not used: pos_embed" in start_from(network, path).notes
 
+    def test_other_positions_than_videomaes_are_refused(self, tmp_path: Path) -> None:
+        torch.save(official(autoencoder("videomae")), tmp_path / "checkpoint.pth")
+        with pytest.raises(InputError, match=r"was trained with model\.positions=flat, not axes"):
+            start_from(autoencoder("avmae", positions="axes"), tmp_path / "checkpoint.pth")
+
     def test_attention_without_biases_has_zeros(self, tmp_path: Path) -> None:
         weights = official(autoencoder("videomae"))
         unbiased = {name: value for name, value in weights.items() if not name.endswith(("q_bias", "v_bias"))}

@@ -244,7 +244,8 @@ def start_from(network: MaskedAutoencoder | Classifier, path: str | Path) -> Mat
         path: anything that `read_checkpoint` reads.
 
     Raises:
-        InputError: less than 90 % of those parts is matched by name and shape; the network is unchanged then.
+        InputError: less than 90 % of those parts is matched by name and shape, or they were trained with another kind
+            of positions; the network is unchanged then.
     """
     checkpoint = read_checkpoint(path)
     weights = {name: _fit(name, value, network) for name, value in checkpoint.weights.items()}
@@ -276,6 +277,13 @@ def start_from(network: MaskedAutoencoder | Classifier, path: str | Path) -> Mat
             f"{', for example ' + shapes[0] if shapes else ''}; it was made with model={model} size={size}"
             f"{_shape(checkpoint.config)}: choose the same here"
         )
+    kind = checkpoint.config["model"].get("positions", "flat")
+    for modality, encoder in network.encoder.modalities.items():
+        kernel = checkpoint.weights.get(f"encoder.modalities.{modality}.embed.weight")
+        # Image and spectrogram models, whose kernels have four axes, bring tables of their own.
+        if kernel is not None and kernel.dim() != 4 and encoder.positions_kind != kind:
+            trained = f"{path} ({checkpoint.layout}) was trained with model.positions={kind}"
+            raise InputError(f"{trained}, not {encoder.positions_kind}: choose the same here")
     network.load_state_dict(matched, strict=False)
     groups = [matched, missing, unexpected, reshaped]
     rows = [
