@@ -406,17 +406,18 @@ class TestImages:
 
 
 def spectrogram_vit(frames: int = 96) -> VisionTransformer:
-    return vit(img_size=(frames, CLIP.mel_bins), patch_size=16, in_chans=1, depth=SIZE.audio_depth)
+    return vit(img_size=(frames, 128), patch_size=16, in_chans=1, depth=SIZE.audio_depth)
 
 
 class TestSound:
     def test_an_audiomae_fills_the_sound_encoder_and_nothing_else(self, tmp_path: Path) -> None:
-        theirs, network = spectrogram_vit(), autoencoder("avmae").eval()
+        clip = dataclasses.replace(CLIP, mel_bins=128)
+        theirs, network = spectrogram_vit(), build_autoencoder(clip, SYSTEMS["avmae"], SIZE, MASK).eval()
         torch.save({"model": theirs.state_dict()}, tmp_path / "pretrained.pth")
         before = copied(network)
         match = start_from(network, tmp_path / "pretrained.pth")
         assert "(AudioMAE)" in match.title
-        ours, audio = network.encoder.modalities["audio"], batch()["audio"]
+        ours, audio = network.encoder.modalities["audio"], torch.randn(2, 1, clip.spectrogram_frames, 128)
         tokens = ours.embed(ours.grid.patchify(audio).flatten(2))
         with torch.no_grad():
             # timm's embedding wants the length it was built for; what is beyond ours is cut off again.
@@ -431,12 +432,22 @@ class TestSound:
     def test_a_shorter_table_is_stretched(self, tmp_path: Path) -> None:
         theirs, network = spectrogram_vit(frames=32), autoencoder("avmae")
         with torch.no_grad():
-            theirs.pos_embed[0, 1:] = torch.tensor([-1.0, -1.0, 1.0, 1.0])[:, None]
+            theirs.pos_embed[0, 1:] = torch.tensor([-1.0, 1.0]).repeat_interleave(8)[:, None]
         torch.save(theirs.state_dict(), tmp_path / "pretrained.pth")
         start_from(network, tmp_path / "pretrained.pth")
         table = network.encoder.modalities["audio"].positions.unflatten(0, (4, 2))
         assert (table.diff(dim=0) > 0).all()
         torch.testing.assert_close(table[:, 0], table[:, 1])
+
+    def test_bands_keep_their_order_among_fewer_mel_bins(self, tmp_path: Path) -> None:
+        theirs, network = spectrogram_vit(), autoencoder("avmae")
+        with torch.no_grad():
+            theirs.pos_embed[0, 1:] = torch.linspace(-1, 1, 8).repeat(6)[:, None]
+        torch.save(theirs.state_dict(), tmp_path / "pretrained.pth")
+        start_from(network, tmp_path / "pretrained.pth")
+        table = network.encoder.modalities["audio"].positions.unflatten(0, (4, 2))
+        assert (table.diff(dim=1) > 0.5).all()
+        torch.testing.assert_close(table, table[:1].expand(4, -1, -1))
 
     def test_a_model_that_does_not_hear_refuses_it(self, tmp_path: Path) -> None:
         torch.save(spectrogram_vit().state_dict(), tmp_path / "pretrained.pth")

@@ -35,6 +35,8 @@ MODEL = "model."
 TIME_SHARE = 0.1
 """Of the time code that is added to an image model's positions: enough to tell frames apart, while tokens stay close to
 what the model has learned to read."""
+AUDIOMAE_BANDS = 8
+"""Of AudioMAE's tokens: 128 mel bins in patches of 16."""
 
 
 @dataclass(frozen=True)
@@ -351,15 +353,15 @@ def _fit_kernel(kernel: Tensor, patch: tuple[int, ...]) -> Tensor:
 
 def _fit_positions(table: Tensor, grid: Grid) -> Tensor:
     """An image or spectrogram model's positions (1, N or 1 + N, dim), a class token's first, for a grid of ours."""
-    count, (height, width) = table.shape[1], grid.size[-2:]
+    count, height = table.shape[1], grid.size[-2]
     if len(grid.size) == 2:
-        # A spectrogram: same bins, more or less time. Tokens are 160 ms apart in both, so the first rows fit.
-        rows = count // width
+        # A spectrogram, of more or less time. Tokens are 160 ms apart in both, so the first rows fit.
+        rows, width = count // AUDIOMAE_BANDS, AUDIOMAE_BANDS
         table = table[:, count - rows * width :][:, : height * width]
-        rows = table.shape[1] // width
+        rows = min(rows, height)
     else:
-        rows = math.isqrt(count)
-        table, width = table[:, count - rows * rows :], rows
+        rows = width = math.isqrt(count)
+        table = table[:, count - rows * width :]
     table = resample_abs_pos_embed(table, list(grid.size[-2:]), [rows, width], num_prefix_tokens=0)[0]
     if len(grid.size) == 2 or grid.size[0] == 1:
         return table
