@@ -21,8 +21,10 @@ def encoder(state: dict) -> dict[str, torch.Tensor]:
 def pretrained(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run folder of a pretraining with every objective on."""
     folder = tmp_path_factory.mktemp("pretrained")
-    objectives = ("task.contrast=0.1", "task.hide_audio=0.3", "task.hide_video=0.3", "model.may_lack=[video,audio]")
-    train("hydra.run.dir=run", "trainer.max_epochs=2", *objectives, cwd=folder, miniature=miniature)
+    objectives = ("task.contrast=0.1", "task.hide_audio=0.2", "task.hide_video=0.2", "model.may_lack=[video,audio]")
+    # All clips of a step in one batch, so that a pair has another to be told from.
+    how = ("hydra.run.dir=run", "trainer.max_epochs=2", "data.batch_size=8")
+    train(*how, *objectives, cwd=folder, miniature=miniature)
     return folder / "run"
 
 

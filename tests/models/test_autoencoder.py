@@ -116,6 +116,13 @@ class TestForward:
         for name, mask in single.items():
             assert torch.equal(torch.cat([masks[name].hidden for masks in shared]), mask.hidden)
 
+    def test_a_pair_is_seen_and_heard(self) -> None:
+        model, clips = autoencoder("avmae", may_lack=("video", "audio")), batch((True, True, True, False))
+        masks = draw(model, clips=4)
+        shown = {name: torch.arange(4) != n for n, name in enumerate(("audio", "video"))}
+        assert model(clips, masks).paired.tolist() == [True, True, True, False]
+        assert model(clips, masks, shown).paired.tolist() == [False, False, True, False]
+
     def test_checkpointing_recomputes_and_changes_nothing(self) -> None:
         gradients, calls = [], []
         for checkpointing in (False, True):

@@ -28,6 +28,7 @@ from avmae.models.build import (
 )
 from avmae.models.classifier import Classifier
 from avmae.models.layouts import describe, rename
+from avmae.models.summary import parts
 
 CONF = Path(avmae.__file__).parent / "conf"
 
@@ -168,6 +169,13 @@ def test_every_depth_is_its_own_setting() -> None:
     assert [len(modality.blocks) for modality in model.encoder.modalities.values()] == [1, 2]
     assert [len(decoder.blocks) for decoder in model.decoders.values()] == [3, 3]
     assert len(model.encoder.fusion) == 4
+
+
+def test_tokens_that_are_not_decoded_are_not_counted() -> None:
+    for decoder_ratio, decoded in ((0.0, 32), (0.5, 20)):
+        mask = dataclasses.replace(MASK, decoder_ratio=decoder_ratio)
+        table = parts(build_autoencoder(CLIP, SYSTEMS["videomae"], SIZE, mask))
+        assert {part.name: part.tokens for part in table} == {"video encoder": 8, "video decoder": decoded}
 
 
 def test_the_same_seed_builds_the_same_model() -> None:

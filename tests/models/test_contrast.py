@@ -37,6 +37,12 @@ class TestInfoNCE:
             assert not x.grad[~sounding].any()
             assert x.grad[sounding].abs().sum(1).gt(0).all()
 
+    def test_autocast_does_not_round_it(self, vectors: tuple[torch.Tensor, torch.Tensor]) -> None:
+        every = torch.ones(6, dtype=torch.bool)
+        expected = info_nce(*vectors, every, 0.05)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(info_nce(*vectors, every, 0.05), expected)
+
     def test_a_silent_batch_has_no_loss_and_finite_gradients(self, vectors: tuple[torch.Tensor, torch.Tensor]) -> None:
         video, audio = (x.clone().requires_grad_() for x in vectors)
         loss = info_nce(video, audio, torch.zeros(6, dtype=torch.bool), 0.05)

@@ -1,6 +1,7 @@
 import argparse
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +242,18 @@ class TestOfficial:
             result, expected = result.predictions["video"], expected.predictions["video"]
         assert torch.equal(result, expected)
 
+    def test_learned_positions_are_not_taken_for_computed_ones(self, tmp_path: Path) -> None:
+        path, network = tmp_path / "checkpoint.pth", classifier("videomae")
+        torch.save(official(network) | {"pos_embed": torch.zeros(1, 32, SIZE.dim)}, path)
+        with pytest.raises(InputError, match=r"has pos_embed, for which avmae's models have no place"):
+            load_model(path)
+        assert "not used: pos_embed" in start_from(network, path).notes
+
+    def test_other_positions_than_videomaes_are_refused(self, tmp_path: Path) -> None:
+        torch.save(official(autoencoder("videomae")), tmp_path / "checkpoint.pth")
+        with pytest.raises(InputError, match=r"was trained with model\.positions=flat, not axes"):
+            start_from(autoencoder("avmae", positions="axes"), tmp_path / "checkpoint.pth")
+
     def test_attention_without_biases_has_zeros(self, tmp_path: Path) -> None:
         weights = official(autoencoder("videomae"))
         unbiased = {name: value for name, value in weights.items() if not name.endswith(("q_bias", "v_bias"))}
@@ -287,6 +300,26 @@ class TestImages:
         tokens = torch.randn(2, 16, SIZE.dim)
         for ours, block in zip(network.encoder.modalities["video"].blocks, theirs.blocks, strict=True):
             torch.testing.assert_close(ours(tokens), block(tokens), rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize("names", [r"ls\1.gamma", r"gamma_\1"])
+    def test_layer_scale_is_part_of_the_layer_before_it(self, names: str, tmp_path: Path) -> None:
+        theirs, network = vit(init_values=0.1), autoencoder("imagemae").eval()
+        state = {re.sub(r"ls(\d)\.gamma", names, name): value for name, value in theirs.state_dict().items()}
+        torch.save(state, tmp_path / "vit.pth")
+        start_from(network, tmp_path / "vit.pth")
+        tokens = torch.randn(2, 16, SIZE.dim)
+        for ours, block in zip(network.encoder.modalities["video"].blocks, theirs.blocks, strict=True):
+            torch.testing.assert_close(ours(tokens), block(tokens), rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize(
+        "name", ["blocks.1.attn.q_norm.weight", "blocks.0.attn.relative_position_bias_table", "norm_pre.weight"]
+    )
+    def test_what_would_make_the_encoder_another_is_refused(self, name: str, tmp_path: Path) -> None:
+        torch.save(vit().state_dict() | {name: torch.ones(SIZE.dim)}, tmp_path / "vit.pth")
+        with pytest.raises(
+            InputError, match=rf"vit\.pth \(image ViT of timm or MAE\) has {re.escape(name)}, with which"
+        ):
+            start_from(autoencoder("imagemae"), tmp_path / "vit.pth")
 
     def test_a_still_clip_is_embedded_as_its_image(self, image_file: Path) -> None:
         theirs, network = vit(), autoencoder("videomae").eval()
@@ -348,6 +381,21 @@ class TestImages:
         assert note.startswith("not used: ")
         assert {"cls_token", "head.weight", "norm.bias"} <= set(note.removeprefix("not used: ").split(", "))
 
+    @pytest.mark.parametrize("class_token", [False, True])
+    def test_a_head_on_the_mean_token_is_a_model_without_a_class_token(self, class_token: bool, tmp_path: Path) -> None:
+        changes = {"img_size": 224, "patch_size": 16, "embed_dim": 128, "global_pool": "avg"}
+        theirs, path = vit(**changes, class_token=class_token), tmp_path / "vit.pth"
+        torch.save({"model": theirs.state_dict()}, path)
+        if class_token:
+            with pytest.raises(InputError, match=r"has cls_token, for which .* python -m avmae\.train ckpt="):
+                load_model(path)
+            return
+        image = torch.randn(2, 3, 224, 224)
+        still = image[:, :, None].expand(-1, -1, 16, -1, -1)
+        with torch.no_grad():
+            logits = load_model(path)({"video": still, "has_audio": torch.tensor([False, False])})
+            torch.testing.assert_close(logits, theirs(image), rtol=1e-4, atol=1e-4)
+
     def test_a_folder_of_timm_is_a_start(self, tmp_path: Path) -> None:
         save_file(vit().state_dict(), tmp_path / "model.safetensors")
         (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_tiny_patch16_224", "num_classes": 5}))
@@ -358,17 +406,18 @@ class TestImages:
 
 
 def spectrogram_vit(frames: int = 96) -> VisionTransformer:
-    return vit(img_size=(frames, CLIP.mel_bins), patch_size=16, in_chans=1, depth=SIZE.audio_depth)
+    return vit(img_size=(frames, 128), patch_size=16, in_chans=1, depth=SIZE.audio_depth)
 
 
 class TestSound:
     def test_an_audiomae_fills_the_sound_encoder_and_nothing_else(self, tmp_path: Path) -> None:
-        theirs, network = spectrogram_vit(), autoencoder("avmae").eval()
+        clip = dataclasses.replace(CLIP, mel_bins=128)
+        theirs, network = spectrogram_vit(), build_autoencoder(clip, SYSTEMS["avmae"], SIZE, MASK).eval()
         torch.save({"model": theirs.state_dict()}, tmp_path / "pretrained.pth")
         before = copied(network)
         match = start_from(network, tmp_path / "pretrained.pth")
         assert "(AudioMAE)" in match.title
-        ours, audio = network.encoder.modalities["audio"], batch()["audio"]
+        ours, audio = network.encoder.modalities["audio"], torch.randn(2, 1, clip.spectrogram_frames, 128)
         tokens = ours.embed(ours.grid.patchify(audio).flatten(2))
         with torch.no_grad():
             # timm's embedding wants the length it was built for; what is beyond ours is cut off again.
@@ -383,12 +432,22 @@ class TestSound:
     def test_a_shorter_table_is_stretched(self, tmp_path: Path) -> None:
         theirs, network = spectrogram_vit(frames=32), autoencoder("avmae")
         with torch.no_grad():
-            theirs.pos_embed[0, 1:] = torch.tensor([-1.0, -1.0, 1.0, 1.0])[:, None]
+            theirs.pos_embed[0, 1:] = torch.tensor([-1.0, 1.0]).repeat_interleave(8)[:, None]
         torch.save(theirs.state_dict(), tmp_path / "pretrained.pth")
         start_from(network, tmp_path / "pretrained.pth")
         table = network.encoder.modalities["audio"].positions.unflatten(0, (4, 2))
         assert (table.diff(dim=0) > 0).all()
         torch.testing.assert_close(table[:, 0], table[:, 1])
+
+    def test_bands_keep_their_order_among_fewer_mel_bins(self, tmp_path: Path) -> None:
+        theirs, network = spectrogram_vit(), autoencoder("avmae")
+        with torch.no_grad():
+            theirs.pos_embed[0, 1:] = torch.linspace(-1, 1, 8).repeat(6)[:, None]
+        torch.save(theirs.state_dict(), tmp_path / "pretrained.pth")
+        start_from(network, tmp_path / "pretrained.pth")
+        table = network.encoder.modalities["audio"].positions.unflatten(0, (4, 2))
+        assert (table.diff(dim=1) > 0.5).all()
+        torch.testing.assert_close(table, table[:1].expand(4, -1, -1))
 
     def test_a_model_that_does_not_hear_refuses_it(self, tmp_path: Path) -> None:
         torch.save(spectrogram_vit().state_dict(), tmp_path / "pretrained.pth")

@@ -222,6 +222,16 @@ class TestStartFrom:
         assert f"{tuple(theirs[key].shape)} in the file, {tuple(own[key].shape)} here" in message
         assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
+    def test_another_kind_of_positions_is_refused(self, tmp_path: Path) -> None:
+        trained, network = autoencoder("videomae", positions="axes"), disturbed(classifier("videomae"))
+        config = config_of(trained, "videomae")
+        config["model"]["positions"] = "axes"
+        path, before = save(tmp_path / "last.ckpt", trained, config=config), copied(network)
+        with pytest.raises(InputError, match=r"last\.ckpt .* with model\.positions=axes, not flat: choose the same"):
+            start_from(network, path)
+        assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+        start_from(classifier("videomae", positions="axes"), path)
+
     def test_a_deeper_model_is_refused(self, tmp_path: Path) -> None:
         path = save(tmp_path / "last.ckpt", autoencoder("videomae"), "videomae")
         network = build_autoencoder(CLIP, SYSTEMS["videomae"], dataclasses.replace(SIZE, depth=6), MASK)

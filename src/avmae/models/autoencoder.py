@@ -65,6 +65,7 @@ class Reconstruction:
         predictions: by modality (B, H, P, C) of the hidden patches, in the units of the target.
         apart: by modality (B, dim), the mean of the visible tokens before fusion.
         fused: by modality (B, dim), the mean after fusion.
+        paired: (B,) bool, clips whose pictures and sound both were there and shown.
     """
 
     loss: Tensor
@@ -72,6 +73,7 @@ class Reconstruction:
     predictions: dict[str, Tensor]
     apart: dict[str, Tensor]
     fused: dict[str, Tensor]
+    paired: Tensor
 
 
 def normalize_patches(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -153,9 +155,8 @@ class MaskedAutoencoder(nn.Module):
             losses[name] = torch.where(batch["has_audio"], error, 0.0) if name == "audio" else error
         loss = torch.stack([self.loss_weights[name] * error.mean() for name, error in losses.items()]).sum()
         clips = batch["has_audio"].shape[0]
-        return Reconstruction(
-            loss, losses, predictions, self.encoder.pool(apart, clips), self.encoder.pool(tokens, clips)
-        )
+        pooled, fused = self.encoder.pool(apart, clips), self.encoder.pool(tokens, clips)
+        return Reconstruction(loss, losses, predictions, pooled, fused, torch.stack(list(present.values())).all(0))
 
     @torch.no_grad()
     def fill(

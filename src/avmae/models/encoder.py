@@ -88,7 +88,7 @@ class ModalityEncoder(nn.Module):
         positions: str = "flat",
     ) -> None:
         super().__init__()
-        self.grid = grid
+        self.grid, self.positions_kind = grid, positions
         self.embed = nn.Linear(grid.patch_dim, dim)
         self.absent = nn.Parameter(torch.zeros(dim)) if may_be_absent else None
         # Kept in checkpoints: where the weights came from an image model, so did the positions.

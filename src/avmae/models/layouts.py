@@ -1,8 +1,9 @@
 """Weights of other projects under our names: one table of names for each layout, recognised by content.
 
-Names that differ are renamed by the first rule that fits; what no rule fits is handed back as unexpected. Tensors keep
-their shape, but for the joined query, key and value of attention: a patch kernel stays a convolution's and a position
-table keeps its class token until it is known which grid they are for (`avmae.models.weights`).
+Names that differ are renamed by the first rule that fits; what no rule fits is handed back as unexpected, or refused
+where the encoder would not be the same without it. LayerScale becomes part of the layer before it. Tensors keep their
+shape, but for the joined query, key and value of attention: a patch kernel stays a convolution's and a position table
+keeps its class token until it is known which grid they are for (`avmae.models.weights`).
 """
 
 import dataclasses
@@ -47,7 +48,8 @@ def _vit(modality: str, prefix: str = "") -> tuple[tuple[str, str], ...]:
     """The names timm's vision transformer has, and official VideoMAE and MAE after it."""
     return (
         (rf"{prefix}patch_embed\.proj\.(\w+)", rf"encoder.modalities.{modality}.embed.\1"),
-        (rf"{prefix}blocks\.(\d+)\.((?:norm|attn|mlp).+)", rf"encoder.modalities.{modality}.blocks.\1.\2"),
+        (rf"{prefix}blocks\.(\d+)\.ls([12])\.gamma", rf"encoder.modalities.{modality}.blocks.\1.gamma_\2"),
+        (rf"{prefix}blocks\.(\d+)\.(.+)", rf"encoder.modalities.{modality}.blocks.\1.\2"),
     )
 
 
@@ -64,6 +66,7 @@ def _hf_blocks(theirs: str, ours: str) -> tuple[tuple[str, str], ...]:
         (rf"{theirs}\.(\d+)\.layernorm_after\.(\w+)", rf"{ours}.\1.norm2.\2"),
         (rf"{theirs}\.(\d+)\.intermediate\.dense\.(\w+)", rf"{ours}.\1.mlp.fc1.\2"),
         (rf"{theirs}\.(\d+)\.output\.dense\.(\w+)", rf"{ours}.\1.mlp.fc2.\2"),
+        (rf"{theirs}\.(\d+)\.(.+)", rf"{ours}.\1.\2"),
     )
 
 
@@ -116,6 +119,17 @@ LAYOUTS = (
 )
 
 
+_IN_BLOCKS = re.compile(
+    r".+\.blocks\.\d+\.(?:(?:norm[12]|attn\.(?:qkv|query|key|value|proj)|mlp\.fc[12])\.(?:weight|bias)|attn\.[qv]_bias"
+    r"|gamma_[12])"
+)
+"""What a file's blocks may have, under our names; `_attention` and `_scaled` make our blocks' own of it."""
+_SCALED = {"gamma_1": "attn.proj", "gamma_2": "mlp.fc2"}
+"""The layer before each LayerScale."""
+_BEFORE_BLOCKS = re.compile(r"(?:encoder\.)?(?:patch_embed|norm_pre)\..+")
+"""What is between a file's patches and its blocks, and has to have a place here."""
+
+
 @dataclass(frozen=True)
 class Renamed:
     """What a foreign file holds.
@@ -139,7 +153,7 @@ def rename(foreign: Mapping[str, Any], source: str) -> Renamed:
         source: the file, for messages.
 
     Raises:
-        InputError: no layout fits; the nearest is named.
+        InputError: no layout fits, and the nearest is named; or a tensor makes the encoder another than ours.
     """
     tensors = {WRAPPERS.sub("", name): value for name, value in foreign.items() if isinstance(value, Tensor)}
     if "embeddings.patch_embeddings.projection.weight" in tensors:
@@ -155,12 +169,17 @@ def rename(foreign: Mapping[str, Any], source: str) -> Renamed:
     unexpected = []
     for name, value in tensors.items():
         ours = _ours(name, layout)
+        if _BEFORE_BLOCKS.fullmatch(name) if ours is None else ".blocks." in ours and not _IN_BLOCKS.fullmatch(ours):
+            raise InputError(
+                f"{source} ({layout.name}) has {name}, with which it computes something else than avmae's encoder "
+                "could; give weights of a plain vision transformer"
+            )
         if ours is None or (ours.startswith("heads.") and "fc_norm.weight" not in tensors):
             # A head without this norm reads the first token; ours reads the mean token.
             unexpected.append(name)
         else:
             weights[ours] = value
-    return Renamed(layout.name, _attention(weights), unexpected)
+    return Renamed(layout.name, _scaled(_attention(weights)), unexpected)
 
 
 def _ours(name: str, layout: Layout) -> str | None:
@@ -212,6 +231,19 @@ def _attention(weights: Weights) -> Weights:
             dim = joined[name].shape[0] // 3
             joined.setdefault(name.removesuffix("qkv.weight") + bias, joined[name].new_zeros(dim))
     return joined
+
+
+def _scaled(weights: Weights) -> Weights:
+    """LayerScale multiplied into the layer before it, which computes the same."""
+    scaled = dict(weights)
+    for name, gamma in weights.items():
+        stem, _, kind = name.rpartition(".")
+        if kind in _SCALED:
+            del scaled[name]
+            for layer in (f"{stem}.{_SCALED[kind]}.{part}" for part in ("weight", "bias")):
+                if layer in scaled:
+                    scaled[layer] = torch.einsum("i,i...->i...", gamma.float(), scaled[layer].float())
+    return scaled
 
 
 def describe(renamed: Renamed, hf: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -35,12 +35,14 @@ def parts(network: MaskedAutoencoder | Classifier) -> list[Part]:
     modalities = network.encoder.modalities
     tokens = {name: encoder.grid.tokens for name, encoder in modalities.items()}
     if isinstance(network, MaskedAutoencoder):
-        tokens = {name: mask.visible.shape[1] for name, mask in _draw(network).items()}
+        masks = _draw(network)
+        tokens = {name: mask.visible.shape[1] for name, mask in masks.items()}
     found = [_part(f"{n} encoder", encoder, tokens[n] * encoder.grid.stack) for n, encoder in modalities.items()]
     found.append(_part("fusion", network.encoder.fusion, sum(part.tokens for part in found)))
     if isinstance(network, MaskedAutoencoder):
         for name, decoder in network.decoders.items():
-            found.append(_part(f"{name} decoder", decoder, decoder.grid.tokens * decoder.grid.stack))
+            decoded = tokens[name] + masks[name].hidden.shape[1]
+            found.append(_part(f"{name} decoder", decoder, decoded * decoder.grid.stack))
     else:
         found.append(_part("head", nn.ModuleList([network.poolings, network.norms, network.heads]), found[-1].tokens))
     return [part for part in found if part.parameters]

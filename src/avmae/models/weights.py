@@ -35,6 +35,8 @@ MODEL = "model."
 TIME_SHARE = 0.1
 """Of the time code that is added to an image model's positions: enough to tell frames apart, while tokens stay close to
 what the model has learned to read."""
+AUDIOMAE_BANDS = 8
+"""Of AudioMAE's tokens: 128 mel bins in patches of 16."""
 
 
 @dataclass(frozen=True)
@@ -184,13 +186,19 @@ def load_model(path: str | Path) -> MaskedAutoencoder | Classifier:
         path: anything that `read_checkpoint` reads and that holds a whole model.
 
     Raises:
-        InputError: see `read_checkpoint`; or the file holds an encoder alone; or the weights do not fit.
+        InputError: see `read_checkpoint`; or the file holds an encoder alone, or a model with more than ours have; or
+            the weights do not fit.
     """
     checkpoint = read_checkpoint(path)
     if checkpoint.config["task"] == "encoder":
         raise InputError(
             f"{path} ({checkpoint.layout}) holds an encoder without a decoder or a head on the mean token as avmae has "
             f"them; train from it: python -m avmae.train ckpt={path}"
+        )
+    if checkpoint.unexpected:
+        raise InputError(
+            f"{path} ({checkpoint.layout}) has {', '.join(checkpoint.unexpected[:3])}, for which avmae's models have "
+            f"no place, so they would compute something else; train from it: python -m avmae.train ckpt={path}"
         )
     model = build_from_config(checkpoint.config)
     own = model.state_dict()
@@ -238,7 +246,8 @@ def start_from(network: MaskedAutoencoder | Classifier, path: str | Path) -> Mat
         path: anything that `read_checkpoint` reads.
 
     Raises:
-        InputError: less than 90 % of those parts is matched by name and shape; the network is unchanged then.
+        InputError: less than 90 % of those parts is matched by name and shape, or they were trained with another kind
+            of positions; the network is unchanged then.
     """
     checkpoint = read_checkpoint(path)
     weights = {name: _fit(name, value, network) for name, value in checkpoint.weights.items()}
@@ -270,6 +279,13 @@ def start_from(network: MaskedAutoencoder | Classifier, path: str | Path) -> Mat
             f"{', for example ' + shapes[0] if shapes else ''}; it was made with model={model} size={size}"
             f"{_shape(checkpoint.config)}: choose the same here"
         )
+    kind = checkpoint.config["model"].get("positions", "flat")
+    for modality, encoder in network.encoder.modalities.items():
+        kernel = checkpoint.weights.get(f"encoder.modalities.{modality}.embed.weight")
+        # Image and spectrogram models, whose kernels have four axes, bring tables of their own.
+        if kernel is not None and kernel.dim() != 4 and encoder.positions_kind != kind:
+            trained = f"{path} ({checkpoint.layout}) was trained with model.positions={kind}"
+            raise InputError(f"{trained}, not {encoder.positions_kind}: choose the same here")
     network.load_state_dict(matched, strict=False)
     groups = [matched, missing, unexpected, reshaped]
     rows = [
@@ -337,15 +353,15 @@ def _fit_kernel(kernel: Tensor, patch: tuple[int, ...]) -> Tensor:
 
 def _fit_positions(table: Tensor, grid: Grid) -> Tensor:
     """An image or spectrogram model's positions (1, N or 1 + N, dim), a class token's first, for a grid of ours."""
-    count, (height, width) = table.shape[1], grid.size[-2:]
+    count, height = table.shape[1], grid.size[-2]
     if len(grid.size) == 2:
-        # A spectrogram: same bins, more or less time. Tokens are 160 ms apart in both, so the first rows fit.
-        rows = count // width
+        # A spectrogram, of more or less time. Tokens are 160 ms apart in both, so the first rows fit.
+        rows, width = count // AUDIOMAE_BANDS, AUDIOMAE_BANDS
         table = table[:, count - rows * width :][:, : height * width]
-        rows = table.shape[1] // width
+        rows = min(rows, height)
     else:
-        rows = math.isqrt(count)
-        table, width = table[:, count - rows * rows :], rows
+        rows = width = math.isqrt(count)
+        table = table[:, count - rows * width :]
     table = resample_abs_pos_embed(table, list(grid.size[-2:]), [rows, width], num_prefix_tokens=0)[0]
     if len(grid.size) == 2 or grid.size[0] == 1:
         return table

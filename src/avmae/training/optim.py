@@ -63,7 +63,8 @@ def build_optimizer(
         fused: one kernel for all parameters (AdamW).
     """
     lr = spec.base_lr * effective_batch / REFERENCE_BATCH
-    groups = param_groups_layer_decay(network, spec.weight_decay, layer_decay=spec.layer_decay)
+    # The tokens that timm does not know by their one axis: the queries of attention pooling.
+    groups = param_groups_layer_decay(network, spec.weight_decay, ["poolings.*.latent"], layer_decay=spec.layer_decay)
     for group in groups:
         group["lr"] = lr * group["lr_scale"]
     if spec.kind == "muon":

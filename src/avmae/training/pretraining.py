@@ -93,7 +93,8 @@ class Pretraining(Task):
     ) -> Reconstruction:
         """Draw masks from a seed and reconstruct.
 
-        The masks do not depend on how many processes share a step's clips, or into how many batches they are cut.
+        What is hidden does not depend on how many processes share a step's clips, or into how many batches they are
+        cut.
 
         Args:
             batch: of this process.
@@ -108,7 +109,7 @@ class Pretraining(Task):
         masks = self.network.draw_masks(clips, generator, rank, world)
         if not (whole and any(self.hidden_whole.values())):
             return self.network(batch, masks)
-        drawn = self.draw(clips, generator)
+        drawn = self.draw(clips, generator, part, parts)
         # Never both, and nothing of a clip that would be left with nothing.
         shown = {
             "audio": drawn >= self.objective.hide_audio,
@@ -126,7 +127,7 @@ class Pretraining(Task):
         if self.objective.contrast:
             # Candidates are the clips of all processes; every process computes the whole loss.
             video, audio = (self.gather(result.apart[name]) for name in ("video", "audio"))
-            contrast = info_nce(video, audio, self.gather(batch["has_audio"]), self.objective.temperature)
+            contrast = info_nce(video, audio, self.gather(result.paired), self.objective.temperature)
             loss = loss + self.objective.contrast * contrast
             self.log("train/loss_contrast", contrast.detach(), sync_dist=True)
         self.log("train/loss", loss.detach(), sync_dist=True)
@@ -151,7 +152,15 @@ class Pretraining(Task):
             total = total + self.network.loss_weights[name] * by_clip
             weight = scored * batch["has_audio"] if name == "audio" else scored
             cast(MeanMetric, self.val_losses[name]).update(by_clip, weight)
-            self.log(f"val/loss_{name}", cast(MeanMetric, self.val_losses[name]))
         self.val_loss.update(total, scored)
         self.log("val/loss", self.val_loss)
         return {"features": torch.cat(list(result.fused.values()), 1)}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the losses by modality; without a clip that has sound, there is none of sound."""
+        for name, metric in self.val_losses.items():
+            mean = cast(MeanMetric, metric).compute()
+            cast(MeanMetric, metric).reset()
+            if not mean.isnan():
+                # Already of all processes, by the metric.
+                self.log(f"val/loss_{name}", mean, rank_zero_only=False)

@@ -70,10 +70,14 @@ class Task(L.LightningModule):
         """A seed of its own for each purpose, step and process."""
         return int(np.random.SeedSequence((self.seed, stream, step, rank)).generate_state(1, np.uint64)[0] >> 1)
 
-    def draw(self, clips: int, generator: torch.Generator) -> Tensor:
-        """(clips,) uniform numbers for this process's clips, which do not depend on how many processes share them."""
-        first = self.global_rank * clips
-        drawn = torch.rand(self.trainer.world_size * clips, generator=generator, device=self.device)
+    def draw(self, clips: int, generator: torch.Generator, part: int = 0, parts: int = 1) -> Tensor:
+        """(clips,) uniform numbers for this process's clips in one of the parts that share a generator's state.
+
+        They do not depend on how many processes share the clips, or into how many parts they are cut.
+        """
+        world = self.trainer.world_size
+        first = (world * part + self.global_rank) * clips
+        drawn = torch.rand(world * parts * clips, generator=generator, device=self.device)
         return drawn[first : first + clips]
 
     def configure_model(self) -> None:
