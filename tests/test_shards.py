@@ -12,6 +12,7 @@ from media_files import read_numbers, write_media
 
 from avmae.clip import ClipSpec
 from avmae.data.dataset import AugmentSpec, ClipDataset, collate
+from avmae.data.manifest import inspect, read_manifest
 from avmae.data.media import pack_video, probe, read_window
 from avmae.data.packed import read_packed
 from avmae.data.sampling import TrainSampler
@@ -90,6 +91,20 @@ class TestShards:
             for part in ("train", "val", "test"):
                 expected = [(str(e.path.relative_to(miniature)), e.label, e.group) for e in getattr(theirs, part)]
                 assert sorted((e.path.name, e.label, e.group) for e in getattr(ours, part)) == sorted(expected)
+
+    def test_a_copy_of_some_classes_has_their_clips_and_names(
+        self, packed: Path, miniature: Path, tmp_path: Path
+    ) -> None:
+        names, manifest = read_ucf101(miniature).classes[1::2], packed.parent / "m"
+        only = ("data=ucf101", f"data.root={miniature}", f"data.only=[{','.join(names)}]", f"output={manifest}")
+        run("prepare", *only, f"pack={tmp_path}/p", cwd=tmp_path)
+        for fold in (1, 2, 3):
+            found = read_packed(str(tmp_path / "p"), fold, val_groups=0)
+            assert found.classes == names
+            labels = {e.path.name: e.label for e in (*found.train, *found.test)}
+            assert len(labels) == 20
+            assert all(Path(name).parent.name == names[label] for name, label in labels.items())
+        assert len(read_manifest(manifest)) == 40, "the manifest keeps what the copy leaves out"
 
     def test_a_clip_is_the_one_it_is_called(self, packed: Path, miniature: Path) -> None:
         for entry in read_packed(str(packed), 1, 0).test[::5]:

@@ -65,16 +65,20 @@ def main(config: dict[str, Any]) -> None:
         print(*(printable(f"  {record.path}: {record.problem}", keep="") for record in problems[:10]), sep="\n")
     print(f"wrote {file}" if todo or not known else f"kept {file}")
     if config["pack"]:
-        write_packed(config, parts, datamodule.classes, root, processes)
+        # The manifest is of all classes, the copy of those alone that data.only keeps.
+        chosen = folds(root, datamodule.classes) if "fold" in data else parts
+        write_packed(config, chosen, datamodule.classes, root, processes)
 
 
-def folds(root: Path) -> dict[str, list[Any]]:
-    """All folds of UCF101; its official lists are checked against the disk on the way."""
+def folds(root: Path, classes: list[str] | None = None) -> dict[str, list[Any]]:
+    """All folds of UCF101, or of some of its classes; its official lists are checked against the disk on the way."""
+    from avmae.data.splits import keep_classes
     from avmae.data.ucf101 import read_ucf101
 
     parts: dict[str, list[Any]] = {}
     for fold in (1, 2, 3):
         splits = read_ucf101(root, fold, val_groups=0)
+        splits = keep_classes(splits, classes or splits.classes)
         parts |= {f"fold {fold} train": splits.train, f"fold {fold} test": splits.test}
     return parts
 
