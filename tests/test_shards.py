@@ -106,6 +106,25 @@ class TestShards:
             assert all(Path(name).parent.name == names[label] for name, label in labels.items())
         assert len(read_manifest(manifest)) == 40, "the manifest keeps what the copy leaves out"
 
+    def test_a_clip_stays_in_every_list_that_has_it(self, miniature: Path, tmp_path: Path) -> None:
+        first, second, third = (entry.path.relative_to(miniature) for entry in read_ucf101(miniature).train[:3])
+        lists = {"train": [(first, 0)], "val": [(second, 0), (third, 1)], "test": [(second, 0), (third, 0)]}
+        for part, rows in lists.items():
+            (tmp_path / part).write_text("".join(f"{path} {label}\n" for path, label in rows))
+        given = (f"data.{part}={tmp_path}/{part}" for part in lists)
+        settings = ("data=csv", f"data.root={miniature}", *given, f"output={tmp_path}/m", f"pack={tmp_path}/p")
+        run("prepare", *settings, cwd=tmp_path)
+        splits = read_packed(str(tmp_path / "p"))
+        for part, rows in lists.items():
+            assert sorted((e.path.name, e.label) for e in getattr(splits, part)) == sorted((str(p), n) for p, n in rows)
+        # As copies were written before.
+        table = json.loads((tmp_path / "p/clips.json").read_text())
+        for row in table["clips"]:
+            row["parts"] = {"0": row["parts"]["0"][-1]}
+        (tmp_path / "p/clips.json").write_text(json.dumps(table))
+        splits = read_packed(str(tmp_path / "p"))
+        assert [len(part) for part in (splits.train, splits.val, splits.test)] == [1, 1, 2]
+
     def test_a_clip_is_the_one_it_is_called(self, packed: Path, miniature: Path) -> None:
         for entry in read_packed(str(packed), 1, 0).test[::5]:
             one, other = (read_window(s, CLIP, 0.5, CLIP.canvas) for s in (entry.path, miniature / entry.path.name))

@@ -99,17 +99,19 @@ def write_packed(
     from avmae.data.packed import PackSpec, Row, pack
 
     spec_, target = spec(PackSpec, "packing", config["packing"]), Path(config["pack"]).expanduser()
-    rows: dict[str, Row] = {}
+    # A clip may be in several lists, and have another label in each.
+    rows: dict[tuple[str, int], Row] = {}
     for part, entries in parts.items():
         _, fold, name = part.split() if part.startswith("fold ") else ("", "0", part)
         for entry in entries:
-            path = str(entry.path.relative_to(root))
-            rows.setdefault(path, Row(path, entry.label, entry.group, {})).parts[fold] = name
+            path = os.path.relpath(entry.path, root)
+            row = rows.setdefault((path, entry.label), Row(path, entry.label, entry.group, {}))
+            row.parts.setdefault(fold, []).append(name)
 
     def progress(clips: Any) -> Any:
         return track(clips, "Packing", total=len(rows), console=Console(stderr=True))
 
-    chosen = [rows[path] for path in sorted(rows)]
+    chosen = [rows[key] for key in sorted(rows)]
     problems = pack(chosen, classes, root, target, spec_, processes, progress)
     before = sum((root / row.name).stat().st_size for row in chosen)
     after = sum(file.stat().st_size for file in target.iterdir())
