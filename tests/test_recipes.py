@@ -8,6 +8,11 @@ import torch
 from commands import error, run, train
 from safetensors import safe_open
 
+from avmae import evaluate
+from avmae.command import evaluation_data
+from avmae.data.media import probe
+from avmae.data.ucf101 import read_ucf101
+
 
 def load(run_dir: Path) -> dict:
     return torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)
@@ -55,7 +60,23 @@ def test_a_pretraining_is_evaluated_by_retrieval(pretrained: Path, tmp_path: Pat
     assert results["clips"] == 14
     for way in ("video_to_audio", "audio_to_video"):
         assert 0 <= results[f"{way}/r1"] <= results[f"{way}/r5"] <= results[f"{way}/r10"] <= 1
+    assert "28 test clips, 5 x 3 views each (segments x crops)" in printed
     assert "retrieval among 14 test clips with sound" in printed
+
+
+def test_views_are_the_checkpoints_and_otherwise_the_papers(miniature: Path) -> None:
+    foreign = {"clip": {}, "seed": 0}
+    csv = {"_target_": "avmae.data.datamodule.CSVDataModule", "train": "gone.csv", "only": ["gone"]}
+    reading = {"segments": 2, "crops": 1, "batch_size": 3, "workers": 0}
+    ucf101 = {"_target_": "avmae.data.datamodule.UCF101DataModule", "root": str(miniature)}
+    for settings, given, expected in (
+        (foreign, {"_target_": None, "root": str(miniature)}, (5, 3, 8, 2)),
+        (foreign, {**ucf101, "crops": 1}, (5, 1, 8, 2)),
+        (foreign | {"data": csv | reading}, ucf101, (2, 1, 3, 0)),
+        (foreign | {"data": csv | reading}, {**ucf101, "segments": 4}, (4, 1, 3, 0)),
+    ):
+        module = evaluation_data(settings, given, ["video"])
+        assert (module.segments, module.crops, module.batch_size, module.workers) == expected
 
 
 def test_features_hold_every_clip_once(pretrained: Path, tmp_path: Path) -> None:

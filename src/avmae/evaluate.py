@@ -53,6 +53,8 @@ def score(ckpt: str, config: dict[str, Any]) -> dict[str, Any]:
         raise InputError(
             "the data set has no test clips; a test list (data=csv) or a test/ folder (data=folder) has them"
         )
+    views = f"{datamodule.segments} x {datamodule.crops} views each (segments x crops)"
+    print(f"{len(datamodule.splits.test)} test clips, {views}")
     result: dict[str, Any] = {"ckpt": str(ckpt)}
     if isinstance(model, Classifier):
         result |= classify(ckpt, model, settings, datamodule, config)
