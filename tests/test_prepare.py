@@ -116,6 +116,13 @@ class TestPrepare:
         strict = ("trainer.max_epochs=1", "callbacks.unreadable.max_share=0.5")
         assert "skipped" in train(*strict, cwd=tmp_path, miniature=copy)
 
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_training_on_what_cannot_be_read_ends_in_a_message(self, workers: int, copy: Path, tmp_path: Path) -> None:
+        for file in (copy / "UCF-101").glob("*/*.avi"):
+            file.write_text("version https://git-lfs.github.com/spec/v1")
+        said = error(train(f"data.workers={workers}", cwd=tmp_path, miniature=copy, ok=False))
+        assert re.match(r"error: 10 clips in a row cannot be read; the last: \S+\.avi: .*\n?$", said), said
+
     def test_a_file_that_is_no_manifest_is_named(self, copy: Path) -> None:
         (copy / NAME).write_text("text")
         assert "manifest.parquet is not a manifest" in error(prepare(copy, ok=False))

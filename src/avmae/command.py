@@ -136,6 +136,8 @@ def _message(error: Exception) -> str:
         message = str(error.__cause__ or error).splitlines()[0]
         key = re.search(r"full_key: (\S+)", str(error))
         message = f"{key[1]}: {message}" if key and not isinstance(error.__cause__, InputError) else message
+    # What torch makes of an error in a reading process: its traceback, which ends with the message.
+    message = re.sub(r"Caught \w+ in DataLoader worker.*\n[\w.]*Error: ", "", message, flags=re.DOTALL).rstrip()
     return printable(message)
 
 
