@@ -1,5 +1,6 @@
 """The parts of the recipes that only whole commands show."""
 
+import inspect
 import json
 from pathlib import Path
 
@@ -77,6 +78,20 @@ def test_views_are_the_checkpoints_and_otherwise_the_papers(miniature: Path) -> 
     ):
         module = evaluation_data(settings, given, ["video"])
         assert (module.segments, module.crops, module.batch_size, module.workers) == expected
+
+
+def test_checkpoints_of_different_kinds_share_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = {"a": {"video_to_audio/r1": 0.5}, "b": {"top1": 0.25, "top5": 0.5}, "c": {"top1": 0.75}}
+    monkeypatch.setattr(evaluate, "score", lambda path, config: {"ckpt": path, **scores[path]})
+    for ckpts, means in ((["a", "b"], {}), (["b", "c"], {"top1": 0.5})):
+        inspect.unwrap(evaluate.main)({"ckpt": ckpts, "output": str(tmp_path / "results.json")})
+        content = json.loads((tmp_path / "results.json").read_text())
+        assert content == means | {"runs": [{"ckpt": ckpt, **scores[ckpt]} for ckpt in ckpts]}
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    for row in (["checkpoint", "video_to_audio/r1", "top1", "top5"], ["a", "50.0%"], ["b", "25.0%", "50.0%"], ["mean"]):
+        assert row in rows
 
 
 def test_features_hold_every_clip_once(pretrained: Path, tmp_path: Path) -> None:
