@@ -65,6 +65,17 @@ def test_a_pretraining_is_evaluated_by_retrieval(pretrained: Path, tmp_path: Pat
     assert "retrieval among 14 test clips with sound" in printed
 
 
+def test_without_sound_there_is_nothing_to_retrieve(pretrained: Path, miniature: Path, tmp_path: Path) -> None:
+    silent = [entry for entry in read_ucf101(miniature).test if not probe(entry.path).has_audio]
+    (tmp_path / "test.csv").write_text("".join(f"{entry.path} {entry.label}\n" for entry in silent))
+    data = ("data._target_=avmae.data.datamodule.CSVDataModule", f"data.test={tmp_path}/test.csv")
+    ckpt = f"ckpt={pretrained}/checkpoints/last.ckpt"
+    printed = run("evaluate", ckpt, *data, "data.segments=1", f"output={tmp_path}/r.json", cwd=tmp_path)
+    assert "14 test clips, 1 x 3 views each (segments x crops)" in printed
+    assert json.loads((tmp_path / "r.json").read_text())["clips"] == 0
+    assert "NaN" not in (tmp_path / "r.json").read_text()
+
+
 def test_views_are_the_checkpoints_and_otherwise_the_papers(miniature: Path) -> None:
     foreign = {"clip": {}, "seed": 0}
     csv = {"_target_": "avmae.data.datamodule.CSVDataModule", "train": "gone.csv", "only": ["gone"]}

@@ -133,6 +133,9 @@ def retrieve(
         raise InputError(f"{ckpt} is a pretraining checkpoint and knows no classes; fine-tune it first")
     embeddings = embed(model, datamodule, "test", config["max_unreadable"], config["accelerator"])
     kept = embeddings.scored & embeddings.has_audio
+    if not kept.any():
+        print("no test clip has sound, so there is nothing to retrieve")
+        return {"clips": 0}
     figures = recall(embeddings.apart["video"][kept], embeddings.apart["audio"][kept])
     print(f"retrieval among {int(kept.sum())} test clips with sound; meant for models trained with task.contrast")
     print_table(["metric", "value"], [[name, f"{value:.1%}"] for name, value in figures.items()])
