@@ -63,7 +63,7 @@ def score_degraded(
 
     Args:
         model: in evaluation mode; a classifier is scored by `top1` and `top5` by clip, an autoencoder by `hidden_mse`
-            of pictures under masks that are the same for every degradation and system.
+            of pictures under masks that are the same for every degradation and for systems with the same patches.
         datamodule: its test clips, segments and crops.
         degradations: each scored by itself.
         max_unreadable: largest share of clips that may be unreadable.
