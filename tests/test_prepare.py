@@ -151,7 +151,9 @@ def test_statistics_of_batches_without_sound(miniature: Path, tmp_path: Path) ->
     assert yaml.safe_load(printed[printed.index("# over") :])["mel_std"] > 0
 
 
-def test_own_files_that_cannot_be_read_stay_in_the_manifest_and_out_of_training(tmp_path: Path) -> None:
+def test_own_files_that_cannot_be_read_stay_in_the_manifest_and_out_of_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("a", "b"):
         (tmp_path / "videos" / name).mkdir(parents=True)
         for number in range(3):
@@ -159,18 +161,26 @@ def test_own_files_that_cannot_be_read_stay_in_the_manifest_and_out_of_training(
     (tmp_path / "videos/a/1.mp4").write_text("broken")
     listed = sorted(path.relative_to(tmp_path / "videos") for path in tmp_path.glob("videos/*/*"))
     (tmp_path / "list.txt").write_text("".join(f"{path} {int(path.parts[0] == 'b')}\n" for path in listed))
+    lines = (tmp_path / "list.txt").read_text().splitlines()
+    (tmp_path / "absolute.txt").write_text("".join(f"{tmp_path}/videos/{line}\n" for line in lines))
     root = f"data.root={tmp_path}/videos"
     for arguments in (
         ("data=folder", root),
         ("data=folder", root),
         ("data=csv", root, f"data.train={tmp_path}/list.txt"),
+        ("data=csv", "data.root=videos", f"data.train={tmp_path}/absolute.txt"),
     ):
         run("prepare", *arguments, cwd=tmp_path)
         assert sorted(read_manifest(tmp_path / "videos" / NAME)) == list(map(str, listed))
+    lists = ("data=csv", f"data.train={tmp_path}/absolute.txt")
+    said = error(run("prepare", *lists, "data.root=videos/a", cwd=tmp_path, ok=False))
+    assert f"{tmp_path}/videos/b/0.mp4 is not under data.root=videos/a" in said
+    monkeypatch.chdir(tmp_path)
     clip = ClipSpec()
     for module in (
         FolderDataModule(str(tmp_path / "videos"), val_share=0, clip=clip),
         CSVDataModule(str(tmp_path / "list.txt"), root=str(tmp_path / "videos"), clip=clip),
+        CSVDataModule("absolute.txt", root="videos", clip=clip),
     ):
         assert len(module.splits.train) == 5
         assert tmp_path / "videos/a/1.mp4" not in {entry.path for entry in module.splits.train}

@@ -29,11 +29,12 @@ def main(config: dict[str, Any]) -> None:
     root = Path(data["root"]).expanduser()
     parts = folds(root) if "fold" in data else parts_of(datamodule.listed)
     entries = {entry.path: entry for part in parts.values() for entry in part}
-    outside = [path for path in entries if not path.is_relative_to(root)]
-    if outside:
+    # Lists may have absolute paths where the root is relative; `relpath` makes both absolute.
+    names = {os.path.relpath(path, root): path for path in entries}
+    paths = sorted(names)
+    if outside := [names[path] for path in paths if path.startswith(os.pardir + os.sep)]:
         raise InputError(f"{outside[0]} is not under data.root={root}; choose a folder that holds all clips")
     file = Path(config["output"] or root / NAME).expanduser()
-    paths = sorted(str(path.relative_to(root)) for path in entries)
     known = read_manifest(file)
     processes = config["processes"] or os.cpu_count() or 1
     decoded = update_manifest(root, paths, file, processes)
@@ -46,7 +47,7 @@ def main(config: dict[str, Any]) -> None:
     records = read_manifest(file)
     rows = []
     for part, clips in parts.items():
-        of_part = [records[str(entry.path.relative_to(root))] for entry in clips]
+        of_part = [records[os.path.relpath(entry.path, root)] for entry in clips]
         sounding = sum(record.has_audio for record in of_part)
         bad = sum(not record.readable for record in of_part)
         rows.append([part, *map(str, (len(of_part), sounding, len(of_part) - sounding - bad, bad))])
@@ -132,7 +133,7 @@ def report_sounding_classes(classes: list[str], entries: dict[Path, Any], record
     sounding, clips = Counter[str](), Counter[str]()
     for path, entry in entries.items():
         clips[classes[entry.label]] += 1
-        sounding[classes[entry.label]] += records[str(path.relative_to(root))].has_audio
+        sounding[classes[entry.label]] += records[os.path.relpath(path, root)].has_audio
     differing = [n for n in classes if (2 * sounding[n] > clips[n]) != (n in CLASSES_WITH_SOUND)]
     print()
     print(f"{len(classes) - len(differing)} of {len(classes)} classes have sound, or none, as in the original")

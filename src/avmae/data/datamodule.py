@@ -1,5 +1,6 @@
 """A data set to batches on the device, for training, validation and test."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
@@ -281,8 +282,11 @@ def without_unreadable(splits: Splits, root: str | Path) -> Splits:
     Test clips stay: what is not scored has to be counted.
     """
     root = Path(root).expanduser()
-    bad = {root / record.path for record in read_manifest(root / NAME).values() if not record.readable}
-    train, val = ([entry for entry in part if entry.path not in bad] for part in (splits.train, splits.val))
+    bad = {os.path.abspath(root / record.path) for record in read_manifest(root / NAME).values() if not record.readable}
+    # Lists may have absolute paths where the root is relative.
+    train, val = (
+        [entry for entry in part if os.path.abspath(str(entry.path)) not in bad] for part in (splits.train, splits.val)
+    )
     return replace(splits, train=train, val=val)
 
 
