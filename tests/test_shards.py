@@ -62,6 +62,16 @@ class TestPackVideo:
         # A start that is off by less than a millisecond turns the phase of a tone.
         assert both > 0.8
 
+    def test_a_file_that_was_cut_off_ends_with_its_last_picture(self, tmp_path: Path) -> None:
+        fast = {"movflags": "faststart"}
+        source = write_media(tmp_path / "source.mp4", frames=100, container_options=fast)
+        source.write_bytes(source.read_bytes()[: source.stat().st_size // 2])
+        assert probe(source).seconds == 4, "otherwise the header is right"
+        held = Held(pack_video(source, 96, 3, 16_000))
+        assert probe(held).seconds == pytest.approx(inspect(tmp_path, source.name).seconds, abs=2e-3)
+        one, other = (read_window(s, CLIP, 1.0) for s in (source, held))
+        assert read_numbers(other.frames) == read_numbers(one.frames)
+
     def test_large_pictures_shrink_and_small_ones_stay(self, tmp_path: Path) -> None:
         source = write_media(tmp_path / "source.mp4", frames=5, size=(96, 160), video="libx264", audio=None)
         for short_side, size in ((48, (48, 80)), (200, (96, 160))):
