@@ -46,6 +46,11 @@ class TestInspect:
         assert record.audio_level == pytest.approx(expected, abs=1)
         assert record.problem == ""
 
+    @pytest.mark.parametrize("audio", ["pcm_u8", "pcm_s16le", "pcm_f32le"])
+    def test_the_level_is_that_of_the_sound_whatever_its_samples_are(self, audio: str, tmp_path: Path) -> None:
+        write_media(tmp_path / "a.mkv", frames=25, audio=audio)
+        assert inspect(tmp_path, "a.mkv").audio_level == pytest.approx(20 * np.log10(0.5 / np.sqrt(2)), abs=0.2)
+
     def test_a_silent_file_has_no_sound(self, tmp_path: Path) -> None:
         write_video(tmp_path / "a.mp4", np.zeros((5, 32, 32, 3), np.uint8), 25, None, 16_000)
         record = inspect(tmp_path, "a.mp4")
