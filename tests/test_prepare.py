@@ -46,6 +46,11 @@ class TestInspect:
         assert record.audio_level == pytest.approx(expected, abs=1)
         assert record.problem == ""
 
+    @pytest.mark.parametrize("audio", ["pcm_u8", "pcm_s16le", "pcm_f32le"])
+    def test_the_level_is_that_of_the_sound_whatever_its_samples_are(self, audio: str, tmp_path: Path) -> None:
+        write_media(tmp_path / "a.mkv", frames=25, audio=audio)
+        assert inspect(tmp_path, "a.mkv").audio_level == pytest.approx(20 * np.log10(0.5 / np.sqrt(2)), abs=0.2)
+
     def test_a_silent_file_has_no_sound(self, tmp_path: Path) -> None:
         write_video(tmp_path / "a.mp4", np.zeros((5, 32, 32, 3), np.uint8), 25, None, 16_000)
         record = inspect(tmp_path, "a.mp4")
@@ -116,6 +121,13 @@ class TestPrepare:
         strict = ("trainer.max_epochs=1", "callbacks.unreadable.max_share=0.5")
         assert "skipped" in train(*strict, cwd=tmp_path, miniature=copy)
 
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_training_on_what_cannot_be_read_ends_in_a_message(self, workers: int, copy: Path, tmp_path: Path) -> None:
+        for file in (copy / "UCF-101").glob("*/*.avi"):
+            file.write_text("version https://git-lfs.github.com/spec/v1")
+        said = error(train(f"data.workers={workers}", cwd=tmp_path, miniature=copy, ok=False))
+        assert re.match(r"error: 10 clips in a row cannot be read; the last: \S+\.avi: .*\n?$", said), said
+
     def test_a_file_that_is_no_manifest_is_named(self, copy: Path) -> None:
         (copy / NAME).write_text("text")
         assert "manifest.parquet is not a manifest" in error(prepare(copy, ok=False))
@@ -144,7 +156,9 @@ def test_statistics_of_batches_without_sound(miniature: Path, tmp_path: Path) ->
     assert yaml.safe_load(printed[printed.index("# over") :])["mel_std"] > 0
 
 
-def test_own_files_that_cannot_be_read_stay_in_the_manifest_and_out_of_training(tmp_path: Path) -> None:
+def test_own_files_that_cannot_be_read_stay_in_the_manifest_and_out_of_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("a", "b"):
         (tmp_path / "videos" / name).mkdir(parents=True)
         for number in range(3):
@@ -152,18 +166,26 @@ def test_own_files_that_cannot_be_read_stay_in_the_manifest_and_out_of_training(
     (tmp_path / "videos/a/1.mp4").write_text("broken")
     listed = sorted(path.relative_to(tmp_path / "videos") for path in tmp_path.glob("videos/*/*"))
     (tmp_path / "list.txt").write_text("".join(f"{path} {int(path.parts[0] == 'b')}\n" for path in listed))
+    lines = (tmp_path / "list.txt").read_text().splitlines()
+    (tmp_path / "absolute.txt").write_text("".join(f"{tmp_path}/videos/{line}\n" for line in lines))
     root = f"data.root={tmp_path}/videos"
     for arguments in (
         ("data=folder", root),
         ("data=folder", root),
         ("data=csv", root, f"data.train={tmp_path}/list.txt"),
+        ("data=csv", "data.root=videos", f"data.train={tmp_path}/absolute.txt"),
     ):
         run("prepare", *arguments, cwd=tmp_path)
         assert sorted(read_manifest(tmp_path / "videos" / NAME)) == list(map(str, listed))
+    lists = ("data=csv", f"data.train={tmp_path}/absolute.txt")
+    said = error(run("prepare", *lists, "data.root=videos/a", cwd=tmp_path, ok=False))
+    assert f"{tmp_path}/videos/b/0.mp4 is not under data.root=videos/a" in said
+    monkeypatch.chdir(tmp_path)
     clip = ClipSpec()
     for module in (
         FolderDataModule(str(tmp_path / "videos"), val_share=0, clip=clip),
         CSVDataModule(str(tmp_path / "list.txt"), root=str(tmp_path / "videos"), clip=clip),
+        CSVDataModule("absolute.txt", root="videos", clip=clip),
     ):
         assert len(module.splits.train) == 5
         assert tmp_path / "videos/a/1.mp4" not in {entry.path for entry in module.splits.train}

@@ -1,5 +1,6 @@
 """The parts of the recipes that only whole commands show."""
 
+import inspect
 import json
 from pathlib import Path
 
@@ -7,6 +8,11 @@ import pytest
 import torch
 from commands import error, run, train
 from safetensors import safe_open
+
+from avmae import evaluate
+from avmae.command import evaluation_data
+from avmae.data.media import probe
+from avmae.data.ucf101 import read_ucf101
 
 
 def load(run_dir: Path) -> dict:
@@ -57,7 +63,48 @@ def test_a_pretraining_is_evaluated_by_retrieval(pretrained: Path, tmp_path: Pat
     assert results["clips"] == 14
     for way in ("video_to_audio", "audio_to_video"):
         assert 0 <= results[f"{way}/r1"] <= results[f"{way}/r5"] <= results[f"{way}/r10"] <= 1
+    assert "28 test clips, 5 x 3 views each (segments x crops)" in printed
     assert "retrieval among 14 test clips with sound" in printed
+
+
+def test_without_sound_there_is_nothing_to_retrieve(pretrained: Path, miniature: Path, tmp_path: Path) -> None:
+    silent = [entry for entry in read_ucf101(miniature).test if not probe(entry.path).has_audio]
+    (tmp_path / "test.csv").write_text("".join(f"{entry.path} {entry.label}\n" for entry in silent))
+    data = ("data._target_=avmae.data.datamodule.CSVDataModule", f"data.test={tmp_path}/test.csv")
+    ckpt = f"ckpt={pretrained}/checkpoints/last.ckpt"
+    printed = run("evaluate", ckpt, *data, "data.segments=1", f"output={tmp_path}/r.json", cwd=tmp_path)
+    assert "14 test clips, 1 x 3 views each (segments x crops)" in printed
+    assert json.loads((tmp_path / "r.json").read_text())["clips"] == 0
+    assert "NaN" not in (tmp_path / "r.json").read_text()
+
+
+def test_views_are_the_checkpoints_and_otherwise_the_papers(miniature: Path) -> None:
+    foreign = {"clip": {}, "seed": 0}
+    csv = {"_target_": "avmae.data.datamodule.CSVDataModule", "train": "gone.csv", "only": ["gone"]}
+    reading = {"segments": 2, "crops": 1, "batch_size": 3, "workers": 0}
+    ucf101 = {"_target_": "avmae.data.datamodule.UCF101DataModule", "root": str(miniature)}
+    for settings, given, expected in (
+        (foreign, {"_target_": None, "root": str(miniature)}, (5, 3, 8, 2)),
+        (foreign, {**ucf101, "crops": 1}, (5, 1, 8, 2)),
+        (foreign | {"data": csv | reading}, ucf101, (2, 1, 3, 0)),
+        (foreign | {"data": csv | reading}, {**ucf101, "segments": 4}, (4, 1, 3, 0)),
+    ):
+        module = evaluation_data(settings, given, ["video"])
+        assert (module.segments, module.crops, module.batch_size, module.workers) == expected
+
+
+def test_checkpoints_of_different_kinds_share_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = {"a": {"video_to_audio/r1": 0.5}, "b": {"top1": 0.25, "top5": 0.5}, "c": {"top1": 0.75}}
+    monkeypatch.setattr(evaluate, "score", lambda path, config: {"ckpt": path, **scores[path]})
+    for ckpts, means in ((["a", "b"], {}), (["b", "c"], {"top1": 0.5})):
+        inspect.unwrap(evaluate.main)({"ckpt": ckpts, "output": str(tmp_path / "results.json")})
+        content = json.loads((tmp_path / "results.json").read_text())
+        assert content == means | {"runs": [{"ckpt": ckpt, **scores[ckpt]} for ckpt in ckpts]}
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    for row in (["checkpoint", "video_to_audio/r1", "top1", "top5"], ["a", "50.0%"], ["b", "25.0%", "50.0%"], ["mean"]):
+        assert row in rows
 
 
 def test_features_hold_every_clip_once(pretrained: Path, tmp_path: Path) -> None:

@@ -299,6 +299,16 @@ def test_reconstructions_are_embedded_up_to_a_size_and_a_number(tmp_path: Path) 
     assert "1 more are not shown; clips=2" in report(folder, clips=1).text
 
 
+def test_of_a_pretrainings_reconstructions_the_last_epochs_are_shown(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    for epoch in ("0000", "9999", "10000"):
+        write_reconstruction(folder / f"reconstructions/epoch_{epoch}/clip")
+    write_reconstruction(folder / "reconstructions/asked_for")
+    page = report(folder)
+    names = re.findall(r'class="reconstruction">\s*<h4>(.*?) <small>', page.html)
+    assert sorted(names) == ["clip.avi", "clip.avi, epoch 10000"]
+
+
 def study_rows() -> Iterator[dict]:
     for system, gain in (("VideoMAE", 0.0), ("AV-MAE", 0.1)):
         for seed in (0, 1):

@@ -12,6 +12,7 @@ from media_files import read_numbers, write_media
 
 from avmae.clip import ClipSpec
 from avmae.data.dataset import AugmentSpec, ClipDataset, collate
+from avmae.data.manifest import inspect, read_manifest
 from avmae.data.media import pack_video, probe, read_window
 from avmae.data.packed import read_packed
 from avmae.data.sampling import TrainSampler
@@ -61,6 +62,16 @@ class TestPackVideo:
         # A start that is off by less than a millisecond turns the phase of a tone.
         assert both > 0.8
 
+    def test_a_file_that_was_cut_off_ends_with_its_last_picture(self, tmp_path: Path) -> None:
+        fast = {"movflags": "faststart"}
+        source = write_media(tmp_path / "source.mp4", frames=100, container_options=fast)
+        source.write_bytes(source.read_bytes()[: source.stat().st_size // 2])
+        assert probe(source).seconds == 4, "otherwise the header is right"
+        held = Held(pack_video(source, 96, 3, 16_000))
+        assert probe(held).seconds == pytest.approx(inspect(tmp_path, source.name).seconds, abs=2e-3)
+        one, other = (read_window(s, CLIP, 1.0) for s in (source, held))
+        assert read_numbers(other.frames) == read_numbers(one.frames)
+
     def test_large_pictures_shrink_and_small_ones_stay(self, tmp_path: Path) -> None:
         source = write_media(tmp_path / "source.mp4", frames=5, size=(96, 160), video="libx264", audio=None)
         for short_side, size in ((48, (48, 80)), (200, (96, 160))):
@@ -90,6 +101,39 @@ class TestShards:
             for part in ("train", "val", "test"):
                 expected = [(str(e.path.relative_to(miniature)), e.label, e.group) for e in getattr(theirs, part)]
                 assert sorted((e.path.name, e.label, e.group) for e in getattr(ours, part)) == sorted(expected)
+
+    def test_a_copy_of_some_classes_has_their_clips_and_names(
+        self, packed: Path, miniature: Path, tmp_path: Path
+    ) -> None:
+        names, manifest = read_ucf101(miniature).classes[1::2], packed.parent / "m"
+        only = ("data=ucf101", f"data.root={miniature}", f"data.only=[{','.join(names)}]", f"output={manifest}")
+        run("prepare", *only, f"pack={tmp_path}/p", cwd=tmp_path)
+        for fold in (1, 2, 3):
+            found = read_packed(str(tmp_path / "p"), fold, val_groups=0)
+            assert found.classes == names
+            labels = {e.path.name: e.label for e in (*found.train, *found.test)}
+            assert len(labels) == 20
+            assert all(Path(name).parent.name == names[label] for name, label in labels.items())
+        assert len(read_manifest(manifest)) == 40, "the manifest keeps what the copy leaves out"
+
+    def test_a_clip_stays_in_every_list_that_has_it(self, miniature: Path, tmp_path: Path) -> None:
+        first, second, third = (entry.path.relative_to(miniature) for entry in read_ucf101(miniature).train[:3])
+        lists = {"train": [(first, 0)], "val": [(second, 0), (third, 1)], "test": [(second, 0), (third, 0)]}
+        for part, rows in lists.items():
+            (tmp_path / part).write_text("".join(f"{path} {label}\n" for path, label in rows))
+        given = (f"data.{part}={tmp_path}/{part}" for part in lists)
+        settings = ("data=csv", f"data.root={miniature}", *given, f"output={tmp_path}/m", f"pack={tmp_path}/p")
+        run("prepare", *settings, cwd=tmp_path)
+        splits = read_packed(str(tmp_path / "p"))
+        for part, rows in lists.items():
+            assert sorted((e.path.name, e.label) for e in getattr(splits, part)) == sorted((str(p), n) for p, n in rows)
+        # As copies were written before.
+        table = json.loads((tmp_path / "p/clips.json").read_text())
+        for row in table["clips"]:
+            row["parts"] = {"0": row["parts"]["0"][-1]}
+        (tmp_path / "p/clips.json").write_text(json.dumps(table))
+        splits = read_packed(str(tmp_path / "p"))
+        assert [len(part) for part in (splits.train, splits.val, splits.test)] == [1, 1, 2]
 
     def test_a_clip_is_the_one_it_is_called(self, packed: Path, miniature: Path) -> None:
         for entry in read_packed(str(packed), 1, 0).test[::5]:

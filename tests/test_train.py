@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import error, run, start_train, train
+from media_files import write_media
 
 
 def load(path: Path) -> dict:
@@ -93,9 +94,11 @@ def test_other_commands_need_the_checkpoint_alone(
     mean = sum(c["top1"] * c["clips"] for c in results["per_class"].values()) / 28
     assert results["top1"] == pytest.approx(mean)
 
-    printed = run("predict", ckpt, f"input={clip}", "format=json", "crops=1", cwd=tmp_path)
-    classes = json.loads(printed)["classes"]
-    assert sum(row["score"] for row in classes) == pytest.approx(1, abs=1e-4)
+    half = write_media(tmp_path / "half.mp4", frames=50, sound=(0.0, 1.0))
+    printed = run("predict", ckpt, f"input={half}", "format=json", "crops=1", cwd=tmp_path)
+    predicted = json.loads(printed)
+    assert sum(row["score"] for row in predicted["classes"]) == pytest.approx(1, abs=1e-4)
+    assert predicted["has_audio"], "the last of its windows is silent"
 
     last = f"ckpt={pretrained}/checkpoints/last.ckpt"
     run("reconstruct", last, f"input={clip}", f"output={tmp_path}/out", "mask.ratio=0.5", cwd=tmp_path)
@@ -233,6 +236,8 @@ def test_commands_say_what_is_wrong_with_their_input(pretrained: Path, finetuned
     clip = f"input={text}"
     assert "notes.mp4" in error(run("predict", classifier, clip, cwd=tmp_path, ok=False))
     assert "gone.mp4" in error(run("predict", classifier, "input=gone.mp4", cwd=tmp_path, ok=False))
+    assert "segments=0 must be" in error(run("predict", classifier, clip, "segments=0", cwd=tmp_path, ok=False))
+    assert "crops=all must be" in error(run("predict", classifier, clip, "crops=all", cwd=tmp_path, ok=False))
     assert "pretraining checkpoint" in error(run("predict", autoencoder, clip, cwd=tmp_path, ok=False))
     assert "classifier" in error(run("reconstruct", classifier, clip, "output=out", cwd=tmp_path, ok=False))
     assert "notes.mp4" in error(run("reconstruct", f"ckpt={text}", clip, "output=out", cwd=tmp_path, ok=False))

@@ -13,6 +13,7 @@ from files import save
 from media_files import read_number, write_media
 from systems import CLIP, SIZE, SYSTEMS, autoencoder, classifier, disturb
 
+from avmae.comparison import compare
 from avmae.data.media import read_window
 from avmae.data.read import window_batch
 from avmae.demo import serve
@@ -53,6 +54,17 @@ def reconstruct(folder: Path, file: Path) -> dict:
 
 def grey(frames: np.ndarray) -> float:
     return float((frames == 128).all(-1).mean())
+
+
+def test_masks_that_differ_are_all_shown(tmp_path: Path) -> None:
+    window = read_window(write_media(tmp_path / "a.mp4", frames=50), CLIP, 0.5, CLIP.canvas)
+    systems = {system: autoencoder(system).eval() for system in ("videomae", "imagemae", "avmae")}
+    videos = compare(systems, window, seed=0).videos
+    masked = {label: frames for label, frames in videos.items() if label.startswith("masked")}
+    assert list(masked) == ["masked, 75% hidden", "masked, 75% hidden from imagemae"]
+    tubes, apart = (frames == 128 for frames in masked.values())
+    assert (tubes == tubes[0]).all()
+    assert not (apart == apart[0]).all()
 
 
 class TestView:

@@ -136,6 +136,8 @@ def _message(error: Exception) -> str:
         message = str(error.__cause__ or error).splitlines()[0]
         key = re.search(r"full_key: (\S+)", str(error))
         message = f"{key[1]}: {message}" if key and not isinstance(error.__cause__, InputError) else message
+    # What torch makes of an error in a reading process: its traceback, which ends with the message.
+    message = re.sub(r"Caught \w+ in DataLoader worker.*\n[\w.]*Error: ", "", message, flags=re.DOTALL).rstrip()
     return printable(message)
 
 
@@ -179,6 +181,9 @@ def construct(key: str, config: Mapping[str, Any], **objects: Any) -> Any:
 def evaluation_data(settings: Mapping[str, Any], given: Mapping[str, Any], modalities: Collection[str]) -> Any:
     """The data module of a checkpoint, changed by what is given; UCF101 where the checkpoint is another project's.
 
+    Another data module than the checkpoint's reads as much at once and scores as many views, of other projects'
+    checkpoints 5 segments x 3 crops.
+
     Args:
         settings: the checkpoint's config.
         given: the command's `data`; None keeps what the checkpoint says.
@@ -187,9 +192,9 @@ def evaluation_data(settings: Mapping[str, Any], given: Mapping[str, Any], modal
     from avmae.clip import ClipSpec
 
     given = {key: value for key, value in given.items() if value is not None}
-    data = settings.get("data", {"_target_": "avmae.data.datamodule.UCF101DataModule"})
+    data = settings.get("data", {"_target_": "avmae.data.datamodule.UCF101DataModule", "segments": 5, "crops": 3})
     if given.get("_target_", data.get("_target_")) != data.get("_target_"):
-        data = {}
+        data = {key: data[key] for key in ("segments", "crops", "batch_size", "workers") if key in data}
     refuse_foreign_code(data | {k: v for k, v in given.items() if k == "_target_"}, trusted=given.get("_target_"))
     if "root" not in data | given and "test" not in data | given:
         raise InputError("the checkpoint names no data; give data.root=DIR, the folder of UCF101")

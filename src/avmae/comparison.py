@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -90,7 +91,9 @@ class Comparison:
 
 
 def compare(systems: Mapping[str, MaskedAutoencoder], window: Window, seed: int) -> Comparison:
-    """Reconstruct one window by every system under the same mask.
+    """Reconstruct one window, the same share of it hidden, by every system.
+
+    The mask is the same for systems with the same patches; what others see is shown besides.
 
     Args:
         systems: by label, in evaluation mode and all of the same clip shape, on any device.
@@ -103,6 +106,7 @@ def compare(systems: Mapping[str, MaskedAutoencoder], window: Window, seed: int)
     original = pixels(batch["video"][0].numpy(), clip.pixel_mean, clip.pixel_std)
     videos, errors, figures = {"original": original}, {}, {}
     sounds = {"original": batch["audio"]} if window.has_audio else {}
+    patterns: list[Tensor] = []
 
     for system, model in systems.items():
         found: dict[str, float | None] = {}
@@ -112,8 +116,11 @@ def compare(systems: Mapping[str, MaskedAutoencoder], window: Window, seed: int)
             found[f"{name}/masked_mse"] = loss if name == "video" or window.has_audio else None
         if "audio" in masked and window.has_audio:
             sounds.setdefault("masked", masked["audio"])
-        share = f"masked, {float(hidden.float().mean()):.0%} hidden"
-        videos.setdefault(share, pixels(masked["video"][0].numpy(), clip.pixel_mean, clip.pixel_std))
+        if not any(torch.equal(hidden, other) for other in patterns):
+            share = f"masked, {float(hidden.float().mean()):.0%} hidden"
+            label = f"{share} from {system}" if patterns else share
+            videos[label] = pixels(masked["video"][0].numpy(), clip.pixel_mean, clip.pixel_std)
+            patterns.append(hidden)
         for view, whole in result.whole.items():
             note = f", {VIEWS[view]}" if model.normalize_target else ""
             label = f"{system}{note}" if len(systems) > 1 else VIEWS[view] if note else "reconstructed"

@@ -16,21 +16,20 @@ def main(config: dict[str, Any]) -> None:
     paths = config["ckpt"] if isinstance(config["ckpt"], list) else [config["ckpt"]]
     output = Path(config["output"] or Path(paths[0]).parent.parent / "results.json").expanduser()
     results = [score(path, config) for path in paths]
-    content = results[0]
-    if len(results) > 1:
-        names = [name for name, value in results[0].items() if isinstance(value, float)]
-        average = {name: mean(result[name] for result in results) for name in names}
-        print()
-        rows = [
-            [str(path), *(f"{result[name]:.1%}" for name in names)] for path, result in zip(paths, results, strict=True)
-        ]
-        print_table(["checkpoint", *names], [*rows, ["mean", *(f"{value:.1%}" for value in average.values())]])
-        content = average | {"runs": results}
+    names = list(dict.fromkeys(name for result in results for name in result if isinstance(result[name], float)))
+    # Not all have all: checkpoints of different kinds are scored differently.
+    average = {name: mean(result[name] for result in results) for name in names if all(name in r for r in results)}
+    content = results[0] if len(results) == 1 else average | {"runs": results}
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(content, indent=2), encoding="utf-8")
     except OSError as error:
         raise InputError(f"output={output} cannot be written: {error.strerror}; choose another") from error
+    if len(results) > 1:
+        print()
+        lines = [*zip(map(str, paths), results, strict=True), ("mean", average)]
+        cells = [[first, *(f"{line[n]:.1%}" if n in line else "" for n in names)] for first, line in lines]
+        print_table(["checkpoint", *names], cells)
     print(f"wrote {output}")
 
 
@@ -53,6 +52,8 @@ def score(ckpt: str, config: dict[str, Any]) -> dict[str, Any]:
         raise InputError(
             "the data set has no test clips; a test list (data=csv) or a test/ folder (data=folder) has them"
         )
+    views = f"{datamodule.segments} x {datamodule.crops} views each (segments x crops)"
+    print(f"{len(datamodule.splits.test)} test clips, {views}")
     result: dict[str, Any] = {"ckpt": str(ckpt)}
     if isinstance(model, Classifier):
         result |= classify(ckpt, model, settings, datamodule, config)
@@ -132,6 +133,9 @@ def retrieve(
         raise InputError(f"{ckpt} is a pretraining checkpoint and knows no classes; fine-tune it first")
     embeddings = embed(model, datamodule, "test", config["max_unreadable"], config["accelerator"])
     kept = embeddings.scored & embeddings.has_audio
+    if not kept.any():
+        print("no test clip has sound, so there is nothing to retrieve")
+        return {"clips": 0}
     figures = recall(embeddings.apart["video"][kept], embeddings.apart["audio"][kept])
     print(f"retrieval among {int(kept.sum())} test clips with sound; meant for models trained with task.contrast")
     print_table(["metric", "value"], [[name, f"{value:.1%}"] for name, value in figures.items()])

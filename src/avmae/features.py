@@ -44,6 +44,7 @@ def main(config: dict[str, Any]) -> None:
     metadata = {"clips": json.dumps(clips), "classes": json.dumps(datamodule.classes), "ckpt": str(config["ckpt"])}
     save_file(tensors, output, metadata)
     print_table(["part", "clips"], [[part, str(len(paths))] for part, paths in clips.items()])
+    print(f"each the mean of {datamodule.segments} x {datamodule.crops} views (segments x crops)")
     if {"train", "test"} <= clips.keys():
         bank = torch.nn.functional.normalize(tensors["train/features"], dim=1)
         votes = knn_votes(

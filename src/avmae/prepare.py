@@ -29,11 +29,12 @@ def main(config: dict[str, Any]) -> None:
     root = Path(data["root"]).expanduser()
     parts = folds(root) if "fold" in data else parts_of(datamodule.listed)
     entries = {entry.path: entry for part in parts.values() for entry in part}
-    outside = [path for path in entries if not path.is_relative_to(root)]
-    if outside:
+    # Lists may have absolute paths where the root is relative; `relpath` makes both absolute.
+    names = {os.path.relpath(path, root): path for path in entries}
+    paths = sorted(names)
+    if outside := [names[path] for path in paths if path.startswith(os.pardir + os.sep)]:
         raise InputError(f"{outside[0]} is not under data.root={root}; choose a folder that holds all clips")
     file = Path(config["output"] or root / NAME).expanduser()
-    paths = sorted(str(path.relative_to(root)) for path in entries)
     known = read_manifest(file)
     processes = config["processes"] or os.cpu_count() or 1
     decoded = update_manifest(root, paths, file, processes)
@@ -46,7 +47,7 @@ def main(config: dict[str, Any]) -> None:
     records = read_manifest(file)
     rows = []
     for part, clips in parts.items():
-        of_part = [records[str(entry.path.relative_to(root))] for entry in clips]
+        of_part = [records[os.path.relpath(entry.path, root)] for entry in clips]
         sounding = sum(record.has_audio for record in of_part)
         bad = sum(not record.readable for record in of_part)
         rows.append([part, *map(str, (len(of_part), sounding, len(of_part) - sounding - bad, bad))])
@@ -65,16 +66,20 @@ def main(config: dict[str, Any]) -> None:
         print(*(printable(f"  {record.path}: {record.problem}", keep="") for record in problems[:10]), sep="\n")
     print(f"wrote {file}" if todo or not known else f"kept {file}")
     if config["pack"]:
-        write_packed(config, parts, datamodule.classes, root, processes)
+        # The manifest is of all classes, the copy of those alone that data.only keeps.
+        chosen = folds(root, datamodule.classes) if "fold" in data else parts
+        write_packed(config, chosen, datamodule.classes, root, processes)
 
 
-def folds(root: Path) -> dict[str, list[Any]]:
-    """All folds of UCF101; its official lists are checked against the disk on the way."""
+def folds(root: Path, classes: list[str] | None = None) -> dict[str, list[Any]]:
+    """All folds of UCF101, or of some of its classes; its official lists are checked against the disk on the way."""
+    from avmae.data.splits import keep_classes
     from avmae.data.ucf101 import read_ucf101
 
     parts: dict[str, list[Any]] = {}
     for fold in (1, 2, 3):
         splits = read_ucf101(root, fold, val_groups=0)
+        splits = keep_classes(splits, classes or splits.classes)
         parts |= {f"fold {fold} train": splits.train, f"fold {fold} test": splits.test}
     return parts
 
@@ -95,17 +100,19 @@ def write_packed(
     from avmae.data.packed import PackSpec, Row, pack
 
     spec_, target = spec(PackSpec, "packing", config["packing"]), Path(config["pack"]).expanduser()
-    rows: dict[str, Row] = {}
+    # A clip may be in several lists, and have another label in each.
+    rows: dict[tuple[str, int], Row] = {}
     for part, entries in parts.items():
         _, fold, name = part.split() if part.startswith("fold ") else ("", "0", part)
         for entry in entries:
-            path = str(entry.path.relative_to(root))
-            rows.setdefault(path, Row(path, entry.label, entry.group, {})).parts[fold] = name
+            path = os.path.relpath(entry.path, root)
+            row = rows.setdefault((path, entry.label), Row(path, entry.label, entry.group, {}))
+            row.parts.setdefault(fold, []).append(name)
 
     def progress(clips: Any) -> Any:
         return track(clips, "Packing", total=len(rows), console=Console(stderr=True))
 
-    chosen = [rows[path] for path in sorted(rows)]
+    chosen = [rows[key] for key in sorted(rows)]
     problems = pack(chosen, classes, root, target, spec_, processes, progress)
     before = sum((root / row.name).stat().st_size for row in chosen)
     after = sum(file.stat().st_size for file in target.iterdir())
@@ -126,7 +133,7 @@ def report_sounding_classes(classes: list[str], entries: dict[Path, Any], record
     sounding, clips = Counter[str](), Counter[str]()
     for path, entry in entries.items():
         clips[classes[entry.label]] += 1
-        sounding[classes[entry.label]] += records[str(path.relative_to(root))].has_audio
+        sounding[classes[entry.label]] += records[os.path.relpath(path, root)].has_audio
     differing = [n for n in classes if (2 * sounding[n] > clips[n]) != (n in CLASSES_WITH_SOUND)]
     print()
     print(f"{len(classes) - len(differing)} of {len(classes)} classes have sound, or none, as in the original")

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -159,8 +160,19 @@ def gather(config: Mapping[str, Any]) -> tuple[list[Path], list[Path], list[Path
 
 
 def find_reconstructions(folder: Path) -> list[Path]:
-    """Folders that `avmae.reconstruct` wrote."""
-    return sorted({file.parent for suffix in ("png", "mp4") for file in folder.rglob(f"reconstruction.{suffix}")})
+    """Folders that `avmae.reconstruct` wrote, and those of the last epoch that a pretraining wrote."""
+    files = (file for suffix in ("png", "mp4") for file in folder.resolve().rglob(f"reconstruction.{suffix}"))
+    epochs = {file.parent: epoch_of(file.parent) for file in files}
+    last: dict[Path, int] = {}
+    for path, epoch in epochs.items():
+        last[path.parent.parent] = max(last.get(path.parent.parent, -1), epoch)
+    return sorted(path for path, epoch in epochs.items() if epoch in (-1, last[path.parent.parent]))
+
+
+def epoch_of(folder: Path) -> int:
+    """The epoch after which a pretraining wrote a reconstruction; -1 of what `avmae.reconstruct` wrote."""
+    found = re.search(r"/reconstructions/epoch_(\d+)/[^/]+$", folder.as_posix())
+    return int(found[1]) if found else -1
 
 
 def defaults() -> dict[str, Any]:
@@ -303,10 +315,10 @@ def reconstructions(folders: Sequence[Path], config: Mapping[str, Any]) -> dict[
     """Videos, contact sheets and figures of the first few folders, and how many others there are."""
     shown = []
     for folder in folders[: config["clips"]]:
-        content = read_reconstruction(folder)
+        content, epoch = read_reconstruction(folder), epoch_of(folder)
         shown.append(
             {
-                "name": Path(content["input"]).name,
+                "name": Path(content["input"]).name + (f", epoch {epoch}" if epoch >= 0 else ""),
                 "mask": ", ".join(f"{key} {_value(value)}" for key, value in content["mask"].items()),
                 "video": embedded(folder / "reconstruction.mp4", "video/mp4", config["embed_mb"]),
                 "picture": embedded(folder / "reconstruction.png", "image/png", config["embed_mb"]),

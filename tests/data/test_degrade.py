@@ -133,3 +133,10 @@ def test_every_model_is_tested_on_the_same_degraded_clips_whatever_its_seed(mini
     first, second = (module.part_loader("test", mixed=True).dataset.entries for module in modules)
     assert first == second
     assert first != modules[0].splits.test
+
+
+def test_a_batch_of_many_segments_is_not_of_few_clips(miniature: Path) -> None:
+    module = UCF101DataModule(str(miniature), clip=ClipSpec(), segments=5, batch_size=7, workers=0)
+    # Otherwise there would be no other clip whose sound could be taken.
+    batches = list(module.part_loader("test", mixed=True).batch_sampler)
+    assert all(len({request.index for request in batch}) == 7 for batch in batches)

@@ -1,5 +1,6 @@
 """A data set to batches on the device, for training, validation and test."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
@@ -241,10 +242,11 @@ class ClipDataModule(L.LightningDataModule):
         """Take it up."""
         self._resumed_clips_a_batch = state_dict["clips_a_batch"]
 
-    def _eval_loader(self, entries: list[ClipEntry], segments: int, crops: int) -> DataLoader:
+    def _eval_loader(self, entries: list[ClipEntry], segments: int, crops: int, mixed: bool = False) -> DataLoader:
         dataset = ClipDataset(entries, self.clip, self.audio, None, segments, crops)
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return self._loader(dataset, EvalSampler(len(entries), segments, self.batch_size, self.seed, rank, world))
+        sampler = EvalSampler(len(entries), segments, self.batch_size, self.seed, rank, world, mixed)
+        return self._loader(dataset, sampler)
 
     def val_dataloader(self) -> DataLoader | list:
         """The centre of each validation clip."""
@@ -259,12 +261,15 @@ class ClipDataModule(L.LightningDataModule):
         return self.transform.to(batch["frames"].device)(batch)
 
     def part_loader(self, part: str, mixed: bool = False) -> DataLoader:
-        """Segments x crops of each clip of a part: train, val or test; `mixed` takes the clips in one random order."""
+        """Segments x crops of each clip of a part: train, val or test.
+
+        `mixed` takes the clips in one random order, and the second segment of any after the first of all.
+        """
         entries = getattr(self.splits, part)
         if mixed:
             # Not the run's seed: degradations follow a clip's number, and all models are to see the same.
             entries = [entries[i] for i in np.random.default_rng(0).permutation(len(entries))]
-        return self._eval_loader(entries, self.segments, self.crops)
+        return self._eval_loader(entries, self.segments, self.crops, mixed)
 
     def transfer_batch_to_device(self, batch: Sample, device: torch.device, dataloader_idx: int) -> Any:
         """Move the tensors; messages stay."""
@@ -277,8 +282,11 @@ def without_unreadable(splits: Splits, root: str | Path) -> Splits:
     Test clips stay: what is not scored has to be counted.
     """
     root = Path(root).expanduser()
-    bad = {root / record.path for record in read_manifest(root / NAME).values() if not record.readable}
-    train, val = ([entry for entry in part if entry.path not in bad] for part in (splits.train, splits.val))
+    bad = {os.path.abspath(root / record.path) for record in read_manifest(root / NAME).values() if not record.readable}
+    # Lists may have absolute paths where the root is relative.
+    train, val = (
+        [entry for entry in part if os.path.abspath(str(entry.path)) not in bad] for part in (splits.train, splits.val)
+    )
     return replace(splits, train=train, val=val)
 
 

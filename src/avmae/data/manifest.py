@@ -87,8 +87,11 @@ def inspect(root: Path, path: str) -> Record:
                 steps.append(float(frame.duration * frame.time_base) if frame.duration else 1 / info.fps)
             else:
                 sound = frame.to_ndarray()
-                scale = 1.0 if sound.dtype.kind == "f" else float(np.iinfo(sound.dtype).max)
-                power += float(np.square(np.nan_to_num(sound.astype(np.float64)) / scale).mean()) * frame.samples
+                if sound.dtype.kind == "u":
+                    sound = (sound - 128.0) / 128
+                elif sound.dtype.kind == "i":
+                    sound = sound / np.iinfo(sound.dtype).max
+                power += float(np.square(np.nan_to_num(sound.astype(np.float64))).mean()) * frame.samples
                 samples += frame.samples
                 rate = frame.sample_rate
     except (MediaError, av.FFmpegError, ValueError, IndexError) as error:

@@ -247,7 +247,7 @@ def pack_video(source: str | Path, short_side: int, quality: int, sample_rate: i
             video.height, video.width, video.pix_fmt = *canvas, "yuvj420p"
             audio: Any = packed.add_stream("pcm_s16le", sample_rate, layout="mono") if sound is not None else None
             pixels = np.empty((*canvas, 3), np.uint8)
-            end = pictures.stated_duration()
+            end, stated = 0.0, pictures.stated_duration()
             waiting: Any = None
             with closing(pictures._frames_from(0.0)) as timed:
                 for time, frame in timed:
@@ -260,7 +260,10 @@ def pack_video(source: str | Path, short_side: int, quality: int, sample_rate: i
                         waiting.duration = packet.pts - waiting.pts
                         packed.mux(waiting)
                     waiting = packet
-                    end = max(end, time + pictures.step / 2)
+                    end = time + (float(frame.duration * frame.time_base) if frame.duration else pictures.step)
+                    # Of a file that was cut off, the header states too much or too little.
+                    if time + EPSILON < stated < end:
+                        end = stated
             if waiting is None:
                 raise MediaError(f"{source}: its pictures cannot be decoded twice; re-encode it or leave it out")
             waiting.duration = max(1, round(1000 * end) - waiting.pts)

@@ -85,13 +85,13 @@ class Row:
         name: its path in the data set it was packed from.
         label: class number.
         group: see `ClipEntry`.
-        parts: train, val or test, by fold; the fold is 0 where there is one division.
+        parts: lists of train, val and test, by fold; the fold is 0 where there is one division.
     """
 
     name: str
     label: int
     group: str
-    parts: dict[str, str]
+    parts: dict[str, list[str]]
 
 
 def pack(
@@ -173,10 +173,12 @@ def read_packed(root: str, fold: int = 1, val_groups: int = 2) -> Splits:
     folded = False
     for index, row in enumerate(table["clips"]):
         folded = folded or "0" not in row["parts"]
-        part = row["parts"].get(str(fold) if folded else "0")
-        if part is None:
+        listed = row["parts"].get(str(fold) if folded else "0")
+        if listed is None:
             raise InputError(f"data.fold={fold}: {root} has the folds {', '.join(row['parts'])}")
-        parts[part].append(ClipEntry(PackedClip(store, index, row["name"]), row["label"], row["group"]))
+        # Older copies name one part instead of a list.
+        for part in [listed] if isinstance(listed, str) else listed:
+            parts[part].append(ClipEntry(PackedClip(store, index, row["name"]), row["label"], row["group"]))
     train, val = parts["train"], parts["val"]
     if folded:
         train, val = hold_out(train, val_groups, fold)

@@ -82,7 +82,7 @@ class TrainSampler(Sampler[list[Request]]):
 
 
 class EvalSampler(Sampler[list[Request]]):
-    """Every segment of every clip once, in order, in batches of one size on every process.
+    """Every segment of every clip once, clip by clip, in batches of one size on every process.
 
     The end is filled with repetitions that are not scored: the number and shape of batches is the same on all
     processes, as collective operations and compiled models want it.
@@ -94,11 +94,15 @@ class EvalSampler(Sampler[list[Request]]):
         seed: of the run; readings are seeded by it and the clip.
         rank: of this process.
         world: number of processes.
+        mixed: go through all clips' first segments, then through their second ones, and so on: a batch then holds
+            windows of as many clips as there can be.
     """
 
-    def __init__(self, clips: int, segments: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, clips: int, segments: int, batch_size: int, seed: int, rank: int = 0, world: int = 1, mixed: bool = False
+    ) -> None:
         self.clips, self.segments, self.batch_size, self.seed = clips, segments, batch_size, seed
-        self.rank, self.world = rank, world
+        self.rank, self.world, self.mixed = rank, world, mixed
 
     def __len__(self) -> int:
         return -(-self.clips * self.segments // (self.batch_size * self.world))
@@ -107,8 +111,10 @@ class EvalSampler(Sampler[list[Request]]):
         windows = self.clips * self.segments
         for batch in range(len(self)):
             first = (batch * self.world + self.rank) * self.batch_size
-            numbers = range(first, first + self.batch_size)
-            yield [
-                Request((n % windows) // self.segments, (self.seed, n % windows), n % self.segments, scored=n < windows)
-                for n in numbers
-            ]
+            yield [self._request(n % windows, n < windows) for n in range(first, first + self.batch_size)]
+
+    def _request(self, window: int, scored: bool) -> Request:
+        clip, segment = divmod(window, self.segments)
+        if self.mixed:
+            segment, clip = divmod(window, self.clips)
+        return Request(clip, (self.seed, window), segment, scored)

@@ -63,7 +63,7 @@ def score_degraded(
 
     Args:
         model: in evaluation mode; a classifier is scored by `top1` and `top5` by clip, an autoencoder by `hidden_mse`
-            of pictures under masks that are the same for every degradation and system.
+            of pictures under masks that are the same for every degradation and for systems with the same patches.
         datamodule: its test clips, segments and crops.
         degradations: each scored by itself.
         max_unreadable: largest share of clips that may be unreadable.
@@ -84,7 +84,7 @@ def score_degraded(
     else:
         scores = [_HiddenError().to(device) for _ in conditions]
     messages: set[str] = set()
-    # In the lists' order a batch would hold one class, and `swap` nothing to choose from.
+    # In the lists' order a batch would hold one class, or one clip's segments, and `swap` nothing to choose from.
     loader = datamodule.part_loader("test", mixed=True)
     for number, sample in enumerate(track(loader, "Degrading test clips", console=Console(stderr=True))):
         sample = datamodule.transfer_batch_to_device(sample, device, 0)
