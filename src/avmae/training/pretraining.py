@@ -162,5 +162,5 @@ class Pretraining(Task):
             mean = cast(MeanMetric, metric).compute()
             cast(MeanMetric, metric).reset()
             if not mean.isnan():
-                # Already of all processes, by the metric.
-                self.log(f"val/loss_{name}", mean, rank_zero_only=False)
+                # Of all processes by the metric's doing.
+                self.log(f"val/loss_{name}", mean)
