@@ -4,6 +4,7 @@ import base64
 import csv
 import importlib.metadata
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from html.parser import HTMLParser
@@ -171,10 +172,20 @@ def test_seeds_of_a_sweep_become_a_deviation_and_other_keys_lines(tmp_path: Path
         overrides = [f"seed={seed}", f"model.name={system}", f"mask.ratio={ratio}"]
         write_run(tmp_path / str(job), overrides, final=ratio + seed / 10)
     (tmp_path / "sweep.csv").write_text("job\n")
+    # What system a has no score of.
+    for job in range(4):
+        without = {"train/loss": 1.0, "val/loss": 2.0}
+        (tmp_path / str(job) / "summary.json").write_text(json.dumps(without))
+        write_metrics(tmp_path / str(job), [{"epoch": 0, "step": 9, **without}])
     section = report(tmp_path).after("Results against mask.ratio")
     assert ">model.name=a<" in section
     assert ">model.name=b<" in section
     assert "deviation over seeds" in section
+    shades = re.findall(r'style="background:(#\w{6})"', section.lower())[:2]
+    loss, accuracy = (set(re.findall(r"stroke: (#\w{6})", panel)) for panel in section.split("<figure>")[1:3])
+    assert set(shades) <= loss
+    assert shades[1] in accuracy
+    assert shades[0] not in accuracy, "a line has one colour in all panels"
 
 
 def test_settings_other_than_default_and_those_that_differ(tmp_path: Path) -> None:
@@ -257,6 +268,14 @@ def test_a_run_without_metrics_still_shows_what_was_run(content: str | None, tmp
     assert "no curves" in page.text
     assert "python -m avmae.train seed=7" in page.text
     assert "<svg" not in page.html
+
+
+def test_figures_that_are_not_finite_are_named_and_leave_a_sweep_its_plots(sweep: Path) -> None:
+    broken = sweep / "7/summary.json"
+    broken.write_text(json.dumps(json.loads(broken.read_text()) | {"val/loss": math.nan, "val/knn_top1": math.inf}))
+    page = report(sweep)
+    assert page.after("Results against mask.ratio").count("<figcaption>") == 2
+    assert "val/loss of summary.json is not finite" in page.text
 
 
 def test_broken_files_become_notes(tmp_path: Path) -> None:

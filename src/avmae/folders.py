@@ -62,7 +62,8 @@ class Run:
     def final(self) -> dict[str, float]:
         """Metrics by name: the last logged, the summary's, and those of `results` under `results/`."""
         last = {name: points[-1][1] for name, points in self.curves.items()}
-        return last | self.summary | {f"results/{name}": v for name, v in self.results.items() if isinstance(v, float)}
+        found = {f"results/{name}": v for name, v in self.results.items() if isinstance(v, float)}
+        return last | {name: value for name, value in (self.summary | found).items() if math.isfinite(value)}
 
     def swept_value(self, key: str) -> float | str:
         """What the sweep set a key to, as a number where it is one."""
@@ -116,6 +117,7 @@ def read_run(folder: Path) -> Run:
     run.curves = read("metrics.csv", lambda file: _curves(file, run.notes), dict)
     summary = read("summary.json", _json, dict)
     run.summary = {name: float(value) for name, value in summary.items() if isinstance(value, int | float)}
+    run.notes += [f"{n} of summary.json is not finite" for n, v in run.summary.items() if not math.isfinite(v)]
     run.results = read("results.json", _json, dict)
     starts = read(ENVIRONMENT, _json, list)
     if starts and isinstance(starts[-1], dict):

@@ -131,7 +131,9 @@ def curves_figure(name: str, curves: Sequence[Curve]) -> Figure:
     return figure
 
 
-def dependence_figure(points: Sequence[Point], xlabel: str, metric: str, labels: bool = False) -> Figure:
+def dependence_figure(
+    points: Sequence[Point], xlabel: str, metric: str, labels: bool = False, lines: Sequence[str] | None = None
+) -> Figure:
     """Values against what they depend on, a line each kind, with the deviation where there are replicates.
 
     Args:
@@ -139,11 +141,12 @@ def dependence_figure(points: Sequence[Point], xlabel: str, metric: str, labels:
         xlabel: what they depend on.
         metric: what they are of.
         labels: name the lines in the figure; where it is False, a page around it does.
+        lines: of all figures that share a legend, which gives them their colours; None for those of the points.
     """
     with rc_context(STYLE):
         figure = Figure((PANEL[0], PANEL[1] + 0.4 * labels), layout="constrained")
         axes = figure.add_subplot()
-        handles = _dependence(axes, points)
+        handles = _dependence(axes, points, lines)
         axes.set_xlabel(xlabel)
         axes.set_ylim(_limits(points))
         _value_axis(axes, metric)

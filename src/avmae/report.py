@@ -234,20 +234,20 @@ def sweep_section(sections: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     axis, keys = _axis(jobs), jobs[0].swept
     kinds = [key for key in keys if key not in (axis, "seed")]
     names = [name for name in OVERVIEW if sum(name in job.final for job in jobs) > 1]
-    panels, lines = [], dict[str, None]()
+    line_of = [", ".join(f"{key}={job.overrides.get(key, 'default')}" for key in kinds) for job in jobs]
+    lines = list(dict.fromkeys(line_of))
+    panels = []
     for name in names:
         if name == "train/loss" and "val/loss" in names:
             continue
         points = list[Point]()
-        for section, job in zip(sections, jobs, strict=True):
+        for section, job, line in zip(sections, jobs, line_of, strict=True):
             if name in job.final:
-                line = ", ".join(f"{key}={job.overrides.get(key, 'default')}" for key in kinds)
                 place, link = job.swept_value(axis), f"#{section['anchor']}"
                 points.append(Point(line, place, job.final[name], link, "" if kinds else section["colour"]))
-        lines |= dict.fromkeys(point.line for point in points)
         part, _, rest = name.partition("/")
         title = f"{TITLES.get(rest, rest)}, {PARTS.get(part, part)}"
-        panels.append({"title": title, "svg": svg(dependence_figure(points, axis, name))})
+        panels.append({"title": title, "svg": svg(dependence_figure(points, axis, name, lines=lines))})
     legend = [{"text": line, "colour": colour} for line, colour in zip(lines, colours(len(lines)), strict=True)]
     return {
         "axis": axis,
