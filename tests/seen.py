@@ -1,8 +1,9 @@
-"""A callback that writes down which clips each process trains with, and when there is a validation."""
+"""Callbacks that write down what is trained with, what is validated, and what is tested."""
 
 import json
 from pathlib import Path
 
+import torch
 from lightning.pytorch.callbacks import Callback
 
 
@@ -21,3 +22,13 @@ class Seen(Callback):
 
     def on_validation_end(self, trainer, pl_module) -> None:
         self._write(trainer, None)
+
+
+class Tested(Callback):
+    """The weights that are tested."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+
+    def on_test_start(self, trainer, pl_module) -> None:
+        torch.save(pl_module.state_dict(), self.file)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import error, run, train
+from commands import CALLBACKS, error, run, start_train, train
 from safetensors import safe_open
 
 from avmae import evaluate
@@ -184,6 +184,23 @@ def test_the_full_recipe_trains_and_keeps_the_averaged_weights_as_the_model(fine
     assert any(not torch.equal(averaged[name], current[name]) for name in averaged)
     assert int(state["averaging_state"]["n_averaged"]) > 0
     assert {"test/top1", "test/top5"} <= json.loads((finetuned / "summary.json").read_text()).keys()
+
+
+@pytest.mark.parametrize(("groups", "name"), [(1, "best"), (0, "last")])
+def test_averaged_weights_are_what_is_tested(groups: int, name: str, miniature: Path, tmp_path: Path) -> None:
+    seen = "+callbacks.seen={_target_:seen.Tested,file:tested.pt}"
+    averaged = ("callbacks=ema", "callbacks.ema.decay=0.5", "optim=finetune", "optim.base_lr=0.1", seen)
+    arguments = ("name=run", "task=classify", "trainer.max_epochs=2", f"data.val_groups={groups}", *averaged)
+    # The second time there is nothing left to train.
+    for resume in ("null", "last"):
+        output = tmp_path / "printed.txt"
+        how = {"cwd": tmp_path, "miniature": miniature, "output": output, "env": CALLBACKS}
+        assert start_train(*arguments, f"resume={resume}", **how).wait(120) == 0, output.read_text()
+        assert "Warning" not in output.read_text()
+        (file,) = (tmp_path / "logs/run").glob(f"*/checkpoints/{name}.ckpt")
+        saved, tested = torch.load(file, weights_only=True), torch.load(tmp_path / "tested.pt", weights_only=True)
+        assert all(torch.equal(value, tested[key]) for key, value in saved["state_dict"].items())
+        assert not all(torch.equal(value, tested[key]) for key, value in saved["current_model_state"].items())
 
 
 @pytest.mark.parametrize("pool", ["mean", "attention"])

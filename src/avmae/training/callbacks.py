@@ -9,7 +9,7 @@ import lightning as L
 import rich.progress
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ProgressBar
 from torch import Tensor
 from torchmetrics import MeanMetric
 
@@ -28,6 +28,9 @@ class Throughput(Callback):
         """Start the clock."""
         self._since = self._ended = time.perf_counter()
         self._waited, self._clips = 0.0, 0
+
+    # What comes between epochs, as checkpoints, is no waiting for data.
+    on_train_epoch_start = on_train_start
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
@@ -203,6 +206,16 @@ def knn_votes(queries: Tensor, features: Tensor, labels: Tensor, classes: int, k
     nearest = similarity.topk(min(k, len(labels)))
     votes = similarity.new_zeros(len(queries), classes)
     return votes.scatter_add_(1, labels[nearest.indices].clamp(min=0), (nearest.values / t).exp())
+
+
+class AveragedWeights(EMAWeightAveraging):
+    """Lightning's moving average of the weights, which are the model once training has ended."""
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Make them the model also where no step was left to train, and leave alone what a test loads."""
+        if stage == "fit" and self._average_model is not None:
+            self._copy_average_to_current(pl_module)
+            self._average_model = None
 
 
 class Progress(ProgressBar):
