@@ -156,7 +156,8 @@ class SaveInTime(Checkpoint):
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
     def __init__(self, folder: str, minutes: float | None = 60.0) -> None:
-        self.path = str(Path(folder, LAST))
+        # As Lightning names checkpoints.
+        self.path = os.path.realpath(Path(folder, LAST))
         self.seconds = minutes * 60 if minutes is not None else float("inf")
         self._received = 0
         self._handlers: dict[signal.Signals, Any] = {}
@@ -177,6 +178,17 @@ class SaveInTime(Checkpoint):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
         self._saved = time.monotonic()
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Have the run's other checkpoints where they are now, for its folder may have been moved."""
+        folder = os.path.dirname(self.path)
+        for state in checkpoint["callbacks"].values():
+            if os.path.basename(state.get("dirpath") or "") == os.path.basename(folder):
+                state["dirpath"] = folder
+                for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
+                    state[key] = state[key] and os.path.join(folder, os.path.basename(state[key]))
+                best = state["best_k_models"].items()
+                state["best_k_models"] = {os.path.join(folder, os.path.basename(path)): score for path, score in best}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put right how Lightning counts epochs.
@@ -206,7 +218,10 @@ class SaveInTime(Checkpoint):
             return
         trainer.save_checkpoint(self.path)
         self._saved = time.monotonic()
-        if wish != SAVE:
+        if wish == SAVE:
+            # The others' of this step, too.
+            self._decided.take()
+        else:
             # Lightning logs the step after these hooks.
             trainer._logger_connector.on_batch_end()
             trainer._logger_connector.update_train_step_metrics()
@@ -231,6 +246,7 @@ class SaveInTime(Checkpoint):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """End here if a signal came after the last epoch's end, before anything else is started."""
+        self._decided.take()
         if wish := int(_largest(self._received, trainer)):
             self._end(trainer, wish)
 
@@ -238,10 +254,6 @@ class SaveInTime(Checkpoint):
         """End here if any process got a signal; there is nothing to save, and a test is begun again."""
         if wish := self._agreed(self._received, trainer):
             self._end(trainer, wish)
-
-    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget what was not agreed on in time: the run is at its end."""
-        self._decided.take()
 
     def _agreed(self, wish: int, trainer: L.Trainer) -> int:
         """The largest wish of all processes, of several that of the batch before."""
