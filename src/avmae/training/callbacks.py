@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ProgressBar
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 from torchmetrics import MeanMetric
 
 from avmae.data.datamodule import Batch
@@ -210,6 +211,8 @@ def knn_votes(queries: Tensor, features: Tensor, labels: Tensor, classes: int, k
 
 class AveragedWeights(EMAWeightAveraging):
     """Lightning's moving average of the weights, which are the model once training has ended."""
+
+    _average_model: AveragedModel | None
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Make them the model also where no step was left to train, and leave alone what a test loads."""
