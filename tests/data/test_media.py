@@ -315,6 +315,30 @@ def test_a_broken_sound_track_costs_no_pictures(tmp_path: Path) -> None:
     assert not window.waveform.any()
 
 
+def test_the_sound_is_that_of_a_track_that_can_be_decoded(tmp_path: Path) -> None:
+    path = write_media(tmp_path / "a.mp4", **H264)
+    heard = read_window(path, CLIP, 0.5)
+    both = tmp_path / "both.mp4"
+    with av.open(str(path)) as source, av.open(str(both), "w") as target:
+        tracks = {s.index: [target.add_stream_from_template(s)] for s in source.streams}
+        sound = source.streams.audio[0]
+        tracks[sound.index].append(target.add_stream_from_template(sound))
+        for packet in source.demux():
+            if packet.dts is not None:
+                for track in tracks[packet.stream.index]:
+                    packet.stream = track
+                    target.mux(packet)
+    for file in (both, path):
+        # One track becomes of a codec that FFmpeg does not know, as that of phones' spatial sound.
+        file.write_bytes(file.read_bytes().replace(b"mp4a", b"apac", 1).replace(b"esds", b"free", 1))
+    assert probe(both).codecs == ("h264", "aac")
+    window = read_window(both, CLIP, 0.5)
+    assert window.has_audio
+    assert np.corrcoef(window.waveform, heard.waveform)[0, 1] > 0.99
+    assert not probe(path).has_audio
+    assert not read_window(path, CLIP, 0.5).has_audio
+
+
 def test_metadata_that_are_not_utf8_do_no_harm(tmp_path: Path) -> None:
     path = tmp_path / "a.avi"
     with av.open(str(path), "w") as container:

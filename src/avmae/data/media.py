@@ -100,7 +100,7 @@ def probe(path: str | Path) -> MediaInfo:
     """
     with _opened(path) as container:
         pictures = _Pictures(container, path)
-        sound = container.streams.best("audio")
+        sound = _sound_track(container)
         height, width = pictures.size
         return MediaInfo(
             seconds=pictures.stated_duration(),
@@ -158,7 +158,7 @@ def read_window(
             raise MediaError(f"{path}: its timestamps contradict each other; re-encode it or leave it out")
 
         waveform = None
-        if audio and (sound := container.streams.best("audio")) is not None:
+        if audio and (sound := _sound_track(container)) is not None:
             length = round(duration * clip.sample_rate) if looping else clip.samples
             waveform = _read_sound(pictures, sound, start, max(1, length), clip.sample_rate)
         return Window(
@@ -179,7 +179,7 @@ def decode_all(path: str | Path) -> Iterator[Any]:
     with _opened(path) as container:
         pictures = _Pictures(container, path)
         streams = [pictures.stream]
-        if (sound := container.streams.best("audio")) is not None:
+        if (sound := _sound_track(container)) is not None:
             streams.append(sound)
         # Formats without an index cannot be wound back.
         with _open(path) as again:
@@ -238,7 +238,7 @@ def pack_video(source: str | Path, short_side: int, quality: int, sample_rate: i
     target = io.BytesIO()
     with _opened(source) as container:
         pictures = _Pictures(container, source)
-        sound = container.streams.best("audio")
+        sound = _sound_track(container)
         height, width = pictures.size[0], pictures.size[0] * pictures.aspect
         scale = min(1.0, short_side / min(height, width))
         canvas = (max(2, round(height * scale / 2) * 2), max(2, round(width * scale / 2) * 2))
@@ -287,6 +287,17 @@ def _open(path: Source) -> Any:
         # Threads hang in forked workers, and workers fill the cores anyway.
         stream.thread_type, stream.thread_count = "NONE", 1
     return container
+
+
+def _sound_track(container: Any) -> Any:
+    """The sound track that FFmpeg takes for the best, of those that it can decode; None if there is none.
+
+    Phones write a second one, of spatial sound, that it cannot.
+    """
+    best = container.streams.best("audio")
+    if best is None or best.codec_context is not None:
+        return best
+    return next((stream for stream in container.streams.audio if stream.codec_context is not None), None)
 
 
 @contextmanager
