@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from commands import CALLBACKS, ENVIRONMENT, error, start_train, train
 from test_train import assert_same_run, load, metrics
 from timm.optim import Muon
 
+from avmae import command
 from avmae.command import run_folder
 from avmae.errors import InputError
 from avmae.runs import LAST, PREVIOUS, own_checkpoint, record_environment, requeued, resume_checkpoint
@@ -204,6 +206,18 @@ def test_a_job_that_was_queued_again_goes_on_with_what_the_same_command_left(
     assert requeued(str(tmp_path), "run") == "requeued"
     resume_checkpoint.cache_clear()
     assert resume_checkpoint(str(tmp_path), "run", "requeued") == tmp_path / "run/1/checkpoints" / LAST
+
+
+def test_runs_that_begin_in_the_same_second_have_a_folder_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock:
+        now = staticmethod(lambda: datetime(2026, 1, 1))
+
+    monkeypatch.setattr(command, "datetime", Clock)
+    folders = [run_folder(str(tmp_path), "run", None) for _ in range(3)]
+    first = f"{tmp_path}/run/2026-01-01_00-00-00"
+    assert folders == [first, f"{first}_2", f"{first}_3"]
+    monkeypatch.setenv("RANK", "1")
+    assert run_folder(str(tmp_path), "run", None) == first
 
 
 def test_processes_of_an_srun_write_to_one_folder(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,7 +165,7 @@ def construct(key: str, config: Mapping[str, Any], **objects: Any) -> Any:
         InputError: a key that the target does not take.
     """
     # Partial, or Hydra would turn settings objects into configs.
-    target = hydra.utils.instantiate(config, _partial_=True)
+    target = hydra.utils.instantiate(config, _partial_=True, _convert_="all")
     try:
         return target(**objects)
     except TypeError as error:
@@ -238,12 +238,28 @@ def run_folder(logs: str, name: str, resume: str | None) -> str:
         # Each process asks for itself, and the time may differ.
         return f"{logs}/{name}/{run}"
     if resume is None:
-        return f"{logs}/{name}/{datetime.now():%Y-%m-%d_%H-%M-%S}"
+        folder = f"{logs}/{name}/{datetime.now():%Y-%m-%d_%H-%M-%S}"
+        # Torchrun's processes share one, where none of them was told a name.
+        return folder if "RANK" in os.environ else claimed(folder)
     try:
         return str(resume_checkpoint(logs, name, resume).parent.parent)
     except InputError as error:
         # Hydra asks for the folder before it calls the command, and would show where it asked.
         fail(error)
+
+
+def claimed(folder: str) -> str:
+    """Make a new folder, by another name if a run that began in the same second has this one."""
+    for suffix in ("", *(f"_{number}" for number in range(2, 1000))):
+        try:
+            Path(folder + suffix).mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError:
+            # Hydra makes it itself, and says why it cannot.
+            break
+        return folder + suffix
+    return folder
 
 
 def launch(function: Callable[[dict[str, Any]], Any], config: dict[str, Any], processes: int) -> Any:
