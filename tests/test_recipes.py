@@ -107,6 +107,41 @@ def test_checkpoints_of_different_kinds_share_a_table(
         assert row in rows
 
 
+def test_each_run_gets_its_own_results_and_the_folder_above_the_mean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "score", lambda path, config: {"ckpt": path, "top1": float("/b/" in path)})
+    runs = [tmp_path / "logs" / name for name in "abc"]
+    for run_dir in runs:
+        (run_dir / "checkpoints").mkdir(parents=True)
+    ckpts = [f"{run_dir}/checkpoints/last.ckpt" for run_dir in runs]
+    other = tmp_path / "exported"
+    other.mkdir()
+    for ckpt in (ckpts[0], ckpts, str(other), str(other / "foreign.pth")):
+        inspect.unwrap(evaluate.main)({"ckpt": ckpt, "output": None})
+    found = {str(f.parent.relative_to(tmp_path)): json.loads(f.read_text()) for f in tmp_path.rglob("results.json")}
+    assert {name: content["top1"] for name, content in found.items()} == {
+        "logs/a": 0,
+        "logs/b": 1,
+        "logs/c": 0,
+        "logs": pytest.approx(1 / 3),
+        "exported": 0,
+    }
+
+
+def test_a_list_for_a_test_needs_neither_the_others_nor_all_classes(miniature: Path, tmp_path: Path) -> None:
+    clips = sorted((miniature / "UCF-101").rglob("*.avi"))
+    (tmp_path / "train.csv").write_text("".join(f"{clip} {number % 4}\n" for number, clip in enumerate(clips[:8])))
+    (tmp_path / "test.csv").write_text("".join(f"{clip} {number % 2}\n" for number, clip in enumerate(clips[8:14])))
+    lists = ("data=csv", f"data.train={tmp_path}/train.csv", "task=classify", "trainer.max_epochs=1")
+    train("hydra.run.dir=run", *lists, cwd=tmp_path)
+    (tmp_path / "train.csv").unlink()
+    ckpt = f"ckpt={tmp_path}/run/checkpoints/last.ckpt"
+    run("evaluate", ckpt, f"data.test={tmp_path}/test.csv", cwd=tmp_path)
+    content = json.loads((tmp_path / "run/results.json").read_text())
+    assert (content["clips"], len(content["classes"])) == (6, 4)
+
+
 def test_features_hold_every_clip_once(pretrained: Path, tmp_path: Path) -> None:
     output = tmp_path / "features.safetensors"
     printed = run("features", f"ckpt={pretrained}/checkpoints/last.ckpt", f"output={output}", cwd=tmp_path)

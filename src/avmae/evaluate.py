@@ -1,6 +1,8 @@
 """`python -m avmae.evaluate ckpt=PATH data.root=DIR`: what a checkpoint reaches on test clips."""
 
+import errno
 import json
+import os
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -14,23 +16,43 @@ def main(config: dict[str, Any]) -> None:
     """Score every test clip once over segments x crops; see `python -m avmae.evaluate --help`."""
     quiet_libraries()
     paths = config["ckpt"] if isinstance(config["ckpt"], list) else [config["ckpt"]]
-    output = Path(config["output"] or Path(paths[0]).parent.parent / "results.json").expanduser()
+    own = [run_of(path) / "results.json" for path in paths]
+    # Of several runs, each gets its own results, and what is above them the mean.
+    separate = len(own) > 1 and len(set(own)) == len(own) and not config["output"]
+    above = Path(os.path.commonpath([file.parent for file in own])) / "results.json"
+    output = Path(config["output"] or above).expanduser()
+    # Before the hours that scoring may take.
+    try:
+        if config["output"]:
+            output.parent.mkdir(parents=True, exist_ok=True)
+        if output.parent.exists() and not os.access(output if output.exists() else output.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise InputError(f"output={output} cannot be written: {error.strerror}; choose another") from error
     results = [score(path, config) for path in paths]
     names = list(dict.fromkeys(name for result in results for name in result if isinstance(result[name], float)))
     # Not all have all: checkpoints of different kinds are scored differently.
     average = {name: mean(result[name] for result in results) for name in names if all(name in r for r in results)}
     content = results[0] if len(results) == 1 else average | {"runs": results}
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(content, indent=2), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"output={output} cannot be written: {error.strerror}; choose another") from error
+    for file, result in [*(zip(own, results, strict=True) if separate else ()), (output, content)]:
+        try:
+            file.write_text(json.dumps(result, indent=2), encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{file} cannot be written: {error.strerror}; choose another output=") from error
     if len(results) > 1:
         print()
         lines = [*zip(map(str, paths), results, strict=True), ("mean", average)]
         cells = [[first, *(f"{line[n]:.1%}" if n in line else "" for n in names)] for first, line in lines]
         print_table(["checkpoint", *names], cells)
     print(f"wrote {output}")
+
+
+def run_of(ckpt: str) -> Path:
+    """The folder of a checkpoint's run; of one that is in none, the folder that it is or is in."""
+    path = Path(ckpt).expanduser().absolute()
+    if path.parent.name == "checkpoints":
+        return path.parent.parent
+    return path if path.is_dir() else path.parent
 
 
 def score(ckpt: str, config: dict[str, Any]) -> dict[str, Any]:
@@ -46,6 +68,11 @@ def score(ckpt: str, config: dict[str, Any]) -> dict[str, Any]:
     degradations = all_degradations() if asked == "all" else [Degradation.parse(str(text)) for text in asked]
     settings = read_checkpoint(ckpt).config
     model = load_model(ckpt)
+    if settings.get("data", {}).get("_target_") == "avmae.data.datamodule.CSVDataModule":
+        # What it was trained on may be elsewhere, and a list for the test need not have all classes.
+        data = {key: value for key, value in settings["data"].items() if key not in ("train", "val")}
+        known = {"classes": settings["class_names"]} if "class_names" in settings else {}
+        settings = settings | {"data": data | known}
     # Sound is read whatever the system, for results are told apart by whether a clip has it.
     datamodule = evaluation_data(settings, config["data"], ["video", "audio"])
     if not datamodule.splits.test:
