@@ -122,7 +122,6 @@ class Pretraining(Task):
         accumulated = self.trainer.accumulate_grad_batches
         seed = self.step_seed(Stream.MASKS, self.trainer.global_step)
         result = self.reconstruct(batch, seed, batch_idx % accumulated, accumulated, whole=True)
-        sounding = batch["has_audio"].sum().clamp(min=1)
         loss = result.loss
         if self.objective.contrast:
             # Candidates are the clips of all processes; every process computes the whole loss.
@@ -132,8 +131,12 @@ class Pretraining(Task):
             self.log("train/loss_contrast", contrast.detach(), sync_dist=True)
         self.log("train/loss", loss.detach(), sync_dist=True)
         for name, losses in result.losses.items():
-            mean = losses.detach().sum() / (sounding if name == "audio" else losses.numel())
-            self.log(f"train/loss_{name}", mean, sync_dist=True)
+            counted = batch["has_audio"].sum() if name == "audio" else losses.new_tensor(losses.numel())
+            # Of all processes, of which some may have no clip with sound.
+            total, clips = self.trainer.strategy.reduce(
+                torch.stack([losses.detach().sum(), counted.to(losses.dtype)]), reduce_op="sum"
+            )
+            self.log(f"train/loss_{name}", total / clips.clamp(min=1))
         return {"loss": loss, "features": torch.cat(list(result.fused.values()), 1).detach()}
 
     def gather(self, values: Tensor) -> Tensor:
