@@ -45,7 +45,8 @@ class Throughput(Callback):
         """Log on the steps on which the trainer logs."""
         self._ended = time.perf_counter()
         self._clips += batch["label"].shape[0] * trainer.world_size
-        if (batch_idx + 1) % trainer.log_every_n_steps == 0 or trainer.is_last_batch:
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if (stepped and trainer.global_step % trainer.log_every_n_steps == 0) or trainer.is_last_batch:
             elapsed = self._ended - self._since
             pl_module.log_dict(
                 {"train/clips_per_second": self._clips / elapsed, "train/data_wait": self._waited / elapsed}
@@ -202,11 +203,13 @@ def knn_votes(queries: Tensor, features: Tensor, labels: Tensor, classes: int, k
     Returns:
         (Q, classes) float32.
     """
-    similarity = F.normalize(queries.float(), dim=1) @ features.T
-    similarity = similarity.masked_fill(labels < 0, float("-inf"))
-    nearest = similarity.topk(min(k, len(labels)))
-    votes = similarity.new_zeros(len(queries), classes)
-    return votes.scatter_add_(1, labels[nearest.indices].clamp(min=0), (nearest.values / t).exp())
+    votes = features.new_zeros(len(queries), classes)
+    # In pieces, for all similarities of a large data set do not fit in memory.
+    for part, vote in zip(queries.split(1024), votes.split(1024), strict=True):
+        similarity = (F.normalize(part.float(), dim=1) @ features.T).masked_fill_(labels < 0, float("-inf"))
+        nearest = similarity.topk(min(k, len(labels)))
+        vote.scatter_add_(1, labels[nearest.indices].clamp(min=0), (nearest.values / t).exp())
+    return votes
 
 
 class AveragedWeights(EMAWeightAveraging):
