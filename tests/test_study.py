@@ -28,7 +28,9 @@ def arguments(miniature: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def study(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    folder = tmp_path_factory.mktemp("study")
+    # As people name folders.
+    folder = tmp_path_factory.mktemp("study") / "Jürgen's runs (1), new"
+    folder.mkdir()
     return folder, run("study", *arguments, cwd=folder)
 
 

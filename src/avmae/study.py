@@ -219,10 +219,16 @@ def trainings(folder: Path, system: str, seed: int, study: dict[str, Any]) -> It
     for share in study["labels"]:
         few = (f"data.train_share={share}", *study["few_labels"]) if share < 1 else ()
         finetune = (f"experiment={study['finetune']}", *common, *hearing["finetune"], *few, *last)
-        ckpt = f"ckpt={folder}/pretrain/checkpoints/last.ckpt"
+        ckpt = override("ckpt", folder / "pretrain/checkpoints/last.ckpt")
         yield Training(f"finetune_{share:g}", "pretrained", share, (*finetune, ckpt))
         if not study["quick"]:
             yield Training(f"scratch_{share:g}", "scratch", share, finetune)
+
+
+def override(key: str, path: Path) -> str:
+    """Hydra's override of a path, whatever its characters."""
+    text = str(path.absolute()).replace("'", "\\'")
+    return f"{key}='{text}'"
 
 
 def unit(output: Path, system: str, seed: int, study: dict[str, Any], handed_on: list[str], accelerator: str) -> None:
@@ -263,9 +269,9 @@ def train(arguments: list[str], run_dir: Path) -> None:
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     log = run_dir / "output.txt"
-    command = [sys.executable, "-m", "avmae.train", *arguments, f"hydra.run.dir={run_dir.absolute()}"]
+    command = [sys.executable, "-m", "avmae.train", *arguments, override("hydra.run.dir", run_dir)]
     if (checkpoint := newest_sound(run_dir / "checkpoints")) is not None:
-        command.append(f"resume={checkpoint}")
+        command.append(override("resume", checkpoint))
     # In one piece, for others print at the same time.
     print(f"  {shlex.join(['python', *command[1:]])}\n", end="", flush=True)
     with log.open("a", encoding="utf-8") as stream:

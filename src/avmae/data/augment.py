@@ -70,7 +70,7 @@ def random_box(
     Args:
         rng: random generator.
         aspect: width / height of the picture as it is to be seen.
-        scale: range of the share of the picture's area; VideoMAE fine-tunes with 0.5 to 1.
+        scale: range of the share of the picture's area; VideoMAE fine-tunes with 0.08 to 1.
         ratio: range of width / height of what is cut, drawn log-uniformly.
         flip: probability of mirroring.
     """

@@ -74,8 +74,10 @@ def keep_classes(splits: Splits, names: Collection[str]) -> Splits:
 def few_labels(splits: Splits, share: float, seed: int) -> Splits:
     """Keep a share of each class's training clips, at least one, drawn by the seed; all else stays."""
     rng = np.random.default_rng(seed)
+    by_class: list[list[int]] = [[] for _ in splits.classes]
+    for number, entry in enumerate(splits.train):
+        by_class[entry.label].append(number)
     kept = []
-    for label in range(len(splits.classes)):
-        numbers = [n for n, entry in enumerate(splits.train) if entry.label == label]
+    for numbers in by_class:
         kept += rng.permutation(numbers)[: max(1, round(share * len(numbers)))].tolist()
     return replace(splits, train=[splits.train[n] for n in sorted(map(int, kept))])
