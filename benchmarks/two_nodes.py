@@ -99,7 +99,7 @@ class Node:
 
     def worlds(self) -> list[int]:
         """Numbers of processes that the run was begun or gone on with, as this node printed them."""
-        return [int(n) for n in re.findall(r"clip, (\d+) process", self.log.read_text())]
+        return [int(n) for n in re.findall(r", (\d+) process(?:es)? on ", self.log.read_text())]
 
     def step(self) -> int:
         """The last step that this node printed since it was begun or gone on with."""
