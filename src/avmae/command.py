@@ -17,6 +17,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -238,9 +239,7 @@ def run_folder(logs: str, name: str, resume: str | None) -> str:
         # Each process asks for itself, and the time may differ.
         return f"{logs}/{name}/{run}"
     if resume is None:
-        folder = f"{logs}/{name}/{datetime.now():%Y-%m-%d_%H-%M-%S}"
-        # Torchrun's processes share one, where none of them was told a name.
-        return folder if "RANK" in os.environ else claimed(folder)
+        return claimed(f"{logs}/{name}/{datetime.now():%Y-%m-%d_%H-%M-%S}")
     try:
         return str(resume_checkpoint(logs, name, resume).parent.parent)
     except InputError as error:
@@ -249,17 +248,20 @@ def run_folder(logs: str, name: str, resume: str | None) -> str:
 
 
 def claimed(folder: str) -> str:
-    """Make a new folder, by another name if a run that began in the same second has this one."""
-    for suffix in ("", *(f"_{number}" for number in range(2, 1000))):
+    """Make a new folder, by another name if what began in the same second has this one."""
+    # Torchrun's processes share one, where none of them was told a name.
+    if "RANK" in os.environ:
+        return folder
+    for suffix in chain([""], (f"_{number}" for number in count(2))):
         try:
             Path(folder + suffix).mkdir(parents=True)
         except FileExistsError:
             continue
         except OSError:
             # Hydra makes it itself, and says why it cannot.
-            break
+            pass
         return folder + suffix
-    return folder
+    raise AssertionError("numbers do not end")
 
 
 def launch(function: Callable[[dict[str, Any]], Any], config: dict[str, Any], processes: int) -> Any:
@@ -465,4 +467,5 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
 
 
 OmegaConf.register_new_resolver("run_folder", run_folder, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("claimed", claimed, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("requeued", requeued, use_cache=True, replace=True)

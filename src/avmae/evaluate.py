@@ -75,10 +75,7 @@ def score(ckpt: str, config: dict[str, Any]) -> dict[str, Any]:
         settings = settings | {"data": data | known}
     # Sound is read whatever the system, for results are told apart by whether a clip has it.
     datamodule = evaluation_data(settings, config["data"], ["video", "audio"])
-    if not datamodule.splits.test:
-        raise InputError(
-            "the data set has no test clips; a test list (data=csv) or a test/ folder (data=folder) has them"
-        )
+    datamodule.require_test()
     views = f"{datamodule.segments} x {datamodule.crops} views each (segments x crops)"
     print(f"{len(datamodule.splits.test)} test clips, {views}")
     result: dict[str, Any] = {"ckpt": str(ckpt)}

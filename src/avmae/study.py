@@ -32,9 +32,10 @@ QUICK = {
     "labels": [1.0],
     "degradations": ["lowres:8", "blur:16", "drop:0.75", "noise:0", "silence", "swap"],
 }
+QUICK_PRETRAINING = ("trainer.max_epochs=4", "trainer.check_val_every_n_epoch=4")
+
 started: list[subprocess.Popen[bytes]] = []
 """The trainings of this process of `side_by_side`."""
-QUICK_PRETRAINING = ("trainer.max_epochs=4", "trainer.check_val_every_n_epoch=4")
 
 
 @dataclass(frozen=True)
@@ -100,10 +101,7 @@ def train_units(output: Path, config: dict[str, Any], study: dict[str, Any], han
     if not units:
         return
     # Data that are written at first use, before two trainings find them missing.
-    if not construct("data", config["data"], clip=ClipSpec(), audio=True).splits.test:
-        raise InputError(
-            "the data set has no test clips; a test list (data=csv) or a test/ folder (data=folder) has them"
-        )
+    construct("data", config["data"], clip=ClipSpec(), audio=True).require_test()
     began = time.monotonic()
     pool, jobs = side_by_side(config["jobs"], config["accelerator"])
     with pool:

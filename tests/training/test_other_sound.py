@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.pytorch.strategies import SingleDeviceStrategy
 from systems import autoencoder, batch
 from torch import Tensor
 
@@ -48,8 +47,7 @@ def test_sound_is_dropped_below_one_share_and_exchanged_below_the_next() -> None
 def pretraining(world: int = 1, rank: int = 0, **objective: float) -> Pretraining:
     network = autoencoder("avmae", may_lack=("video", "audio"))
     task = Pretraining(network, OptimSpec(base_lr=1.0), {}, objective=ObjectiveSpec(**objective))
-    steps = {"accumulate_grad_batches": 1, "global_step": 0}
-    task.trainer = SimpleNamespace(world_size=world, global_rank=rank, strategy=SingleDeviceStrategy("cpu"), **steps)
+    task.trainer = SimpleNamespace(world_size=world, global_rank=rank, accumulate_grad_batches=1, global_step=0)
     return task
 
 

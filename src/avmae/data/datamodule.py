@@ -260,6 +260,15 @@ class ClipDataModule(L.LightningDataModule):
         """Cut, normalise and take spectrograms on the device."""
         return self.transform.to(batch["frames"].device)(batch)
 
+    def require_test(self) -> None:
+        """Raises:
+        InputError: there are no test clips.
+        """
+        if not self.splits.test:
+            raise InputError(
+                "the data set has no test clips; a test list (data=csv) or a test/ folder (data=folder) has them"
+            )
+
     def part_loader(self, part: str, mixed: bool = False) -> DataLoader:
         """Segments x crops of each clip of a part: train, val or test.
 

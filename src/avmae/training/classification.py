@@ -170,8 +170,9 @@ class Classification(Task):
         batch, target = mix(batch, self.network.classes, self.mixing, rng, self.network.clip.mel_std)
         logits = self.network(batch)
         loss = F.cross_entropy(logits.float(), target, label_smoothing=self.label_smoothing)
-        self.log("train/loss", loss.detach(), sync_dist=True)
-        self.log("train/top1", (logits.detach().argmax(-1) == target.argmax(-1)).float().mean(), sync_dist=True)
+        top1 = (logits.detach().argmax(-1) == target.argmax(-1)).float().mean()
+        mean_loss, mean_top1 = self.over_processes(torch.stack([loss.detach(), top1])) / self.trainer.world_size
+        self.log_dict({"train/loss": mean_loss, "train/top1": mean_top1})
         return loss
 
     def change_sound(self, batch: Batch, drawn: Tensor) -> Batch:

@@ -128,15 +128,16 @@ class Pretraining(Task):
             video, audio = (self.gather(result.apart[name]) for name in ("video", "audio"))
             contrast = info_nce(video, audio, self.gather(result.paired), self.objective.temperature)
             loss = loss + self.objective.contrast * contrast
-            self.log("train/loss_contrast", contrast.detach(), sync_dist=True)
-        self.log("train/loss", loss.detach(), sync_dist=True)
-        for name, losses in result.losses.items():
-            counted = batch["has_audio"].sum() if name == "audio" else losses.new_tensor(losses.numel())
-            # Of all processes, of which some may have no clip with sound.
-            total, clips = self.trainer.strategy.reduce(
-                torch.stack([losses.detach().sum(), counted.to(losses.dtype)]), reduce_op="sum"
-            )
-            self.log(f"train/loss_{name}", total / clips.clamp(min=1))
+            self.log("train/loss_contrast", contrast.detach())
+        by_modality = [losses.detach().sum() for losses in result.losses.values()]
+        total, sounding, *sums = self.over_processes(
+            torch.stack([loss.detach(), batch["has_audio"].sum().to(loss.dtype), *by_modality])
+        )
+        self.log("train/loss", total / self.trainer.world_size)
+        for name, summed in zip(result.losses, sums, strict=True):
+            # A process may have no clip with sound, nor may all of them.
+            clips = sounding.clamp(min=1) if name == "audio" else len(batch["label"]) * self.trainer.world_size
+            self.log(f"train/loss_{name}", summed / clips)
         return {"loss": loss, "features": torch.cat(list(result.fused.values()), 1).detach()}
 
     def gather(self, values: Tensor) -> Tensor:
