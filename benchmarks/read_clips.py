@@ -15,8 +15,8 @@ import av
 import numpy as np
 
 from avmae.clip import ClipSpec
-from avmae.data.media import pack_video, probe, read_window
-from avmae.data.packed import PackSpec
+from avmae.data.decode.window import pack_video, probe, read_window
+from avmae.data.sources.shards import PackSpec
 
 HEIGHT, WIDTH, FPS, SECONDS, SAMPLE_RATE = 240, 320, 25, 7, 44_100
 

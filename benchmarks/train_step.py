@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from avmae.clip import ClipSpec
 from avmae.models.build import MaskSpec, ModelSpec, SizeSpec, build_autoencoder
-from avmae.plots import Point, dependence_figure, write_png
+from avmae.viewing.plots import Point, dependence_figure, write_png
 
 try:
     from transformers import VideoMAEConfig, VideoMAEForPreTraining

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from avmae.data.synthetic import write_synthetic
+from avmae.data.embedded.synthetic import write_synthetic
 
 # W&B and Hydra must behave alike on every machine that runs the tests.
 os.environ.update(WANDB_MODE="offline", WANDB_SILENT="true", HYDRA_FULL_ERROR="0")

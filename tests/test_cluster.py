@@ -14,7 +14,7 @@ from commands import CALLBACKS, ENVIRONMENT, _arguments, error, run, start_train
 from avmae.data.sampling import TrainSampler
 from avmae.errors import InputError
 from avmae.models.weights import load_model, read_checkpoint
-from avmae.runs import damage, resume_checkpoint
+from avmae.runs.folder import damage, resume_checkpoint
 from avmae.train import accumulation
 
 # 8 clips and 2 steps an epoch, whatever the number of processes.

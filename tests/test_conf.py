@@ -9,8 +9,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from avmae.cli.command import CONF, plain, spec
 from avmae.clip import ClipSpec
-from avmae.command import CONF, plain, spec
 from avmae.data.augment import AugmentSpec
 from avmae.models.build import MaskSpec, ModelSpec, SizeSpec
 from avmae.training.optim import OptimSpec

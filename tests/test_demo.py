@@ -29,7 +29,7 @@ from systems import CLIP, autoencoder, classifier, disturb
 
 from avmae.demo import main, serve
 from avmae.errors import InputError
-from avmae.viewer import Viewer
+from avmae.viewing.viewer import Viewer
 
 pytest.importorskip("gradio", reason="pip install 'avmae[demo]'")
 gradio_client = pytest.importorskip("gradio_client")

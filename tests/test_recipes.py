@@ -10,9 +10,9 @@ from commands import CALLBACKS, error, run, start_train, train
 from safetensors import safe_open
 
 from avmae import evaluate
-from avmae.command import evaluation_data
-from avmae.data.media import probe
-from avmae.data.ucf101 import read_ucf101
+from avmae.cli.command import evaluation_data
+from avmae.data.decode.window import probe
+from avmae.data.sources.ucf101 import read_ucf101
 
 
 def load(run_dir: Path) -> dict:

@@ -22,9 +22,9 @@ from test_train import assert_same_run, load, metrics
 from timm.optim import Muon
 
 from avmae import command
-from avmae.command import run_folder
+from avmae.cli.command import run_folder
 from avmae.errors import InputError
-from avmae.runs import LAST, PREVIOUS, own_checkpoint, record_environment, requeued, resume_checkpoint
+from avmae.runs.folder import LAST, PREVIOUS, own_checkpoint, record_environment, requeued, resume_checkpoint
 from avmae.training.checkpoints import SafeCheckpointIO
 from avmae.training.loggers import RunCSVLogger
 from avmae.training.nonfinite import skip_if

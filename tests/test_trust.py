@@ -7,12 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from avmae.command import evaluation_data, print_table, refuse_foreign_code
-from avmae.data.csv import read_csv
+from avmae.cli.command import evaluation_data, print_table, refuse_foreign_code
 from avmae.data.manifest import read_manifest
-from avmae.data.packed import read_packed
-from avmae.errors import InputError
-from avmae.terminal import printable
+from avmae.data.sources.csv import read_csv
+from avmae.data.sources.shards import read_packed
+from avmae.errors import InputError, printable
 
 
 class TestLists:

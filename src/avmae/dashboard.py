@@ -7,7 +7,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from avmae.command import command
+from avmae.cli.command import command
 from avmae.errors import InputError
 
 TIMEOUT_SECONDS = 10

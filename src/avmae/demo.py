@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from avmae.command import command
+from avmae.cli.command import command
 from avmae.errors import InputError
 
 
@@ -21,7 +21,7 @@ def main(config: dict[str, Any]) -> None:
             raise InputError(f"{key}={config[key]} must be a number above 0")
     if not (config["port"] is None or (isinstance(config["port"], int) and 0 < config["port"] < 65536)):
         raise InputError(f"port={config['port']} must be from 1 to 65535")
-    from avmae.viewer import Viewer
+    from avmae.viewing.viewer import Viewer
 
     host = str(config["host"])
     viewer = Viewer(config["ckpt"], config["classifier"], config["max_minutes"])
@@ -45,7 +45,7 @@ def serve(viewer: Any, uploads: Path, host: str, port: int | None, max_mb: float
         InputError: Gradio is not installed, or the address cannot be had.
     """
     try:
-        from avmae.page import build_page, launch
+        from avmae.viewing.page import build_page, launch
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise

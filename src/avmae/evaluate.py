@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from avmae.command import command, evaluation_data, precision, print_table, quiet_libraries
+from avmae.cli.command import command, evaluation_data, precision, print_table, quiet_libraries
 from avmae.errors import InputError
 
 
@@ -58,9 +58,9 @@ def run_of(ckpt: str) -> Path:
 def score(ckpt: str, config: dict[str, Any]) -> dict[str, Any]:
     """Results of one checkpoint: a classifier's accuracy, or a pretraining's retrieval."""
     from avmae.data.degrade import Degradation, all_degradations
+    from avmae.evaluation.degraded import score_degraded
     from avmae.models.classifier import Classifier
     from avmae.models.weights import load_model, read_checkpoint
-    from avmae.training.degraded import score_degraded
 
     asked = config["degrade"] or []
     if isinstance(asked, str) and asked != "all":
@@ -93,7 +93,7 @@ def score(ckpt: str, config: dict[str, Any]) -> dict[str, Any]:
 
 def print_degraded(rows: list[dict[str, Any]]) -> None:
     """A line for each degradation, a column for each metric and subset."""
-    from avmae.training.degraded import condition_name
+    from avmae.evaluation.degraded import condition_name
 
     table: dict[str, dict[str, str]] = {}
     for row in rows:
@@ -150,8 +150,8 @@ def retrieve(
     ckpt: str, model: Any, settings: dict[str, Any], datamodule: Any, config: dict[str, Any]
 ) -> dict[str, Any]:
     """Find the sound of a clip by its pictures and the other way round."""
+    from avmae.evaluation.embedding import embed
     from avmae.models.contrast import recall
-    from avmae.training.embedding import embed
 
     if "audio" not in model.encoder.modalities:
         raise InputError(f"{ckpt} is a pretraining checkpoint and knows no classes; fine-tune it first")

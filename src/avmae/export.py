@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from avmae.command import command
+from avmae.cli.command import command
 from avmae.errors import InputError
 
 

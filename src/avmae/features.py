@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from avmae.command import command, evaluation_data, print_table, quiet_libraries
+from avmae.cli.command import command, evaluation_data, print_table, quiet_libraries
 from avmae.errors import InputError
 
 
@@ -19,9 +19,9 @@ def main(config: dict[str, Any]) -> None:
     import torch
     from safetensors.torch import save_file
 
+    from avmae.evaluation.embedding import embed
     from avmae.models.weights import load_model, read_checkpoint
     from avmae.training.callbacks import knn_votes
-    from avmae.training.embedding import embed
 
     quiet_libraries()
     output = Path(config["output"]).expanduser()

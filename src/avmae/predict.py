@@ -3,9 +3,8 @@
 import json
 from typing import Any
 
-from avmae.command import command, print_table
-from avmae.errors import InputError
-from avmae.terminal import printable
+from avmae.cli.command import command, print_table
+from avmae.errors import InputError, printable
 
 
 @command("predict")
@@ -13,9 +12,9 @@ def main(config: dict[str, Any]) -> None:
     """Average the class probabilities over segments x crops and print the first few."""
     import torch
 
-    from avmae.data.media import read_window
+    from avmae.data.decode.window import read_window
     from avmae.data.read import window_batch
-    from avmae.inference import load_classifier, top_classes
+    from avmae.viewing.inference import load_classifier, top_classes
 
     if config["format"] not in ("table", "json"):
         raise InputError(f"format={config['format']} is unknown; choose table or json")

@@ -6,9 +6,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from avmae.command import command, construct, print_table, spec
-from avmae.errors import InputError
-from avmae.terminal import printable
+from avmae.cli.command import command, construct, print_table, spec
+from avmae.errors import InputError, printable
 
 
 @command("prepare")
@@ -73,8 +72,8 @@ def main(config: dict[str, Any]) -> None:
 
 def folds(root: Path, classes: list[str] | None = None) -> dict[str, list[Any]]:
     """All folds of UCF101, or of some of its classes; its official lists are checked against the disk on the way."""
+    from avmae.data.sources.ucf101 import read_ucf101
     from avmae.data.splits import keep_classes
-    from avmae.data.ucf101 import read_ucf101
 
     parts: dict[str, list[Any]] = {}
     for fold in (1, 2, 3):
@@ -97,7 +96,7 @@ def write_packed(
     from rich.console import Console
     from rich.progress import track
 
-    from avmae.data.packed import PackSpec, Row, pack
+    from avmae.data.sources.shards import PackSpec, Row, pack
 
     spec_, target = spec(PackSpec, "packing", config["packing"]), Path(config["pack"]).expanduser()
     # A clip may be in several lists, and have another label in each.
@@ -128,7 +127,7 @@ def write_packed(
 
 def report_sounding_classes(classes: list[str], entries: dict[Path, Any], records: dict[str, Any], root: Path) -> None:
     """Name UCF101's classes that have sound where the original has none, or the other way round."""
-    from avmae.data.ucf101 import CLASSES_WITH_SOUND
+    from avmae.data.sources.ucf101 import CLASSES_WITH_SOUND
 
     sounding, clips = Counter[str](), Counter[str]()
     for path, entry in entries.items():

@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from avmae.command import command, print_table, spec
-from avmae.errors import InputError, MediaError
-from avmae.terminal import printable
+from avmae.cli.command import command, print_table, spec
+from avmae.errors import InputError, MediaError, printable
 
 
 @command("reconstruct")
 def main(config: dict[str, Any]) -> None:
     """Hide most of one window of each video, reconstruct it, and write videos, contact sheets and figures."""
-    from avmae.data.folder import SUFFIXES
+    from avmae.data.sources.folder import SUFFIXES
 
     systems = load_systems(config)
     source, output = Path(config["input"]).expanduser(), Path(config["output"]).expanduser()
@@ -63,8 +62,8 @@ def load_systems(config: dict[str, Any]) -> list[System]:
         InputError: one has no decoder, or takes another window than the first.
     """
     from avmae.clip import ClipSpec
-    from avmae.inference import load_autoencoder
     from avmae.models.build import MaskSpec, build_maskings
+    from avmae.viewing.inference import load_autoencoder
 
     systems: list[System] = []
     for path in config["ckpt"] if isinstance(config["ckpt"], list) else [config["ckpt"]]:
@@ -91,8 +90,8 @@ def load_systems(config: dict[str, Any]) -> list[System]:
 
 def reconstruct(file: Path, systems: list[System], output: Path, config: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Reconstruct one window by every system and write what came out; returns figures by system."""
-    from avmae.comparison import compare
-    from avmae.data.media import read_window
+    from avmae.data.decode.window import read_window
+    from avmae.viewing.reconstruction import compare
 
     clip = systems[0].model.clip
     window = read_window(file, clip, config["position"], clip.canvas)

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from avmae.command import command, construct, spec
+from avmae.cli.command import command, construct, spec
 from avmae.errors import InputError
 
 

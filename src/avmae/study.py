@@ -20,11 +20,11 @@ from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 
+from avmae.cli.command import command, construct, evaluation_data, print_table, quiet_libraries
 from avmae.clip import ClipSpec
-from avmae.command import command, construct, evaluation_data, print_table, quiet_libraries
 from avmae.errors import InputError
-from avmae.processes import end_with_parent
-from avmae.runs import newest_sound
+from avmae.runs.folder import newest_sound
+from avmae.runs.launch import end_with_parent
 
 HEARING = ("avmae_concat", "avmae")
 QUICK = {
@@ -241,8 +241,8 @@ def results(
 ) -> Iterator[dict[str, Any]]:
     """Rows of what `unit` finds."""
     from avmae.data.degrade import Degradation, all_degradations
+    from avmae.evaluation.degraded import score_degraded
     from avmae.models.weights import load_model, read_checkpoint
-    from avmae.training.degraded import score_degraded
 
     chosen = study["degradations"]
     degradations = all_degradations() if chosen == "all" else [Degradation.parse(str(text)) for text in chosen]
@@ -285,8 +285,8 @@ def train(arguments: list[str], run_dir: Path) -> None:
 
 def measure_controls(output: Path) -> dict[str, float]:
     """What the data give away to linear models, on the data set that the trainings had."""
+    from avmae.evaluation.controls import controls
     from avmae.models.weights import read_checkpoint
-    from avmae.training.controls import controls
 
     first = next(output.glob("*/seed*/finetune_1/checkpoints/last.ckpt"))
     once = {"segments": 1, "crops": 1}
@@ -295,7 +295,7 @@ def measure_controls(output: Path) -> dict[str, float]:
 
 def plot(output: Path, rows: list[dict[str, Any]]) -> None:
     """Write accuracy and hidden-patch error of the clips with sound against severity."""
-    from avmae.plots import study_figure, write_png
+    from avmae.viewing.plots import study_figure, write_png
 
     for metric, start in (("top1", "pretrained"), ("hidden_mse", "pretraining")):
         chosen = [row for row in rows if (row["start"], row["labels"], row["subset"]) == (start, 1.0, "sound")]
@@ -313,7 +313,7 @@ def summarize(rows: list[dict[str, Any]]) -> dict[tuple[str, ...], list[float]]:
 
 def report(content: dict[str, Any], summary: dict[tuple[str, ...], list[float]]) -> None:
     """Print the tables: accuracy and hidden-patch error by degradation, few labels, controls."""
-    from avmae.training.degraded import condition_name
+    from avmae.evaluation.degraded import condition_name
 
     systems = content["study"]["systems"]
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from avmae.command import (
+from avmae.cli.command import (
     command,
     construct,
     first_process,
@@ -18,9 +18,8 @@ from avmae.command import (
     spec,
     started,
 )
-from avmae.errors import InputError
-from avmae.runs import own_checkpoint, record_environment, resume_checkpoint
-from avmae.terminal import printable
+from avmae.errors import InputError, printable
+from avmae.runs.folder import own_checkpoint, record_environment, resume_checkpoint
 
 LOST = "Connection (closed|reset) by peer|Timed out waiting|Broken pipe|timed out after"
 """What gloo and NCCL say when another process, or the way to it, is gone."""

@@ -17,10 +17,10 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto.wandb_internal_pb2 import Record
 
-from avmae.command import CONF
-from avmae.plots import confusion_figure
-from avmae.provenance import code_version
+from avmae.cli.command import CONF
+from avmae.runs.environment import code_version
 from avmae.training.callbacks import duration
+from avmae.viewing.plots import confusion_figure
 
 EPOCHS = ("trainer.max_epochs=2", "trainer.log_every_n_steps=1", "model.drop_path=0.5", "hydra.run.dir=run")
 
@@ -155,7 +155,7 @@ def test_the_commit_is_known_in_a_checkout_alone(tmp_path: Path) -> None:
     import avmae
 
     shutil.copytree(Path(avmae.__file__).parent, tmp_path / "avmae", ignore=shutil.ignore_patterns("conf"))
-    script = "from avmae.provenance import code_version as v; c = v(); print(c['commit'], c['dirty'])"
+    script = "from avmae.runs.environment import code_version as v; c = v(); print(c['commit'], c['dirty'])"
 
     def known() -> str:
         # As light as `import avmae`: no torch is loaded.

@@ -13,18 +13,18 @@ from torch.utils.data import DataLoader
 
 from avmae.clip import ClipSpec
 from avmae.data.augment import AugmentSpec, cut_boxes, rand_augment, random_erase
-from avmae.data.avdigits import write_avdigits
-from avmae.data.csv import read_csv
 from avmae.data.dataset import ClipDataset, Sample, collate
 from avmae.data.degrade import Degradation, degrade_sound, degrade_video
-from avmae.data.folder import read_folder
+from avmae.data.embedded.avdigits import write_avdigits
+from avmae.data.embedded.synthetic import write_synthetic
 from avmae.data.manifest import NAME, read_manifest
-from avmae.data.packed import read_packed
 from avmae.data.sampling import EvalSampler, TrainSampler
+from avmae.data.sources.csv import read_csv
+from avmae.data.sources.folder import read_folder
+from avmae.data.sources.shards import read_packed
+from avmae.data.sources.ucf101 import CLASSES_WITH_SOUND, read_ucf101
 from avmae.data.spectrogram import LogMel
 from avmae.data.splits import ClipEntry, Splits, few_labels, keep_classes
-from avmae.data.synthetic import write_synthetic
-from avmae.data.ucf101 import CLASSES_WITH_SOUND, read_ucf101
 from avmae.data.workers import CONTEXT, Readings, explain, prepare_worker
 from avmae.errors import InputError
 

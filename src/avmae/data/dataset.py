@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from avmae.clip import ClipSpec
 from avmae.data.augment import AugmentSpec, Box, center_boxes, random_box
-from avmae.data.media import Window, read_window
+from avmae.data.decode.window import Window, read_window
 from avmae.data.sampling import Request
 from avmae.data.splits import ClipEntry
 from avmae.data.workers import Readings

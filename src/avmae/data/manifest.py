@@ -14,7 +14,7 @@ from typing import Any
 import av
 import numpy as np
 
-from avmae.data.media import decode_all, probe
+from avmae.data.decode.window import decode_all, probe
 from avmae.errors import InputError, MediaError
 
 NAME = "manifest.parquet"

@@ -8,7 +8,7 @@ from avmae.clip import ClipSpec
 from avmae.data.augment import center_boxes
 from avmae.data.datamodule import Batch, BatchTransform
 from avmae.data.dataset import collate, make_sample
-from avmae.data.media import Window, read_window
+from avmae.data.decode.window import Window, read_window
 
 
 def read_clip(path: str | Path, clip: ClipSpec | None = None, position: float = 0.5) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import get_worker_info
 
 from avmae.data.splits import ClipEntry
-from avmae.processes import end_with_parent
+from avmae.runs.launch import end_with_parent
 
 _CONTEXT: Any = multiprocessing.get_context()
 _started: dict[int, Any] = {}

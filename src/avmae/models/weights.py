@@ -25,7 +25,7 @@ from avmae.models.build import build_from_config
 from avmae.models.classifier import Classifier
 from avmae.models.layouts import describe, rename
 from avmae.models.tokens import Grid, grid_positions, sincos_positions
-from avmae.runs import SHARDED
+from avmae.runs.folder import SHARDED
 
 MIN_MATCHED = 0.9
 CONTAINERS = ("module", "model", "state_dict")

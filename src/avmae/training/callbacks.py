@@ -15,8 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from torchmetrics import MeanMetric
 
 from avmae.data.datamodule import Batch
-from avmae.errors import InputError
-from avmae.terminal import printable
+from avmae.errors import InputError, printable
 
 
 class Throughput(Callback):

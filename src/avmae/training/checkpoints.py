@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 
 from avmae.data.datamodule import Batch
 from avmae.errors import Interrupted
-from avmae.runs import LAST, PREVIOUS, queue_again
+from avmae.runs.folder import LAST, PREVIOUS, queue_again
 from avmae.training.late import LateNumber
 
 SPARE = f".{PREVIOUS}.tmp"

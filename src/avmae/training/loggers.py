@@ -18,7 +18,7 @@ from PIL import Image
 from avmae.models.autoencoder import MaskedAutoencoder
 from avmae.models.classifier import Classifier
 from avmae.models.summary import parts
-from avmae.provenance import code_version
+from avmae.runs.environment import code_version
 
 
 class _ResumableWriter(ExperimentWriter):

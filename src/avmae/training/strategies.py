@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from avmae.errors import InputError
 from avmae.models.weights import MODEL, shards_of
-from avmae.runs import LAST, PREVIOUS, SHARDED, checksum
+from avmae.runs.folder import LAST, PREVIOUS, SHARDED, checksum
 from avmae.training.checkpoints import SPARE, is_full, make_way, nonfinite, remove, write_whole
 
 

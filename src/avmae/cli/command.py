@@ -1,0 +1,470 @@
+"""What the commands share: composing, plain configs, errors that a user can read, and processes."""
+
+import csv
+import dataclasses
+import errno
+import functools
+import json
+import logging
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import tempfile
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from datetime import datetime
+from itertools import chain, count
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException, HydraException, InstantiationException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from avmae.cli.help import page
+from avmae.errors import InputError, Interrupted, printable
+from avmae.runs.folder import queue_again, requeued, resume_checkpoint, slurm_step, torchrun_id
+from avmae.runs.launch import end_with_parent
+
+# Read when torch loads GNU's OpenMP. By default its threads spin for milliseconds while they wait, which takes the
+# cores from the reading processes: on a busy machine a run slows down tenfold. Not to spin at all costs a small model
+# a third of its speed.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+
+CONF = str(Path(__file__).parents[1] / "conf")
+Spec = TypeVar("Spec")
+
+
+class JobError(CompactHydraException):
+    """What is wrong with one job of a multirun; the others go on, and then Hydra prints the message alone."""
+
+
+def command(config_name: str) -> Callable[[Callable[[dict[str, Any]], Any]], Callable[[], Any]]:
+    """Make a function of a resolved plain config a command.
+
+    The config gets ``run_dir``, the folder that Hydra made for this run. Errors of users' making are printed as one
+    message, and the process ends with code 1; in a multirun after the other jobs, and with the table of those that did
+    not fail.
+    """
+
+    def decorate(function: Callable[[dict[str, Any]], Any]) -> Callable[[], Any]:
+        @hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)
+        @functools.wraps(function)
+        def main(cfg: DictConfig) -> Any:
+            known: Any = OmegaConf.load(f"{CONF}/{config_name}.yaml")
+            allowed = set(known) | {
+                k for d in known.get("defaults", []) if isinstance(d, DictConfig) for k in map(str, d)
+            }
+            unknown = sorted(set(map(str, cfg)) - {name.removeprefix("optional ") for name in allowed})
+            try:
+                if unknown:
+                    raise InputError(f"unknown key {unknown[0]}; the keys are {', '.join(sorted(map(str, cfg)))}")
+                config = plain(cfg)
+                config["run_dir"] = HydraConfig.get().runtime.output_dir
+                return function(config)
+            except (InputError, InstantiationException, OSError) as error:
+                full = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+                if isinstance(error, OSError) and error.errno not in full:
+                    raise
+                if HydraConfig.get().mode == RunMode.MULTIRUN:
+                    fail_job(error)
+                fail(error)
+
+        @functools.wraps(function)
+        def entry() -> Any:
+            if {"-h", "--help"}.isdisjoint(sys.argv[1:]):
+                try:
+                    return main()
+                finally:
+                    SweepTable.finish()
+            try:
+                print(page(CONF, config_name, [word for word in sys.argv[1:] if not word.startswith("-")]))
+            except HydraException as error:
+                fail(error)
+
+        return entry
+
+    return decorate
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """A config as plain dicts and lists, every interpolation resolved; names what is missing.
+
+    Raises:
+        InputError: a mandatory value was not given.
+    """
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise InputError(f"{missing[0]} must be given: add {missing[0]}=VALUE to the command")
+    config = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config.items()}
+
+
+def fail(error: Exception) -> NoReturn:
+    """Print an error's own message and exit; AVMAE_TRACEBACK=1 shows where it was raised."""
+    print(f"error: {_message(error)}", file=sys.stderr, flush=True)
+    raise SystemExit(1)
+
+
+def fail_job(error: Exception) -> NoReturn:
+    """Print an error's own message and the number of the multirun's job, and let the sweeper decide.
+
+    Raises:
+        JobError: always.
+    """
+    message = f"job {HydraConfig.get().job.num}: {_message(error)}"
+    # At once, for the other jobs may take days; and all of them, where the sweeper raises the first.
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    raise JobError(message) from None
+
+
+def _message(error: Exception) -> str:
+    if os.environ.get("AVMAE_TRACEBACK"):
+        raise error
+    message = str(error)
+    if isinstance(error, InstantiationException):
+        # Hydra wraps what the constructor raised; the user needs that alone.
+        message = str(error.__cause__ or error).splitlines()[0]
+        key = re.search(r"full_key: (\S+)", str(error))
+        message = f"{key[1]}: {message}" if key and not isinstance(error.__cause__, InputError) else message
+    # What torch makes of an error in a reading process: its traceback, which ends with the message.
+    message = re.sub(r"Caught \w+ in DataLoader worker.*\n[\w.]*Error: ", "", message, flags=re.DOTALL).rstrip()
+    return printable(message)
+
+
+def spec(cls: type[Spec], key: str, values: Mapping[str, Any]) -> Spec:
+    """Build a settings class from a config node.
+
+    Raises:
+        InputError: a key that the class does not have.
+    """
+    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(names))
+    if unknown:
+        raise InputError(f"unknown key {key}.{unknown[0]}; {key} has {', '.join(names)}")
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        value = values.get(field.name)
+        if field.type in (int, float) and isinstance(value, str):
+            raise InputError(f"{key}.{field.name} must be a number, not '{value}'")
+    return cls(**values)
+
+
+def construct(key: str, config: Mapping[str, Any], **objects: Any) -> Any:
+    """Build what a config node's ``_target_`` names, from its settings and from objects made elsewhere.
+
+    Raises:
+        InputError: a key that the target does not take.
+    """
+    # Partial, or Hydra would turn settings objects into configs.
+    target = hydra.utils.instantiate(config, _partial_=True, _convert_="all")
+    try:
+        return target(**objects)
+    except TypeError as error:
+        if "unexpected keyword argument" in str(error):
+            raise InputError(f"unknown key in {key}: {str(error).split('()')[-1].strip()}") from error
+        raise
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{key}: {str(error).splitlines()[0]}") from error
+
+
+def evaluation_data(settings: Mapping[str, Any], given: Mapping[str, Any], modalities: Collection[str]) -> Any:
+    """The data module of a checkpoint, changed by what is given; UCF101 where the checkpoint is another project's.
+
+    Another data module than the checkpoint's reads as much at once and scores as many views, of other projects'
+    checkpoints 5 segments x 3 crops.
+
+    Args:
+        settings: the checkpoint's config.
+        given: the command's `data`; None keeps what the checkpoint says.
+        modalities: of the model.
+    """
+    from avmae.clip import ClipSpec
+
+    given = {key: value for key, value in given.items() if value is not None}
+    data = settings.get("data", {"_target_": "avmae.data.datamodule.UCF101DataModule", "segments": 5, "crops": 3})
+    if given.get("_target_", data.get("_target_")) != data.get("_target_"):
+        data = {key: data[key] for key in ("segments", "crops", "batch_size", "workers") if key in data}
+    refuse_foreign_code(data | {k: v for k, v in given.items() if k == "_target_"}, trusted=given.get("_target_"))
+    if "root" not in data | given and "test" not in data | given:
+        raise InputError("the checkpoint names no data; give data.root=DIR, the folder of UCF101")
+    if "root" in given and "://" not in str(given["root"]) and not Path(given["root"]).expanduser().is_dir():
+        raise InputError(f"data.root={given['root']} is not a folder; give the data set's")
+    clip = ClipSpec(**settings["clip"])
+    return construct("data", data | given, clip=clip, audio="audio" in modalities, seed=settings["seed"])
+
+
+def refuse_foreign_code(data: Mapping[str, Any], trusted: str | None = None) -> None:
+    """Keep a checkpoint's config from naming what is to be called: only avmae's own data modules, with plain values.
+
+    Args:
+        data: the checkpoint's.
+        trusted: another data module that the user named.
+
+    Raises:
+        InputError: it names anything else.
+    """
+    target = data.get("_target_")
+    nested = [value for key, value in data.items() if key != "_target_"]
+    special = [key for key in data if str(key).startswith("_") and key != "_target_"]
+    for value in nested:
+        # What is found is appended to the list that is walked.
+        if isinstance(value, Mapping):
+            special += [key for key in value if str(key).startswith("_")]
+            nested += value.values()
+        elif isinstance(value, list):
+            nested += value
+    own = re.fullmatch(r"avmae\.data\.datamodule\.\w+DataModule", str(target))
+    if not (own or target == trusted is not None) or special:
+        raise InputError(
+            f"the checkpoint asks to call {target} with {', '.join(map(str, special)) or 'plain values'} to read its "
+            "data, which is no data module of avmae's; if you trust it, set data._target_ yourself"
+        )
+
+
+def run_folder(logs: str, name: str, resume: str | None) -> str:
+    """Where a run writes: a new folder, or that of the run it resumes."""
+    if resume is None and (run := torchrun_id() or slurm_step()) is not None:
+        # Each process asks for itself, and the time may differ.
+        return f"{logs}/{name}/{run}"
+    if resume is None:
+        return claimed(f"{logs}/{name}/{datetime.now():%Y-%m-%d_%H-%M-%S}")
+    try:
+        return str(resume_checkpoint(logs, name, resume).parent.parent)
+    except InputError as error:
+        # Hydra asks for the folder before it calls the command, and would show where it asked.
+        fail(error)
+
+
+def claimed(folder: str) -> str:
+    """Make a new folder, by another name if what began in the same second has this one."""
+    # Torchrun's processes share one, where none of them was told a name.
+    if "RANK" in os.environ:
+        return folder
+    for suffix in chain([""], (f"_{number}" for number in count(2))):
+        try:
+            Path(folder + suffix).mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError:
+            # Hydra makes it itself, and says why it cannot.
+            pass
+        return folder + suffix
+    raise AssertionError("numbers do not end")
+
+
+def launch(function: Callable[[dict[str, Any]], Any], config: dict[str, Any], processes: int) -> Any:
+    """Run a function of a config in this process, or in several local ones that know each other.
+
+    The processes are torchrun's, started from here with the resolved config, so it works the same inside a sweep. If
+    one dies, all end: within a second if the others notice, else 30 s later. Signals are handed on to all of them.
+    Where torchrun or SLURM has started us, this process is one of those already.
+
+    Returns:
+        What the first process returned.
+
+    Raises:
+        InputError: a process failed with one, or died.
+        Interrupted: a signal ended them.
+    """
+    if processes == 1 or started():
+        return function(config)
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    def hand_on(number: int, frame: Any) -> NoReturn:
+        raise SignalException(f"signal {number}", signal.Signals(number))
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    # Seconds for a step and for writing the checkpoint, after a signal; then what is left is killed.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
+    # What it says of a failed process says less than our message.
+    for name in ("agent.server.api", "multiprocessing.api"):
+        logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
+    # Torch hands on SIGTERM and SIGINT itself.
+    before = {number: signal.signal(number, hand_on) for number in (signal.SIGUSR1, signal.SIGUSR2)}
+    try:
+        # Where the processes leave their errors; torch itself would never delete it.
+        with tempfile.TemporaryDirectory(prefix="avmae_", ignore_cleanup_errors=True) as folder:
+            settings = LaunchConfig(
+                min_nodes=1,
+                max_nodes=1,
+                nproc_per_node=processes,
+                run_id=uuid.uuid4().hex,
+                rdzv_backend="c10d",
+                rdzv_endpoint="localhost:0",
+                max_restarts=0,
+                logs_specs=DefaultLogsSpecs(log_dir=folder),
+            )
+            return elastic_launch(settings, _Process(function))(config)[0]
+    except SignalException as error:
+        if error.sigval == signal.SIGUSR2:
+            # After SIGUSR1 the processes have asked SLURM themselves; submitit's handler is this process's.
+            queue_again(error.sigval, before[signal.SIGUSR2])
+        raise Interrupted(128 + error.sigval) from None
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode > 128:
+            # The signal did not come by way of this process.
+            raise Interrupted(failure.exitcode) from None
+        message = failure.message["message"] if isinstance(failure.message, dict) else failure.message
+        message = re.sub(r"^(InputError|MediaError): ", "", message)
+        if failure.exitcode < 0:
+            message = f"{signal.Signals(-failure.exitcode).name} ended it; go on with resume=last"
+        raise InputError(f"process {rank} of {processes} failed: {message}") from error
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for child in multiprocessing.active_children():
+            child.kill()
+
+
+def started() -> tuple[int, int] | None:
+    """Nodes, and processes on each, that torchrun or SLURM has started; None if neither has."""
+    if "RANK" in os.environ:
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        return int(os.environ["WORLD_SIZE"]) // local, local
+    if (tasks := int(os.environ.get("SLURM_NTASKS", 1))) > 1:
+        nodes = int(os.environ.get("SLURM_NNODES", 1))
+        return nodes, tasks // nodes
+    return None
+
+
+class _Process:
+    """One of several processes; leaves its error where the launcher reads it."""
+
+    def __init__(self, function: Callable[[dict[str, Any]], Any]) -> None:
+        self.function = function
+        self.__name__ = self.__qualname__ = function.__name__
+
+    def __call__(self, config: dict[str, Any]) -> Any:
+        from torch.distributed.elastic.multiprocessing.errors import record
+
+        end_with_parent()
+        try:
+            return record(self._run)(config)
+        except (InputError, InstantiationException):
+            raise SystemExit(1) from None
+
+    def _run(self, config: dict[str, Any]) -> Any:
+        try:
+            return self.function(config)
+        except RuntimeError as error:
+            if re.search("Connection (closed|reset) by peer", str(error)):
+                # Another process has died, and the launcher is to name that one: it ends this one when it has noticed.
+                time.sleep(10)
+            raise
+
+
+def first_process() -> bool:
+    """Whether this is the process that logs."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0
+
+
+def precision(trainer: dict[str, Any]) -> str:
+    """Precision by device: bf16 autocast on GPUs that have it, full elsewhere.
+
+    Raises:
+        InputError: half precision is asked for.
+    """
+    import torch
+
+    if str(trainer["precision"]).startswith("16"):
+        raise InputError(
+            f"trainer.precision={trainer['precision']} needs a scaled loss, with which gradients are neither measured "
+            "nor clipped rightly here; choose bf16-mixed or 32-true"
+        )
+    if trainer["precision"] != "auto":
+        return trainer["precision"]
+    on_gpu = trainer["accelerator"] != "cpu" and torch.cuda.is_available()
+    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+
+
+def quiet_libraries() -> None:
+    """Silence advice that does not apply here; errors and our own lines stay."""
+    # Their own import would set the level again.
+    import lightning.fabric
+    import lightning.pytorch  # noqa: F401
+
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR if not first_process() else logging.WARNING)
+    for line in (
+        ".*does not have many workers.*",
+        ".*smaller than the logging interval.*",
+        ".*dataloader is not resumable.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*exists and is not empty.*",
+        ".*LeafSpec.*",
+        ".*isinstance.treespec.*",
+        ".*lr_scheduler.step.*before.*optimizer.step.*",
+        ".*You defined a `validation_step` but have no `val_dataloader`.*",
+        ".*Total length of .list. across ranks is zero.*",
+        ".*could not find the monitored key.*",
+        ".*returned a view tensor.*",
+        ".*It is recommended to use .self.log.*sync_dist=True.*",
+    ):
+        warnings.filterwarnings("ignore", line)
+
+
+class SweepTable(Callback):
+    """Ends a multirun with one table over its jobs, on the terminal and in `sweep.csv`.
+
+    It reads what the jobs left in their folders, for they may have run elsewhere.
+    """
+
+    _folder: Path | None = None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Note the folder: the end is not announced of a multirun that a failed job or a signal ends."""
+        SweepTable._folder = Path(config.hydra.sweep.dir)
+
+    @classmethod
+    def finish(cls) -> None:
+        """Print and write the table of the multirun that has ended, if there was one."""
+        if cls._folder is None:
+            return
+        folder, cls._folder = cls._folder, None
+        rows = []
+        for summary in folder.glob("*/summary.json"):
+            overrides: Any = OmegaConf.load(summary.parent / ".hydra" / "overrides.yaml")
+            metrics = {k: f"{v:.4g}" for k, v in json.loads(summary.read_text()).items()}
+            row = dict(override.lstrip("+").partition("=")[::2] for override in overrides)
+            rows.append({"job": summary.parent.name, **row, **metrics})
+        if not rows:
+            return
+        rows.sort(key=lambda row: (len(row["job"]), row["job"]))
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        # What all jobs share, such as a long path, says nothing about the sweep.
+        varied = [n for n in names if n == "job" or len({row.get(n, "") for row in rows}) > 1 or len(rows) == 1]
+        print_table(varied, [[row.get(name, "") for name in varied] for row in rows])
+        file = folder / "sweep.csv"
+        with file.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, names)
+            writer.writeheader()
+            writer.writerows(rows)
+        print(f"wrote {file}")
+
+
+def print_table(header: list[str], rows: list[list[str]]) -> None:
+    """Print aligned columns."""
+    rows = [[printable(cell, keep="") for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in (header, ["-" * width for width in widths], *rows):
+        first, *rest = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join([row[0].ljust(len(first)), *rest]))
+
+
+OmegaConf.register_new_resolver("run_folder", run_folder, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("claimed", claimed, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("requeued", requeued, use_cache=True, replace=True)

@@ -1,0 +1,348 @@
+"""A miniature UCF101, written rather than downloaded: its folders, lists, names and codecs, with actions that sound.
+
+Every action is a motion and a voice. Pace, place, size, colours, duration and loudness are drawn alike for all of them,
+so that nothing but how an object moves and sounds tells the action:
+
+* `BounceBell`, `BounceDrum`, `SwingBell` and `SwingDrum` are two motions times two voices: either modality alone is
+  left with a pair;
+* `RiseWhistle` is `SinkWhistle` played backwards, in pictures and in sound;
+* the silent actions differ by motion alone, and their files have no sound track.
+
+What is heard follows from what is seen: an object sounds when it hits, its pitch follows its height, its loudness its
+size, its timbre its shape. Scene, colours, shape and pitch belong to a group of clips, as scene and person do in
+UCF101: whoever lets groups leak from train to test recognises them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avmae.data.embedded.miniature import (
+    FPS,
+    HEIGHT,
+    MARGIN,
+    SAMPLE_RATE,
+    WIDTH,
+    ClassName,
+    ClipPlace,
+    Doubles,
+    Floats,
+    Layer,
+    Parameters,
+    check_range,
+    draw_setting,
+    encode,
+    film,
+    record,
+    write_miniature,
+)
+
+KIND = "synthetic"
+FORMAT = 2
+
+SOUND_LEAD = 1 / FPS - 1105 / SAMPLE_RATE
+"""By how much the sound is delayed before encoding, in seconds.
+
+AVI keeps no timestamps: after decoding, pictures with B-frames come one frame late and MP3 sound comes late by LAME's
+1,105 samples. Equal delays keep both in step.
+"""
+
+
+class Pose(NamedTuple):
+    """Where an object is relative to its place of rest, in picture heights and radians: one value per frame, or one."""
+
+    right: Doubles = np.zeros(1)
+    up: Doubles = np.zeros(1)
+    turn: Doubles = np.zeros(1)
+    scale: Doubles = np.ones(1)
+    opacity: Doubles = np.ones(1)
+
+
+def _bounce(cycles: Doubles) -> Pose:
+    phase = cycles % 1
+    return Pose(up=-0.25 + 2 * phase * (1 - phase))
+
+
+def _swing(cycles: Doubles) -> Pose:
+    angle = 0.9 * np.abs(np.sin(np.pi * cycles))
+    return Pose(right=0.6 * np.sin(angle) - 0.23, up=-0.25 + 0.6 * (1 - np.cos(angle)))
+
+
+def _rise(cycles: Doubles) -> Pose:
+    phase = cycles % 1
+    return Pose(up=0.5 * phase - 0.25, opacity=np.clip(10 * np.minimum(phase, 1 - phase), 0, 1))
+
+
+def _sink(cycles: Doubles) -> Pose:
+    return _rise(-cycles)
+
+
+def _spin(cycles: Doubles) -> Pose:
+    return Pose(turn=2 * np.pi * cycles)
+
+
+def _slide(cycles: Doubles) -> Pose:
+    return Pose(right=0.33 * np.sin(2 * np.pi * cycles))
+
+
+def _grow(cycles: Doubles) -> Pose:
+    return Pose(scale=1 + 0.4 * np.sin(2 * np.pi * cycles))
+
+
+def _circle(cycles: Doubles) -> Pose:
+    return Pose(right=0.24 * np.cos(2 * np.pi * cycles), up=0.24 * np.sin(2 * np.pi * cycles))
+
+
+def _fade(cycles: Doubles) -> Pose:
+    return Pose(opacity=0.5 + 0.5 * np.cos(2 * np.pi * cycles))
+
+
+def _eight(cycles: Doubles) -> Pose:
+    return Pose(right=0.3 * np.sin(2 * np.pi * cycles), up=0.24 * np.sin(4 * np.pi * cycles))
+
+
+@dataclass(frozen=True)
+class Action:
+    """A class of the data set.
+
+    Args:
+        name: of the folder, and in all lists.
+        motion: from time in cycles to the pose. Impacts are at whole cycles.
+        voice: "bell" and "drum" are struck, a "whistle" sounds all the time, None is silent.
+        file_name: the name as the files spell it, where that differs.
+    """
+
+    name: str
+    motion: Callable[[Doubles], Pose]
+    voice: str | None = None
+    file_name: str | None = None
+
+
+ACTIONS = (
+    Action("BounceBell", _bounce, "bell"),
+    # As UCF101's HandstandPushups, whose files are v_HandStandPushups_*: joining names instead of reading lists fails.
+    Action("CartwheelSpins", _spin, file_name="CartWheelSpins"),
+    Action("BounceDrum", _bounce, "drum"),
+    Action("SideSlide", _slide),
+    Action("SwingBell", _swing, "bell"),
+    Action("GrowShrink", _grow),
+    Action("SwingDrum", _swing, "drum"),
+    Action("CircleOrbit", _circle),
+    Action("RiseWhistle", _rise, "whistle"),
+    Action("FadeBlink", _fade),
+    Action("SinkWhistle", _sink, "whistle"),
+    Action("FigureEight", _eight),
+)
+
+
+class Shape(NamedTuple):
+    """An outline in polar form, of about the same area for every shape, and the harmonics of its timbre."""
+
+    outline: Callable[[Doubles], Doubles]
+    harmonics: tuple[float, float, float, float, float]
+
+
+def _polygon(angle: Doubles, corners: int, radius: float) -> Doubles:
+    half = np.pi / corners
+    return radius * np.cos(half) / np.cos(angle % (2 * half) - half)
+
+
+SHAPES = (
+    Shape(np.ones_like, (1.0, 0.15, 0.05, 0.02, 0.01)),
+    Shape(partial(_polygon, corners=4, radius=1.25), (1.0, 0.05, 0.5, 0.05, 0.25)),
+    Shape(partial(_polygon, corners=3, radius=1.5), (1.0, 0.6, 0.4, 0.3, 0.2)),
+    Shape(lambda angle: 1 + 0.25 * np.cos(5 * angle), (0.5, 1.0, 0.3, 0.6, 0.2)),
+)
+
+
+def write_synthetic(
+    root: str | Path,
+    *,
+    groups: int = 25,
+    clips_per_group: int = 4,
+    classes: int = len(ACTIONS),
+    seconds: float = 2.4,
+    seed: int = 0,
+    workers: int = 2,
+) -> None:
+    """Write the data set, unless `root` already holds it; see `write_miniature`.
+
+    The same parameters give the same bytes, whatever `workers`.
+
+    Args:
+        root: folder that gets `UCF-101/` and `ucfTrainTestlist/`. It may exist if it is empty.
+        groups: per class. Split 1 tests groups 1 to 7, split 2 groups 8 to 14, split 3 groups 15 to 21: with fewer than
+            15 groups the test list of split 3 is empty, and with 7 or fewer split 1 would have nothing to train on.
+        clips_per_group: clips of one scene.
+        classes: how many, the first half of them (rounded up) with sound.
+        seconds: mean length of a clip; lengths are spread by 20 % either way.
+        seed: of everything that is drawn.
+        workers: processes that write. Up to 1, this process writes itself; above, its main module must be importable.
+
+    Raises:
+        InputError: a number is out of range, or `root` holds something else, which is left as it is.
+    """
+    check_range(KIND, "classes", classes, 2, len(ACTIONS))
+    sounding = [index for index, action in enumerate(ACTIONS) if action.voice]
+    silent = [index for index, action in enumerate(ACTIONS) if not action.voice]
+    half = (classes + 1) // 2
+    chosen = sounding[:half] + silent[: classes - half]
+    chosen.sort(key=lambda index: ACTIONS[index].name)
+
+    def jobs(places: list[ClipPlace]) -> list[Callable[[], None]]:
+        return [partial(_write_clip, place, chosen[place.label], seconds, seed) for place in places]
+
+    parameters = Parameters(groups, clips_per_group, classes, float(seconds), seed, FORMAT)
+    names = [ClassName(ACTIONS[index].name, ACTIONS[index].file_name or ACTIONS[index].name) for index in chosen]
+    write_miniature(root, KIND, parameters, names, jobs, workers)
+
+
+class Scene(NamedTuple):
+    """What the clips of one group share."""
+
+    colours: Floats
+    """Of the halves of the object; see `draw_setting`."""
+    background: Floats
+    shape: Shape
+    pitch: float
+    """Of the object at half the height of the picture, in Hz."""
+
+
+class Course(NamedTuple):
+    """When, where and how large an action happens in one clip; lengths in picture heights."""
+
+    period: float
+    start: float
+    mirror: float
+    x: float
+    y: float
+    diameter: float
+    angle: float
+
+    def cycles(self, seconds: Doubles) -> Doubles:
+        """Turn seconds into periods of the motion."""
+        return seconds / self.period + self.start
+
+
+def _write_clip(place: ClipPlace, index: int, seconds: float, seed: int) -> None:
+    action = ACTIONS[index]
+    scene = _draw_scene(np.random.default_rng([seed, index, place.group]))
+    rng = np.random.default_rng([seed, index, place.group, place.clip])
+    course = Course(
+        period=rng.uniform(0.65, 0.95),
+        start=rng.uniform(),
+        mirror=rng.choice([-1.0, 1.0]),
+        x=WIDTH / HEIGHT / 2 + rng.uniform(-0.08, 0.08),
+        y=0.5 + rng.uniform(-0.04, 0.04),
+        diameter=rng.uniform(0.26, 0.38),
+        angle=rng.uniform(0, 2 * np.pi),
+    )
+    frames = round(seconds * rng.uniform(0.8, 1.2) * FPS)
+    pictures = _render(action, scene, course, frames, rng)
+    sound = _synthesise(action, scene, course, frames, rng) if action.voice else None
+    encode(place.path, pictures, sound)
+
+
+def _draw_scene(rng: np.random.Generator) -> Scene:
+    colours, background = draw_setting(rng)
+    return Scene(colours, background, shape=SHAPES[rng.integers(len(SHAPES))], pitch=500 * 2 ** rng.uniform(0, 1))
+
+
+def _render(action: Action, scene: Scene, course: Course, frames: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Draw the pictures, (frames, HEIGHT, WIDTH, 3)."""
+    seconds = np.arange(frames) / FPS
+    pose = Pose(*(np.broadcast_to(value, frames) for value in action.motion(course.cycles(seconds))))
+    actor = _draw(
+        scene.shape,
+        scene.colours,
+        x=(course.x + course.mirror * pose.right) * HEIGHT,
+        y=(1 - course.y - pose.up) * HEIGHT,
+        radius=course.diameter / 2 * HEIGHT * pose.scale,
+        turn=course.angle + course.mirror * pose.turn,
+        opacity=pose.opacity,
+    )
+    drift = rng.uniform(-0.1, 0.1, (2, 1)) * seconds + rng.uniform(0.1, 0.9, (2, 1))
+    bystander = _draw(
+        SHAPES[0],
+        rng.uniform(0, 255, (2, 3)).astype(np.float32),
+        x=drift[0] * WIDTH,
+        y=drift[1] * HEIGHT,
+        radius=np.full(frames, rng.uniform(0.03, 0.06) * HEIGHT),
+        turn=np.zeros(frames),
+        opacity=np.full(frames, float(rng.integers(2))),
+    )
+
+    return film(scene.background, [bystander, actor], frames, rng)
+
+
+def _draw(
+    shape: Shape, colours: Floats, *, x: Doubles, y: Doubles, radius: Doubles, turn: Doubles, opacity: Doubles
+) -> Layer:
+    """Draw an object, by one value per frame."""
+    reach = int(np.ceil(radius.max() * 1.5)) + 1
+    offsets = np.arange(-reach, reach + 1, dtype=np.float64)
+    across = offsets[None, None, :] - (x % 1)[:, None, None]
+    down = offsets[None, :, None] - (y % 1)[:, None, None]
+    distance, angle = np.hypot(across, down), np.arctan2(down, across) - turn[:, None, None]
+    cover = np.clip(shape.outline(angle) * radius[:, None, None] - distance + 0.5, 0, 1) * opacity[:, None, None]
+    half = np.clip(0.5 + distance * np.sin(angle), 0, 1).astype(np.float32)[..., None]
+    return list(
+        zip(
+            np.floor(y).astype(int) - reach + MARGIN,
+            np.floor(x).astype(int) - reach + MARGIN,
+            cover.astype(np.float32)[..., None],
+            colours[0] * half + colours[1] * (1 - half),
+            strict=True,
+        )
+    )
+
+
+def _synthesise(action: Action, scene: Scene, course: Course, frames: int, rng: np.random.Generator) -> Floats:
+    """Make the sound, (samples,), that belongs to the pictures."""
+    samples = frames * SAMPLE_RATE // FPS
+    seconds = np.arange(samples) / SAMPLE_RATE - SOUND_LEAD
+    if action.voice == "whistle":
+        voice = _whistle(scene, course, action.motion(course.cycles(seconds)))
+    else:
+        voice = _strike(scene, course, action.motion(np.zeros(1)), action.voice == "bell", seconds, rng)
+    voice *= (course.diameter / 0.32) ** 1.5
+    return record(voice, rng)
+
+
+def _pitch(scene: Scene, course: Course, pose: Pose) -> Doubles:
+    return scene.pitch * 4 ** (course.y + pose.up - 0.5)
+
+
+def _whistle(scene: Scene, course: Course, pose: Pose) -> Doubles:
+    """Sound all the while the object is visible, at a mean power of about 1."""
+    levels = np.array(scene.shape.harmonics)
+    phase = 2 * np.pi * np.cumsum(_pitch(scene, course, pose)) / SAMPLE_RATE
+    voice = sum(level * np.sin(k * phase) for k, level in enumerate(levels, start=1))
+    return voice * pose.opacity / np.sqrt(np.sum(levels**2) / 2)
+
+
+def _strike(
+    scene: Scene, course: Course, impact: Pose, bell: bool, seconds: Doubles, rng: np.random.Generator
+) -> Doubles:
+    """Sound at every whole cycle and die away, at a mean power of about 1."""
+    ratios = (1.0, 2.0, 2.76, 4.07, 5.4) if bell else (0.25, 0.4, 0.53, 0.58, 0.66)
+    decay = 0.3 if bell else 0.08
+    time = np.arange(int(6 * decay * SAMPLE_RATE)) / SAMPLE_RATE
+    strike = 0.5 * rng.standard_normal(time.size) * np.exp(-time / 0.006)
+    for frequency, level in zip(ratios * _pitch(scene, course, impact), scene.shape.harmonics, strict=True):
+        strike += level * np.sin(2 * np.pi * frequency * time) * np.exp(-time / decay)
+    strike /= np.sqrt(np.sum(strike**2) / (course.period * SAMPLE_RATE))
+
+    # What was struck before the clip begins still rings in it.
+    before = strike.size
+    voice = np.zeros(before + seconds.size + strike.size)
+    first, last = course.cycles(seconds[[0, -1]] + (-before / SAMPLE_RATE, 0))
+    for cycle in range(int(np.ceil(first)), int(last) + 1):
+        at = round(((cycle - course.start) * course.period - seconds[0]) * SAMPLE_RATE) + before
+        voice[at : at + strike.size] += strike * 10 ** (rng.uniform(-2, 2) / 20)
+    return voice[before : before + seconds.size]

@@ -1,0 +1,230 @@
+"""A copy of a data set that is made to be read: recoded clips in chunks of LitData, on a disk or in an object store.
+
+LitData was chosen over WebDataset because it finds a clip by its number: so the samplers that read files read chunks,
+too, and what they promise (every clip once an epoch, the same batches for any number of processes and workers, going on
+in mid-epoch) holds without another word.
+"""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from avmae.data.decode.window import pack_video
+from avmae.data.paths import within
+from avmae.data.splits import ClipEntry, Splits, hold_out
+from avmae.errors import InputError, MediaError
+
+TABLE, INDEX = "clips.json", "index.json"
+CHUNK_BYTES = 64_000_000
+
+
+@dataclass(frozen=True)
+class PackSpec:
+    """How clips are recoded; see `avmae.data.decode.window.pack_video`.
+
+    Args:
+        short_side: of the pictures, in pixels; UCF101 has 240.
+        quality: of the JPEGs, FFmpeg's scale of quantisers.
+        sample_rate: of the sound, in Hz; higher than `clip.sample_rate` is of no use.
+    """
+
+    short_side: int = 240
+    quality: int = 4
+    sample_rate: int = 16_000
+
+    def __post_init__(self) -> None:
+        if self.short_side < 16 or not 1 <= self.quality <= 31 or self.sample_rate < 1000:
+            raise InputError("pack: short_side is at least 16, quality from 1 to 31, sample_rate at least 1000")
+
+
+@dataclass
+class Store:
+    """The chunks of a packed data set; opened by each process when it first reads."""
+
+    root: str
+    _reader: Any = field(default=None, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"root": self.root, "_reader": None}
+
+    def read(self, index: int) -> bytes:
+        """The clip of a number, as the file it was packed into."""
+        if self._reader is None:
+            _check_index(self.root)
+            self._reader = _litdata().StreamingDataset(self.root)
+        return self._reader[index]["video"]
+
+
+@dataclass(frozen=True)
+class PackedClip:
+    """One clip of a store, where a path is expected."""
+
+    store: Store
+    index: int
+    name: str
+
+    def read_bytes(self) -> bytes:
+        """The clip, as the file it was packed into."""
+        return self.store.read(self.index)
+
+    def __str__(self) -> str:
+        return f"{self.store.root}:{self.name}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One clip in the table of a packed data set.
+
+    Args:
+        name: its path in the data set it was packed from.
+        label: class number.
+        group: see `ClipEntry`.
+        parts: lists of train, val and test, by fold; the fold is 0 where there is one division.
+    """
+
+    name: str
+    label: int
+    group: str
+    parts: dict[str, list[str]]
+
+
+def pack(
+    rows: Sequence[Row],
+    classes: list[str],
+    root: Path,
+    target: Path,
+    spec: PackSpec,
+    workers: int,
+    progress: Callable[[Any], Any] = lambda clips: clips,
+) -> list[str]:
+    """Recode clips and write them in chunks with a table beside them; returns what could not be packed, and why.
+
+    Args:
+        rows: the clips.
+        classes: names by label.
+        root: folder that the names start from.
+        target: a new or empty folder.
+        spec: how clips are recoded.
+        workers: processes that recode.
+        progress: wraps the clips as they are done.
+
+    Raises:
+        InputError: the target is not empty, or cannot be written.
+    """
+    if target.exists() and any(target.iterdir()):
+        raise InputError(f"pack={target} is not empty; choose a new folder, or delete it to pack anew")
+    litdata = _litdata()
+    from litdata.streaming.writer import BinaryWriter
+
+    problems: list[str] = []
+    kept: list[Row] = []
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        writer = BinaryWriter(str(target), chunk_bytes=CHUNK_BYTES)
+        with ProcessPoolExecutor(max(1, workers), get_context("spawn")) as pool:
+            packed = pool.map(partial(_pack_one, root, spec), [row.name for row in rows])
+            for row, content in zip(rows, progress(packed), strict=True):
+                if isinstance(content, bytes):
+                    writer.add_item(len(kept), {"video": content})
+                    kept.append(row)
+                else:
+                    problems.append(content)
+        if kept:
+            writer.done()
+            writer.merge(1)
+        table = {"classes": classes, "clips": [asdict(row) for row in kept], "pack": asdict(spec)}
+        # Written last: a folder without it is not whole.
+        (target / TABLE).write_text(json.dumps(table) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"pack={target} cannot be written: {error.strerror}; choose another folder") from error
+    assert len(litdata.StreamingDataset(str(target))) == len(kept)
+    return problems
+
+
+def _pack_one(root: Path, spec: PackSpec, name: str) -> bytes | str:
+    try:
+        return pack_video(root / name, spec.short_side, spec.quality, spec.sample_rate)
+    except MediaError as error:
+        return str(error)
+
+
+def read_packed(root: str, fold: int = 1, val_groups: int = 2) -> Splits:
+    """The clips of a packed data set.
+
+    Args:
+        root: folder or address (``s3://...``) that `avmae.prepare` has packed to.
+        fold: of data sets that have folds.
+        val_groups: train groups that validate, where a data set has folds; see `read_ucf101`.
+
+    Raises:
+        InputError: it is no packed data set of avmae's, or has no such fold.
+    """
+    root = os.path.expanduser(root)
+    table = _read_json(root, TABLE)
+    _check_index(root)
+    store = Store(root)
+    parts: dict[str, list[ClipEntry]] = {"train": [], "val": [], "test": []}
+    folded = False
+    for index, row in enumerate(table["clips"]):
+        folded = folded or "0" not in row["parts"]
+        listed = row["parts"].get(str(fold) if folded else "0")
+        if listed is None:
+            raise InputError(f"data.fold={fold}: {root} has the folds {', '.join(row['parts'])}")
+        # Older copies name one part instead of a list.
+        for part in [listed] if isinstance(listed, str) else listed:
+            parts[part].append(ClipEntry(PackedClip(store, index, row["name"]), row["label"], row["group"]))
+    train, val = parts["train"], parts["val"]
+    if folded:
+        train, val = hold_out(train, val_groups, fold)
+    return Splits(train, val, parts["test"], table["classes"])
+
+
+def _read_json(root: str, name: str) -> dict[str, Any]:
+    import fsspec
+
+    try:
+        with fsspec.open(f"{root.rstrip('/')}/{name}", "r", encoding="utf-8") as stream:
+            return json.load(stream)
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(
+            f"data.root={root} is no packed data set, for {name} cannot be read there ({error}); "
+            "make one by python -m avmae.prepare data=... data.root=... pack=DIR"
+        ) from error
+
+
+def _check_index(root: str) -> None:
+    """Let LitData have only what `pack` writes: it unpickles what an index calls pickled, and opens what it names.
+
+    Raises:
+        InputError: the index asks for anything else.
+    """
+    index = _read_json(root, INDEX)
+    try:
+        formats = index["config"]["data_format"]
+        names = [chunk["filename"] for chunk in index["chunks"]]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{root}/{INDEX} is damaged; pack the data set anew") from error
+    if formats != ["bytes"]:
+        raise InputError(
+            f"{root}/{INDEX}: items are {formats}, not ['bytes']; avmae did not pack this, nor will read it"
+        )
+    for name in names:
+        if "://" in root:
+            if PurePosixPath(name).name != name:
+                raise InputError(f"{root}/{INDEX} names the chunk {name}, which is not in the folder; pack it anew")
+        else:
+            within(Path(root).expanduser(), name)
+
+
+def _litdata() -> Any:
+    try:
+        import litdata
+    except ImportError as error:
+        raise InputError("packed data sets need LitData: pip install 'avmae[shards]'") from error
+    return litdata

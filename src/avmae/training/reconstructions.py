@@ -1,0 +1,174 @@
+"""What one wants to see of a run: reconstructions while pretraining, confusions of a classifier."""
+
+import csv
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+import wandb
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
+from PIL import Image
+
+from avmae.data.decode.window import Window, read_window
+from avmae.errors import InputError, MediaError
+from avmae.models.autoencoder import MaskedAutoencoder
+from avmae.training.classification import Classification, confusion, per_class
+from avmae.training.loggers import log_picture, log_table
+from avmae.viewing.reconstruction import Comparison, compare
+
+TIMES = 20
+
+
+class Reconstructions(Callback):
+    """Reconstructs the same clips under the same masks again and again, so that one sees a model learn.
+
+    The clips are spread evenly over the validation list and reconstructed after validations; where there are no
+    validation clips, training clips after epochs. Each time, a video with sound, a contact sheet and the sounds go to
+    `reconstructions/` in the run's folder and from there to W&B and TensorBoard (which plays no videos). Training is
+    not touched: a run with and without this gives the same weights. What cannot be written is warned of once.
+
+    Args:
+        clips: how many; 0 for none.
+        every: validations (or epochs) between two times, the first and the last one apart; None for about 20 times in a
+            run.
+        seed: of the masks; the command `reconstruct` draws the same ones from it.
+
+    Raises:
+        InputError: a count is negative, or `every` below 1.
+    """
+
+    def __init__(self, clips: int = 3, every: int | None = None, seed: int = 0) -> None:
+        if clips < 0 or (every is not None and every < 1):
+            raise InputError("callbacks.reconstructions: clips is at least 0, every at least 1")
+        self.clips, self.every, self.seed = clips, every, seed
+        self._times = 0
+        self._windows: list[tuple[str, Window]] | None = None
+        self._warned = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """How often there was an occasion, so that a resumed run keeps the rhythm."""
+        return {"times": self._times}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the count."""
+        self._times = state_dict["times"]
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Reconstruct, if it is time."""
+        if not trainer.sanity_checking:
+            self._reconstruct(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The same where nothing is validated."""
+        if not trainer.datamodule.splits.val:
+            self._reconstruct(trainer, pl_module)
+
+    def _reconstruct(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        network = pl_module.network
+        if not self.clips or not isinstance(network, MaskedAutoencoder):
+            return
+        self._times += 1
+        # Sharded weights are gathered by all processes together; else one alone has to work.
+        sharded = isinstance(trainer.strategy, ModelParallelStrategy)
+        if not self._due(trainer) or not (trainer.is_global_zero or sharded):
+            return
+        if self._windows is None:
+            self._windows = self._read(trainer)
+        shown, training = [], pl_module.training
+        pl_module.eval()
+        # Not compiled: one clip is another shape than a batch.
+        with torch.compiler.set_stance("force_eager"):
+            for name, window in self._windows:
+                comparison = compare({pl_module.config["model"]["name"]: network}, window, self.seed)
+                if trainer.is_global_zero:
+                    shown.append((name, comparison))
+        pl_module.train(training)
+        try:
+            self._show(trainer, shown)
+        except Exception as error:
+            # A full disk or a missing codec is no reason to lose days of training.
+            if not self._warned:
+                self._warned = True
+                print(
+                    f"warning: reconstructions cannot be shown ({type(error).__name__}: {error}); training goes on",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+    def _due(self, trainer: L.Trainer) -> bool:
+        between = (trainer.check_val_every_n_epoch or 1) if trainer.datamodule.splits.val else 1
+        total = max(1, (trainer.max_epochs or 1) // between)
+        every = self.every or max(1, total // TIMES)
+        return self._times in (1, total) or self._times % every == 0
+
+    def _read(self, trainer: L.Trainer) -> list[tuple[str, Window]]:
+        data, clip = trainer.datamodule, trainer.datamodule.clip
+        entries = data.splits.val or data.splits.train
+        windows: list[tuple[str, Window]] = []
+        for place in sorted(set(np.linspace(0, len(entries) - 1, self.clips).round().astype(int).tolist())):
+            # Clips that cannot be read are named by the callback for them.
+            try:
+                window = read_window(entries[place].path, clip, 0.5, clip.canvas, data.audio)
+            except MediaError:
+                continue
+            path = Path(str(entries[place].path))
+            name = path.stem if path.stem not in dict(windows) else f"{path.parent.name}_{path.stem}"
+            windows.append((name, window))
+        return windows
+
+    def _show(self, trainer: L.Trainer, shown: list[tuple[str, Comparison]]) -> None:
+        # The step is that on which Lightning logs the validation.
+        epoch, step = trainer.current_epoch, max(0, trainer.global_step - 1)
+        boards = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        media: dict[str, Any] = {}
+        for number, (name, comparison) in enumerate(shown, start=1):
+            folder = Path(trainer.default_root_dir, "reconstructions", f"epoch_{epoch:04d}", name)
+            folder.mkdir(parents=True, exist_ok=True)
+            files = comparison.write(folder, f"{name}  (epoch {epoch})")
+            sheet, video, tag = (
+                folder / "reconstruction.png",
+                folder / "reconstruction.mp4",
+                f"reconstructions/{number}",
+            )
+            # A key for each: W&B shows lists of sounds with a further package alone.
+            media[f"{tag}_picture"] = wandb.Image(str(sheet), caption=name)
+            media[f"{tag}_video"] = wandb.Video(str(video), caption=name, format="mp4")
+            for label, waveform in comparison.audible.items():
+                media[f"{tag}_sound_{files[label].stem}"] = wandb.Audio(str(files[label]), caption=f"{name}, {label}")
+                for board in boards:
+                    board.add_audio(f"{tag}_sound_{files[label].stem}", waveform, step, comparison.clip.sample_rate)
+            for board in boards:
+                board.add_image(f"{tag}_picture", np.asarray(Image.open(sheet)), step, dataformats="HWC")
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_metrics(media, step)
+
+
+class Confusion(Callback):
+    """After a test, what is taken for what: `confusion.png`, `per_class.csv` in the run's folder, and the loggers."""
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw and log."""
+        if not trainer.is_global_zero or not isinstance(pl_module, Classification):
+            return
+        # Here, for pretraining draws none and need not load matplotlib.
+        from avmae.viewing.plots import confusion_figure, write_png
+
+        splits, names = trainer.datamodule.splits, trainer.datamodule.classes
+        counts = confusion(pl_module.results["predictions"], [entry.label for entry in splits.test], len(names))
+        folder = Path(trainer.default_root_dir)
+        write_png(confusion_figure(counts.tolist(), names), folder / "confusion.png")
+        header, rows = (
+            ["class", "top1", "clips"],
+            [[n, s["top1"], s["clips"]] for n, s in per_class(counts, names).items()],
+        )
+        with (folder / "per_class.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([header, *rows])
+        picture = Image.open(folder / "confusion.png").convert("RGB")
+        log_picture(trainer.loggers, "test/confusion", picture, trainer.global_step)
+        log_table(trainer.loggers, "test/per_class", header, rows, trainer.global_step)
