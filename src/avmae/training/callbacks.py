@@ -25,7 +25,6 @@ class Throughput(Callback):
     """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock."""
         self._since = self._ended = time.perf_counter()
         self._waited, self._clips = 0.0, 0
 
@@ -96,19 +95,16 @@ class UnreadableClips(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Count."""
         self._count("training", batch)
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int, *_: int
     ) -> None:
-        """Count."""
         self._count("validation", batch)
 
     def on_test_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int, *_: int
     ) -> None:
-        """Count."""
         self._count("test", batch)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -287,7 +283,6 @@ class Progress(ProgressBar):
                 self._live = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock."""
         self._open(trainer.estimated_stepping_batches, trainer.global_step)
 
     def on_train_batch_end(
@@ -300,23 +295,19 @@ class Progress(ProgressBar):
         self._move(steps, name, figures(trainer.logged_metrics), end=steps >= total)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """A bar of its own."""
         self._open(sum(trainer.num_val_batches))
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int, *_: int
     ) -> None:
-        """Count."""
         self._move(batch_idx + 1, f"validation  {batch_idx + 1}/{self._meters[-1].total:.0f}")
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """A bar of its own."""
         self._open(sum(trainer.num_test_batches))
 
     def on_test_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int, *_: int
     ) -> None:
-        """Count."""
         self._move(batch_idx + 1, f"test  {batch_idx + 1}/{self._meters[-1].total:.0f}")
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

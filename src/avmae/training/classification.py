@@ -170,9 +170,8 @@ class Classification(Task):
         batch, target = mix(batch, self.network.classes, self.mixing, rng, self.network.clip.mel_std)
         logits = self.network(batch)
         loss = F.cross_entropy(logits.float(), target, label_smoothing=self.label_smoothing)
-        top1 = (logits.detach().argmax(-1) == target.argmax(-1)).float().mean()
-        mean_loss, mean_top1 = self.over_processes(torch.stack([loss.detach(), top1])) / self.trainer.world_size
-        self.log_dict({"train/loss": mean_loss, "train/top1": mean_top1})
+        self.report.average("train/loss", loss, 1)
+        self.report.average("train/top1", (logits.argmax(-1) == target.argmax(-1)).float().sum(), len(logits))
         return loss
 
     def change_sound(self, batch: Batch, drawn: Tensor) -> Batch:
@@ -184,11 +183,9 @@ class Classification(Task):
         return {**batch, "audio": audio, "has_audio": batch["has_audio"] & ~dropped & (found | ~swapped)}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Score validation views."""
         self.val_scores.update(self.network(batch), batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Score test views."""
         self.test_scores.update(self.network(batch), batch)
 
     def on_validation_epoch_end(self) -> None:

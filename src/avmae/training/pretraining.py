@@ -128,16 +128,12 @@ class Pretraining(Task):
             video, audio = (self.gather(result.apart[name]) for name in ("video", "audio"))
             contrast = info_nce(video, audio, self.gather(result.paired), self.objective.temperature)
             loss = loss + self.objective.contrast * contrast
-            self.log("train/loss_contrast", contrast.detach())
-        by_modality = [losses.detach().sum() for losses in result.losses.values()]
-        total, sounding, *sums = self.over_processes(
-            torch.stack([loss.detach(), batch["has_audio"].sum().to(loss.dtype), *by_modality])
-        )
-        self.log("train/loss", total / self.trainer.world_size)
-        for name, summed in zip(result.losses, sums, strict=True):
-            # A process may have no clip with sound, nor may all of them.
-            clips = sounding.clamp(min=1) if name == "audio" else len(batch["label"]) * self.trainer.world_size
-            self.log(f"train/loss_{name}", summed / clips)
+            self.report.average("train/loss_contrast", contrast, 1)
+        self.report.average("train/loss", loss, 1)
+        for name, losses in result.losses.items():
+            # The loss of audio is a sum over the clips that have it.
+            clips = batch["has_audio"].sum() if name == "audio" else len(losses)
+            self.report.average(f"train/loss_{name}", losses.sum(), clips)
         return {"loss": loss, "features": torch.cat(list(result.fused.values()), 1).detach()}
 
     def gather(self, values: Tensor) -> Tensor:

@@ -55,7 +55,6 @@ class Reconstructions(Callback):
         return {"times": self._times}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the count."""
         self._times = state_dict["times"]
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -64,7 +63,6 @@ class Reconstructions(Callback):
             self._reconstruct(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The same where nothing is validated."""
         if not trainer.datamodule.splits.val:
             self._reconstruct(trainer, pl_module)
 
@@ -153,7 +151,6 @@ class Confusion(Callback):
     """After a test, what is taken for what: `confusion.png`, `per_class.csv` in the run's folder, and the loggers."""
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw and log."""
         if not trainer.is_global_zero or not isinstance(pl_module, Classification):
             return
         # Here, for pretraining draws none and need not load matplotlib.

@@ -1,10 +1,7 @@
 """Strategies that Lightning needs a word on."""
 
 import shutil
-import sys
-import uuid
 from collections import ChainMap
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,19 +18,20 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from avmae.errors import InputError
 from avmae.models.weights import MODEL, shards_of
-from avmae.runs.folder import LAST, PREVIOUS, SHARDED, checksum
-from avmae.training.checkpoints import SPARE, is_full, make_way, nonfinite, remove, write_whole
+from avmae.runs.folder import SHARDED, checksum
+from avmae.training.checkpoints import beside, is_full, make_room, nonfinite, publish, write_synced
+
+SHARDS = "shards"
+"""Subfolder of a sharded checkpoint."""
 
 
 class FSDP2Strategy(ModelParallelStrategy):
     """Shards parameters, gradients and optimiser over all processes (torch's ``fully_shard``), on GPUs and on CPU.
 
     A checkpoint is whole, in one file, or a folder to which every process writes the part it has. Every command reads
-    both, and a run goes on from either with any number of processes. The folder holds `meta.pt`, plain data, and a
-    subfolder of safetensors files; `meta.pt` is replaced last and names the subfolder and its files' checksums, so that
-    there is a whole checkpoint at every moment. What `last.ckpt` held before becomes `previous.ckpt`.
+    both, and a run resumes from either with any number of processes. The folder holds a subfolder of safetensors files
+    and `meta.pt`, plain data, with their checksums; it takes its place as `avmae.training.checkpoints` says.
 
     Args:
         sharded: write folders.
@@ -59,45 +57,37 @@ class FSDP2Strategy(ModelParallelStrategy):
             # Not ModelParallelStrategy's, which deletes a sharded checkpoint before the whole one is written.
             super(ModelParallelStrategy, self).save_checkpoint(checkpoint, filepath, storage_options)
             return
-        path = Path(filepath)
-        if self.is_global_zero and path.is_file():
-            # Of a run that was not sharded before. If it cannot go, saving fails on all processes alike.
-            with suppress(OSError):
-                make_way(path)
-        path, name = self.broadcast((path, f"shards-{uuid.uuid4().hex[:8]}"))
+        path, new = self.broadcast((Path(filepath), beside(Path(filepath)) if self.is_global_zero else None))
         states, weights = checkpoint.pop("optimizer_states", []), checkpoint.pop("state_dict")
-        rest = checkpoint | {"shards": name, "param_groups": [state["param_groups"] for state in states]}
+        rest = checkpoint | {"shards": SHARDS, "param_groups": [state["param_groups"] for state in states]}
         tensors = _flatten(weights, states)
         lost = next((part for part in self._gather(nonfinite(weights)) if part), None)
-        cause, full = (f"{lost} is not finite", False) if lost else self._write(tensors, rest, path)
-        if full:
-            room = self.is_global_zero and path.with_name(PREVIOUS).exists()
-            if room:
-                # What is the newest stays.
-                remove(path.with_name(PREVIOUS))
-            if self.broadcast(room):
-                cause, _ = self._write(tensors, rest, path)
+        cause, full = (f"{lost} is not finite", False) if lost else self._write(tensors, rest, new, path)
+        if full and self.broadcast(self.is_global_zero and make_room(path)):
+            cause, _ = self._write(tensors, rest, new, path)
         if cause is None:
             self.checkpoint_io.failures.pop(str(path), None)
         elif self.is_global_zero:
-            self.checkpoint_io.failures[str(path)] = cause
-            print(f"cannot save {path}: {cause}; training goes on, the next save tries again", file=sys.stderr)
+            self.checkpoint_io.failed(path, cause)
 
-    def _write(self, tensors: dict[str, Tensor], rest: dict[str, Any], path: Path) -> tuple[str | None, bool]:
+    def _write(
+        self, tensors: dict[str, Tensor], rest: dict[str, Any], new: Path, path: Path
+    ) -> tuple[str | None, bool]:
         """Try once; tells all processes what went wrong, if anything, and whether the disk is full."""
-        shards, wrong = path / rest["shards"], None
+        shards, wrong = new / SHARDS, None
         try:
             dcp.save(tensors, storage_writer=dcp.HuggingFaceStorageWriter(str(shards), save_distributed=True))
             written = shards.glob(f"shard-{self.global_rank + 1:05}-*")
             checksums = self._gather({file.name: checksum(file) for file in written})
             if self.is_global_zero:
-                _commit(rest | {"checksums": dict(ChainMap(*checksums))}, path)
+                write_synced(rest | {"checksums": dict(ChainMap(*checksums))}, new / SHARDED)
+                publish(new, path)
         except (CheckpointException, OSError, RuntimeError) as error:
             first: Any = next(iter(error.failures.values())) if isinstance(error, CheckpointException) else error
             first = first[0] if isinstance(first, tuple) else first
             wrong = str(first).splitlines()[0], is_full(first)
             if self.is_global_zero:
-                shutil.rmtree(shards, ignore_errors=True)
+                shutil.rmtree(new, ignore_errors=True)
         return self.broadcast(wrong or (None, False))
 
     def _gather(self, value: Any) -> list[Any]:
@@ -122,27 +112,6 @@ class FSDP2Strategy(ModelParallelStrategy):
                 self.model, optimizer, optim_state_dict={"state": state["state"], "param_groups": groups}
             )
         return dict(checkpoint)
-
-
-def _commit(rest: dict[str, Any], path: Path) -> None:
-    """Let a folder name its new shards; what `LAST` named before becomes `PREVIOUS`, if it can be read."""
-    spare, before = path.with_name(SPARE), None
-    if path.name == LAST and (path / SHARDED).is_file():
-        with suppress(InputError):
-            before = shards_of(path)[1]
-            remove(spare)
-            spare.mkdir()
-            shutil.copy(path / SHARDED, spare)
-    write_whole(rest, path / SHARDED)
-    # It is saved now, whatever comes; what a save leaves that is killed or fails here is deleted by the next.
-    with suppress(OSError):
-        if before is not None:
-            before.rename(spare / before.name)
-            remove(path.with_name(PREVIOUS))
-            spare.rename(path.with_name(PREVIOUS))
-        for old in path.glob("shards-*"):
-            if old.name != rest["shards"]:
-                shutil.rmtree(old)
 
 
 def _flatten(weights: dict[str, Any], states: list[dict[str, Any]]) -> dict[str, Tensor]:

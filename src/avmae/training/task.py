@@ -16,6 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from avmae.errors import InputError
 from avmae.training.nonfinite import skip_if
 from avmae.training.optim import OptimSpec, build_optimizer, warmup_cosine
+from avmae.training.report import StepReport
 
 CHOICE = ("fold", "val_groups", "val_share", "only", "train_share")
 """Settings of data modules that decide which clips are trained on."""
@@ -45,11 +46,9 @@ class Task(L.LightningModule):
         compile: compile the network in place, so that its weights keep their names; a name is torch.compile's backend.
 
     Attributes:
-        skipped: 0-d bool, whether the last optimiser step was left out because its loss or gradient was not finite.
+        report: of the step under way; `skipped` in it says whether loss or gradient were not finite.
         resumed_metrics: of the checkpoint that the run goes on from.
     """
-
-    skipped: Tensor
 
     def __init__(
         self,
@@ -62,7 +61,7 @@ class Task(L.LightningModule):
         super().__init__()
         self.network, self.optim, self.config, self.seed = network, optim, dict(config), seed
         self.resumed_metrics: dict[str, float] = {}
-        self._lost: Tensor | None = None
+        self.report = StepReport()
         if compile:
             network.compile(backend="inductor" if compile is True else compile)
 
@@ -79,15 +78,6 @@ class Task(L.LightningModule):
         first = (world * part + self.global_rank) * clips
         drawn = torch.rand(world * parts * clips, generator=generator, device=self.device)
         return drawn[first : first + clips]
-
-    def over_processes(self, values: Tensor) -> Tensor:
-        """The sum of a tensor over all processes, in its place; nothing waits for it.
-
-        Lightning's own, also that of ``self.log(sync_dist=True)``, has a barrier before each value, which does.
-        """
-        if self.trainer.world_size > 1:
-            torch.distributed.all_reduce(values)
-        return values
 
     def configure_model(self) -> None:
         """Shard block by block where the strategy shards (FSDP2); nothing elsewhere."""
@@ -137,9 +127,8 @@ class Task(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_before_backward(self, loss: Tensor) -> None:
-        """Note on the device whether any loss of the step is not finite: its gradient may be, where NaN is masked."""
-        lost = ~loss.detach().isfinite()
-        self._lost = lost if self._lost is None else self._lost | lost
+        """Report whether a loss of the step is not finite: its gradient may be, where NaN is masked."""
+        self.report.count("lost", ~loss.isfinite())
 
     def configure_gradient_clipping(
         self,
@@ -147,18 +136,15 @@ class Task(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by the recipe's norm, skip what is not finite, and log the norm and the learning rate either way."""
+        """Clip by the recipe's norm, skip what is not finite, and log what the step reports either way."""
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.optim.clip_norm or float("inf"))
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        assert self._lost is not None
-        self.skipped, self._lost = self._lost | ~norm.isfinite(), None
-        if self.trainer.world_size > 1:
-            # The gradient is that of all processes, a loss of one.
-            shared = self.skipped.int()
-            torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
-            self.skipped = shared.bool()
-        skip_if(self.skipped, optimizer)
-        self.log("train/grad_norm", norm)
+        sums, means = self.report.reduce(self.trainer.world_size)
+        # The gradient is that of all processes, a loss of one.
+        skipped = (sums["lost"] > 0) | ~norm.isfinite()
+        skip_if(skipped, optimizer)
+        self.report.hand_over(sums | {"skipped": skipped})
+        self.log_dict(means | {"train/grad_norm": norm})
         self.log("train/lr", max(group["lr"] for group in optimizer.param_groups))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
