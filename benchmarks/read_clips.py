@@ -15,7 +15,8 @@ import av
 import numpy as np
 
 from avmae.clip import ClipSpec
-from avmae.data.decode.window import pack_video, probe, read_window
+from avmae.data.decode.encode import pack_video
+from avmae.data.decode.window import probe, read_window
 from avmae.data.sources.shards import PackSpec
 
 HEIGHT, WIDTH, FPS, SECONDS, SAMPLE_RATE = 240, 320, 25, 7, 44_100

@@ -16,7 +16,7 @@ from media_files import write_media
 
 from avmae.clip import ClipSpec
 from avmae.data.datamodule import CSVDataModule, FolderDataModule
-from avmae.data.decode.window import write_video
+from avmae.data.decode.encode import write_video
 from avmae.data.manifest import NAME, SILENCE, Record, inspect, read_manifest
 from avmae.data.sources.ucf101 import read_ucf101
 

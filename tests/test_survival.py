@@ -21,7 +21,7 @@ from commands import CALLBACKS, ENVIRONMENT, error, start_train, train
 from test_train import assert_same_run, load, metrics
 from timm.optim import Muon
 
-from avmae import command
+from avmae.cli import command
 from avmae.cli.command import run_folder
 from avmae.errors import InputError
 from avmae.runs.folder import LAST, PREVIOUS, own_checkpoint, record_environment, requeued, resume_checkpoint

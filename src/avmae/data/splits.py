@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from avmae.data.decode.window import Source
+from avmae.data.decode.container import Source
 from avmae.errors import InputError
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from avmae.data.decode.window import Frames
+from avmae.data.decode.frames import Frames
 from avmae.errors import InputError
 from avmae.models.autoencoder import MaskedAutoencoder
 from avmae.models.classifier import Classifier

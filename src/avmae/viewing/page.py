@@ -15,7 +15,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from avmae.data.decode.window import write_video
+from avmae.data.decode.encode import write_video
 from avmae.errors import InputError
 from avmae.viewing.inference import VIEWS
 from avmae.viewing.pictures import magnify

@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from avmae.clip import ClipSpec
-from avmae.data.decode.window import Window, write_video
+from avmae.data.decode.encode import write_video
+from avmae.data.decode.window import Window
 from avmae.data.read import window_batch
 from avmae.data.spectrogram import LogMel
 from avmae.models.autoencoder import MaskedAutoencoder

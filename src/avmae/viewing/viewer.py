@@ -10,7 +10,9 @@ import numpy as np
 import torch
 
 from avmae.data.datamodule import Batch
-from avmae.data.decode.window import Frames, Waveform, Window, probe, read_window
+from avmae.data.decode.audio import Waveform
+from avmae.data.decode.frames import Frames
+from avmae.data.decode.window import Window, probe, read_window
 from avmae.data.read import window_batch
 from avmae.data.spectrogram import LogMel
 from avmae.errors import MediaError

@@ -12,7 +12,8 @@ import pytest
 from media_files import numbered_picture, read_number, read_numbers, sound_delay, tone, write_media
 
 from avmae.clip import ClipSpec
-from avmae.data.decode.window import Window, probe, read_window, write_video
+from avmae.data.decode.encode import write_video
+from avmae.data.decode.window import Window, probe, read_window
 from avmae.errors import InputError, MediaError
 
 CLIP = ClipSpec()

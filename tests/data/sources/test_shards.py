@@ -12,7 +12,8 @@ from media_files import read_numbers, write_media
 
 from avmae.clip import ClipSpec
 from avmae.data.dataset import AugmentSpec, ClipDataset, collate
-from avmae.data.decode.window import pack_video, probe, read_window
+from avmae.data.decode.encode import pack_video
+from avmae.data.decode.window import probe, read_window
 from avmae.data.manifest import inspect, read_manifest
 from avmae.data.sampling import TrainSampler
 from avmae.data.sources.shards import read_packed

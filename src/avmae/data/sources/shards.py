@@ -15,7 +15,7 @@ from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from avmae.data.decode.window import pack_video
+from avmae.data.decode.encode import pack_video
 from avmae.data.paths import within
 from avmae.data.splits import ClipEntry, Splits, hold_out
 from avmae.errors import InputError, MediaError
