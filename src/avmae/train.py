@@ -4,6 +4,7 @@ import gc
 import json
 import re
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def run(config: dict[str, Any]) -> dict[str, float]:
     from avmae.models.build import MaskSpec, ModelSpec, SizeSpec, build_autoencoder, build_classifier
     from avmae.models.classifier import Classifier
     from avmae.models.weights import start_from
-    from avmae.training.checkpoints import SafeCheckpointIO
+    from avmae.training.checkpoints import SafeCheckpointIO, loaded_at_first
     from avmae.training.classification import Classification
     from avmae.training.loggers import log_run, model_table
     from avmae.training.mixing import MixSpec
@@ -159,8 +160,12 @@ def run(config: dict[str, Any]) -> dict[str, float]:
         network = build_classifier(clip, model, size, len(classes), dropout, pool, task_config["frozen"])
         model_config |= {"task": "classify", "classes": len(classes), "dropout": dropout, "class_names": classes}
         model_config["pool"] = pool
-    if config["ckpt"]:
+    loaded: Collection[str] = ()
+    if config["resume"]:
+        loaded = loaded_at_first(config["resume"])
+    elif config["ckpt"]:
         match = start_from(network, config["ckpt"])
+        loaded = match.filled
         if first_process():
             print(match.title)
             header = ["tensors of", "matched", "missing", "unexpected", "reshaped"]
@@ -186,6 +191,8 @@ def run(config: dict[str, Any]) -> dict[str, float]:
             drop_audio=task_config["drop_audio"],
             swap_audio=task_config["swap_audio"],
         )
+
+    task.loaded = frozenset(loaded)
 
     callbacks = config["callbacks"]
     if not datamodule.splits.val:

@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 
 from avmae.data.datamodule import Batch
 from avmae.errors import Interrupted
-from avmae.runs import LAST, PREVIOUS, queue_again
+from avmae.runs import LAST, PREVIOUS, SHARDED, queue_again
 from avmae.training.late import LateNumber
 
 SPARE = f".{PREVIOUS}.tmp"
@@ -70,6 +70,13 @@ class SafeCheckpointIO(TorchCheckpointIO):
             print(f"cannot save {path}: {cause}; training goes on, the next save tries again", file=sys.stderr)
         else:
             self.failures.pop(str(path), None)
+
+
+def loaded_at_first(checkpoint: str | Path) -> list[str]:
+    """Names of the network's tensors that came from weights when a checkpoint's run began; older ones do not say."""
+    path = Path(checkpoint)
+    file = path / SHARDED if path.is_dir() else path
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=True).get("loaded", [])
 
 
 def nonfinite(weights: Mapping[str, Tensor]) -> str | None:

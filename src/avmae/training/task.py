@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from timm.models.vision_transformer import Block
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 
 from avmae.errors import InputError
+from avmae.models.autoencoder import MaskedAutoencoder
+from avmae.models.classifier import Classifier
 from avmae.training.nonfinite import skip_if
 from avmae.training.optim import OptimSpec, build_optimizer, warmup_cosine
 
@@ -45,6 +47,7 @@ class Task(L.LightningModule):
         compile: compile the network in place, so that its weights keep their names; a name is torch.compile's backend.
 
     Attributes:
+        loaded: names of the network's tensors that came from weights when the run began; layer decay is theirs.
         skipped: 0-d bool, whether the last optimiser step was left out because its loss or gradient was not finite.
         resumed_metrics: of the checkpoint that the run goes on from.
     """
@@ -53,7 +56,7 @@ class Task(L.LightningModule):
 
     def __init__(
         self,
-        network: nn.Module,
+        network: MaskedAutoencoder | Classifier,
         optim: OptimSpec,
         config: Mapping[str, Any],
         seed: int = 0,
@@ -61,6 +64,7 @@ class Task(L.LightningModule):
     ) -> None:
         super().__init__()
         self.network, self.optim, self.config, self.seed = network, optim, dict(config), seed
+        self.loaded: frozenset[str] = frozenset()
         self.resumed_metrics: dict[str, float] = {}
         self._lost: Tensor | None = None
         if compile:
@@ -128,11 +132,14 @@ class Task(L.LightningModule):
         if sharded and self.optim.kind == "muon":
             raise InputError("optim.kind=muon needs whole matrices, and strategy=fsdp shards them; choose adamw or ddp")
         # DTensor has no fused AdamW on CPU.
-        optimizer = build_optimizer(self.network, self.optim, effective, fused=not sharded)
+        optimizer = build_optimizer(self.network, self.optim, effective, self.loaded, fused=not sharded)
         self.print(
             f"lr {self.optim.base_lr * effective / 256:.3g} = {self.optim.base_lr:g} x {effective} clips a step / 256, "
             f"{steps} steps, {int(self.optim.warmup * steps)} of them warm-up"
         )
+        if self.optim.layer_decay < 1:
+            of = "what was loaded" if self.loaded else "nothing, for no weights were loaded"
+            self.print(f"layer decay {self.optim.layer_decay:g} of {of}")
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(self.optim, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -162,8 +169,9 @@ class Task(L.LightningModule):
         self.log("train/lr", max(group["lr"] for group in optimizer.param_groups))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what the network can be built from, and the metrics."""
+        """Keep what the network can be built from, what was loaded, and the metrics."""
         checkpoint["config"] = self.config
+        checkpoint["loaded"] = sorted(self.loaded)
         checkpoint["metrics"] = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
