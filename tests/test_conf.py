@@ -4,15 +4,19 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from avmae.clip import ClipSpec
-from avmae.command import CONF, plain, spec
+from avmae.command import CONF, plain, precision, spec
 from avmae.data.augment import AugmentSpec
+from avmae.errors import InputError
 from avmae.models.build import MaskSpec, ModelSpec, SizeSpec
+from avmae.train import accumulation, process_count
 from avmae.training.optim import OptimSpec
 
 CHOICES = [
@@ -45,7 +49,7 @@ def composed(*overrides: str) -> dict:
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes_into_settings_that_are_understood(choice: str) -> None:
-    config = composed("data.root=DIR", choice)
+    config = composed("data.root=DIR", "ckpt=PATH", choice)
     for key, cls in SPECS.items():
         spec(cls, key, config[key])
     assert config["trainer"]["_target_"] == "lightning.Trainer"
@@ -55,6 +59,95 @@ def test_every_choice_composes_into_settings_that_are_understood(choice: str) ->
 def test_every_experiment_composes(experiment: str) -> None:
     config = composed(f"experiment={experiment}", "data.root=DIR", "ckpt=PATH")
     assert config["name"] != "" if experiment == "demo_base" else config["name"] == experiment
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_what_a_recipe_or_a_choice_of_it_makes_mandatory_is_asked_for(experiment: str) -> None:
+    """OmegaConf keeps null where ??? is merged over it, so ??? in a recipe may say what nobody enforces."""
+    written: Any = OmegaConf.to_container(OmegaConf.load(f"{CONF}/experiment/{experiment}.yaml"))
+    leaves = [(key, value) for key, value in written.items() if not isinstance(value, dict)]
+    leaves += [(f"{k}.{key}", v) for k, node in written.items() if isinstance(node, dict) for key, v in node.items()]
+    needed = [key for key, value in leaves if value == "???"] + list(written.get("requires", []))
+    if "ucf101" in experiment:
+        needed.append("data.root")
+    if experiment in ("probe_ucf101", "finetune_ucf101_k400"):
+        needed.append("ckpt")
+    if not needed:
+        composed(f"experiment={experiment}")
+        return
+    with pytest.raises(InputError) as raised:
+        composed(f"experiment={experiment}")
+    named = str(raised.value).partition(" must be given")[0].split(" and ")
+    assert named == sorted(set(needed))
+
+
+def test_a_run_that_is_resumed_has_what_its_recipe_requires() -> None:
+    assert composed("experiment=probe_ucf101", "data.root=DIR", "resume=last")["ckpt"] is None
+
+
+def test_the_recipes_make_the_published_step_on_any_number_of_gpus() -> None:
+    for experiment, clips in (("pretrain_ucf101", 192), ("finetune_ucf101", 128), ("finetune_ucf101_k400", 128)):
+        config = composed(f"experiment={experiment}", "data.root=DIR", "ckpt=PATH")
+        for processes in (1, 2, 4, 8):
+            config["trainer"] |= {"devices": processes, "num_nodes": 1}
+            batches = accumulation(config["trainer"]["clips_per_step"], config)
+            assert batches * processes * config["data"]["batch_size"] == clips
+
+
+@pytest.mark.parametrize(
+    ("batch", "devices", "said"),
+    [
+        (24, 1, "data.batch_size=16 or trainer.clips_per_step=120"),
+        (16, 16, "data.batch_size=8 or trainer.clips_per_step=256"),
+        (16, 3, "choose trainer.clips_per_step=144"),
+        (1, 200, "choose trainer.clips_per_step=200"),
+    ],
+)
+def test_clips_of_a_step_that_do_not_divide_say_what_would(batch: int, devices: int, said: str) -> None:
+    trainer = {"devices": devices, "num_nodes": 1, "accumulate_grad_batches": 1}
+    with pytest.raises(InputError, match=f"clips_per_step=128 is no multiple of data.batch_size={batch}") as raised:
+        accumulation(128, {"data": {"batch_size": batch}, "trainer": trainer})
+    assert said in str(raised.value)
+
+
+def test_two_numbers_for_the_batches_of_a_step_are_refused() -> None:
+    trainer = {"devices": 1, "num_nodes": 1, "accumulate_grad_batches": 4}
+    with pytest.raises(InputError, match=r"accumulate_grad_batches=4 and trainer\.clips_per_step=128"):
+        accumulation(128, {"data": {"batch_size": 16}, "trainer": trainer})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "processes", "said"),
+    [
+        ((), 1, "uses 1 of 8 GPUs: add strategy=ddp"),
+        (("strategy=ddp",), 8, ""),
+        (("trainer.devices=1",), 1, ""),
+        (("trainer.accelerator=cpu",), 1, ""),
+    ],
+)
+def test_unused_gpus_are_said(
+    overrides: tuple[str, ...],
+    processes: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    assert process_count(composed(*overrides)) == processes
+    printed = capsys.readouterr().out
+    assert said in printed
+    assert ("GPUs" in printed) == bool(said)
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_a_gpu_that_only_emulates_bf16_computes_in_full(
+    native: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
+    trainer = composed()["trainer"]
+    assert precision(trainer) == expected
+    assert precision(trainer | {"accelerator": "cpu"}) == "32-true"
 
 
 def test_the_papers_recipe() -> None:

@@ -60,7 +60,8 @@ def main(config: dict[str, Any]) -> dict[str, float] | float:
 def process_count(config: dict[str, Any]) -> int:
     """Processes on this machine: one, or for a strategy that shares the work, as many as devices.
 
-    Settles `trainer.devices` and `trainer.num_nodes`, which torchrun or SLURM decide if they have started us.
+    Settles `trainer.devices` and `trainer.num_nodes`, which torchrun or SLURM decide if they have started us. Says so
+    where GPUs stay unused that nobody has counted out.
 
     Raises:
         InputError: GPUs are asked for where there are none.
@@ -78,6 +79,10 @@ def process_count(config: dict[str, Any]) -> int:
         devices = launched[1]
     if devices == "auto":
         devices = 1 if single or trainer["accelerator"] == "cpu" else max(1, gpus)
+        if single and trainer["accelerator"] != "cpu" and gpus > 1:
+            print(
+                f"uses 1 of {gpus} GPUs: add strategy=ddp to use all, or trainer.devices=1 if that is meant", flush=True
+            )
     if not isinstance(devices, int) or devices < 1:
         raise InputError(f"trainer.devices must be a number of processes from 1, or auto, not {devices}")
     if single and devices > 1:
@@ -92,16 +97,25 @@ def accumulation(clips: int, config: dict[str, Any]) -> int:
     """Batches that make a step of so many clips.
 
     Raises:
-        InputError: no whole number does.
+        InputError: no whole number does, or the number of batches is given besides; it says what would do.
     """
     batch, trainer = config["data"]["batch_size"], config["trainer"]
     processes = trainer["devices"] * trainer["num_nodes"]
-    if clips % (batch * processes):
+    if trainer["accumulate_grad_batches"] != 1:
         raise InputError(
-            f"trainer.clips_per_step={clips} is no multiple of data.batch_size={batch} x {processes} processes; "
-            "change one of them"
+            f"trainer.accumulate_grad_batches={trainer['accumulate_grad_batches']} and trainer.clips_per_step={clips} "
+            "both say how many clips make a step; leave one out (trainer.clips_per_step=null)"
         )
-    return clips // (batch * processes)
+    if clips % (batch * processes) == 0:
+        return clips // (batch * processes)
+    # The largest batch that needs no more memory.
+    fitting = next((b for b in range(min(batch, clips), 0, -1) if clips % (b * processes) == 0), None)
+    near = max(1, round(clips / (batch * processes))) * batch * processes
+    choices = [f"data.batch_size={fitting}"] * (fitting is not None) + [f"trainer.clips_per_step={near}"]
+    raise InputError(
+        f"trainer.clips_per_step={clips} is no multiple of data.batch_size={batch} x {processes} "
+        f"process{'es' if processes > 1 else ''} = {batch * processes}; choose {' or '.join(choices)}"
+    )
 
 
 def run(config: dict[str, Any]) -> dict[str, float]:

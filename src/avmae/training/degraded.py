@@ -14,7 +14,7 @@ from avmae.models.autoencoder import MaskedAutoencoder, normalize_patches
 from avmae.models.classifier import Classifier
 from avmae.models.tokens import gather_tokens
 from avmae.training.classification import ClipScores
-from avmae.training.embedding import choose_device, refuse_unreadable
+from avmae.training.embedding import autocast, choose_device, refuse_unreadable
 
 Row = dict[str, Any]
 """`degradation` (its kind, or clean), `severity` (1 for kinds that have none), `subset` (all, sound or silent clips),
@@ -58,6 +58,7 @@ def score_degraded(
     degradations: Sequence[Degradation],
     max_unreadable: float = 0.05,
     accelerator: str = "auto",
+    precision: str = "32-true",
 ) -> list[Row]:
     """Test a model on clean test clips and on each degradation of them.
 
@@ -68,12 +69,13 @@ def score_degraded(
         degradations: each scored by itself.
         max_unreadable: largest share of clips that may be unreadable.
         accelerator: see `choose_device`.
+        precision: see `autocast`.
 
     Returns:
         Rows, the clean ones first. Whether a clip counts as sounding is what its file says, whatever was done to it.
 
     Raises:
-        InputError: too many clips cannot be read; some are named.
+        InputError: too many clips cannot be read, of which some are named; or a precision that is none.
     """
     device = choose_device(accelerator)
     model.to(device)
@@ -92,7 +94,7 @@ def score_degraded(
         messages.update(clean["unreadable"])
         for condition, score in zip(conditions, scores, strict=True):
             batch: Batch = clean if condition is None else transform(sample, condition)
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            with autocast(device, precision):
                 if isinstance(model, Classifier):
                     score.update(model(batch), {**batch, "has_audio": clean["has_audio"]})
                 else:

@@ -117,17 +117,17 @@ class Task(L.LightningModule):
         # Not trainer.estimated_stepping_batches: that starts the loader before a resumed run knows where it stopped.
         batches, limit = len(trainer.datamodule.train_sampler()), trainer.limit_train_batches
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        accumulated = trainer.accumulate_grad_batches
+        accumulated, clips = trainer.accumulate_grad_batches, trainer.datamodule.batch_size * trainer.world_size
         if accumulated > batches:
             raise InputError(
-                f"trainer.accumulate_grad_batches={accumulated} exceeds the {batches} batches of an epoch; "
-                "lower it or data.batch_size"
+                f"trainer.accumulate_grad_batches={accumulated}, a step of {accumulated * clips} clips, exceeds the "
+                f"{batches} batches of an epoch; lower it, or trainer.clips_per_step to {batches * clips} at most"
             )
         ends = [(trainer.max_epochs or -1) * math.ceil(batches / accumulated), trainer.max_steps]
         steps = min((end for end in ends if end > 0), default=0)
         if not steps:
             raise InputError("trainer.max_epochs or trainer.max_steps must say when training ends")
-        effective = trainer.datamodule.batch_size * trainer.world_size * accumulated
+        effective = clips * accumulated
         sharded = isinstance(trainer.strategy, ModelParallelStrategy)
         if sharded and self.optim.kind == "muon":
             raise InputError("optim.kind=muon needs whole matrices, and strategy=fsdp shards them; choose adamw or ddp")
