@@ -256,8 +256,8 @@ def results(
         data = evaluation_data(read_checkpoint(ckpt).config, {}, ["video", "audio"])
         # From scratch and with few labels, what matters is how much is learned, clean.
         full = training.start == "pretraining" or (training.start == "pretrained" and training.labels == 1)
-        # As it was trained.
-        how = precision(OmegaConf.load(run_dir / ".hydra/config.yaml")["trainer"])
+        trained: Any = OmegaConf.load(run_dir / ".hydra/config.yaml")
+        how = precision(trained.trainer)
         for row in score_degraded(model, data, degradations if full else [], accelerator=accelerator, precision=how):
             yield {"start": training.start, "labels": training.labels, **row}
 
