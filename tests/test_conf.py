@@ -1,5 +1,6 @@
 """Every shipped config composes, and every choice of a group works alone."""
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -34,6 +35,22 @@ SPECS = {
     "optim": OptimSpec,
     "augment": AugmentSpec,
 }
+
+
+ARGUMENTS = {
+    "pretrain_ucf101": """batch_size epochs save_ckpt_freq model decoder_depth mask_type mask_ratio input_size drop_path
+        normlize_target opt opt_eps opt_betas clip_grad momentum weight_decay weight_decay_end lr warmup_lr min_lr
+        warmup_epochs warmup_steps use_checkpoint color_jitter train_interpolation imagenet_default_mean_and_std
+        num_frames sampling_rate seed num_workers""",
+    "finetune_ucf101": """batch_size epochs update_freq save_ckpt_freq model tubelet_size input_size fc_drop_rate drop
+        attn_drop_rate drop_path disable_eval_during_finetuning model_ema model_ema_decay model_ema_force_cpu opt
+        opt_eps opt_betas clip_grad momentum weight_decay weight_decay_end lr layer_decay warmup_lr min_lr
+        warmup_epochs warmup_steps color_jitter num_sample aa smoothing train_interpolation crop_pct short_side_size
+        test_num_segment test_num_crop reprob remode recount resplit mixup cutmix cutmix_minmax mixup_prob
+        mixup_switch_prob mixup_mode init_scale use_checkpoint use_mean_pooling use_cls num_segments num_frames
+        sampling_rate seed num_workers enable_deepspeed dist_eval imagenet_default_mean_and_std""",
+}
+"""What the programs of VideoMAE's scripts take, but for paths, names and the addresses of processes."""
 
 
 def composed(*overrides: str) -> dict:
@@ -155,6 +172,25 @@ def test_the_papers_recipe() -> None:
     assert (config["trainer"]["max_epochs"], config["mask"]["video"], config["mask"]["ratio"]) == (3200, "tube", 0.75)
     assert (config["clip"]["frames"], config["clip"]["stride"], config["clip"]["size"]) == (16, 4, 224)
     assert (config["optim"]["base_lr"], config["data"]["batch_size"], config["data"]["val_groups"]) == (3e-4, 24, 0)
+
+
+@pytest.mark.parametrize("recipe", ARGUMENTS)
+def test_the_documented_recipes_are_those_of_the_config_files(recipe: str) -> None:
+    text = (Path(__file__).parents[1] / "docs/recipes.md").read_text(encoding="utf-8")
+    section = text.partition(f": `{recipe}`\n")[2].partition("\n## ")[0]
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if "|" in line]
+    header, _, *rows = table
+    assert header == ["VideoMAE's argument", "UCF101", "Kinetics-400", "ours", "setting", "why ours differs"]
+    assert set(re.findall(r"`--(\w+)`", section)) == set(ARGUMENTS[recipe].split())
+    config = OmegaConf.create(composed(f"experiment={recipe}", "data.root=DIR"))
+    keys = []
+    for name, theirs, _, ours, setting, why in rows:
+        if setting:
+            keys.append(setting.strip("`"))
+            written, used = (OmegaConf.create({"value": OmegaConf.create(f"value: {x}").value}) for x in (ours, theirs))
+            assert OmegaConf.select(config, keys[-1]) == written.value, name
+            assert why or written == used, f"{name}: why do ours and theirs differ?"
+    assert len(keys) == len(set(keys)) > 25
 
 
 def test_an_installed_wheel_runs_from_any_folder(tmp_path: Path) -> None:

@@ -2,19 +2,16 @@
 
 import inspect
 import json
-import re
 from pathlib import Path
 
 import pytest
 import torch
 from commands import CALLBACKS, error, run, start_train, train
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from safetensors import safe_open
 
 from avmae import evaluate
 from avmae.clip import ClipSpec
-from avmae.command import CONF, evaluation_data
+from avmae.command import evaluation_data
 from avmae.data.datamodule import UCF101DataModule
 from avmae.data.media import probe
 from avmae.data.ucf101 import read_ucf101
@@ -259,42 +256,6 @@ def test_a_probe_leaves_the_encoder_as_it_was(pool: str, pretrained: Path, minia
     assert state["state_dict"]["network.heads.audio.weight"].any(), "the head was not trained"
     printed = run("evaluate", f"ckpt={tmp_path}/run/checkpoints/last.ckpt", cwd=tmp_path)
     assert "top1" in printed
-
-
-ARGUMENTS = {
-    "pretrain_ucf101": """batch_size epochs save_ckpt_freq model decoder_depth mask_type mask_ratio input_size drop_path
-        normlize_target opt opt_eps opt_betas clip_grad momentum weight_decay weight_decay_end lr warmup_lr min_lr
-        warmup_epochs warmup_steps use_checkpoint color_jitter train_interpolation imagenet_default_mean_and_std
-        num_frames sampling_rate seed num_workers""",
-    "finetune_ucf101": """batch_size epochs update_freq save_ckpt_freq model tubelet_size input_size fc_drop_rate drop
-        attn_drop_rate drop_path disable_eval_during_finetuning model_ema model_ema_decay model_ema_force_cpu opt
-        opt_eps opt_betas clip_grad momentum weight_decay weight_decay_end lr layer_decay warmup_lr min_lr
-        warmup_epochs warmup_steps color_jitter num_sample aa smoothing train_interpolation crop_pct short_side_size
-        test_num_segment test_num_crop reprob remode recount resplit mixup cutmix cutmix_minmax mixup_prob
-        mixup_switch_prob mixup_mode init_scale use_checkpoint use_mean_pooling use_cls num_segments num_frames
-        sampling_rate seed num_workers enable_deepspeed dist_eval imagenet_default_mean_and_std""",
-}
-"""What the programs of VideoMAE's scripts take, but for paths, names and the addresses of processes."""
-
-
-@pytest.mark.parametrize("recipe", ARGUMENTS)
-def test_the_documented_recipes_are_those_of_the_config_files(recipe: str) -> None:
-    text = (Path(__file__).parents[1] / "docs/recipes.md").read_text(encoding="utf-8")
-    section = text.partition(f": `{recipe}`\n")[2].partition("\n## ")[0]
-    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if "|" in line]
-    header, _, *rows = table
-    assert header == ["VideoMAE's argument", "UCF101", "Kinetics-400", "ours", "setting", "why ours differs"]
-    assert set(re.findall(r"`--(\w+)`", section)) == set(ARGUMENTS[recipe].split())
-    with initialize_config_dir(CONF, version_base="1.3"):
-        config = compose("train", [f"experiment={recipe}", "data.root=DIR"])
-    keys = []
-    for name, theirs, _, ours, setting, why in rows:
-        if setting:
-            keys.append(setting.strip("`"))
-            written, used = (OmegaConf.create({"value": OmegaConf.create(f"value: {x}").value}) for x in (ours, theirs))
-            assert OmegaConf.select(config, keys[-1], throw_on_missing=True) == written.value, name
-            assert why or written == used, f"{name}: why do ours and theirs differ?"
-    assert len(keys) == len(set(keys)) > 25
 
 
 @pytest.mark.parametrize("recipe", ["experiment=probe_ucf101", "experiment=finetune_ucf101_k400", "task=probe"])

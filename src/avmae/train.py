@@ -80,9 +80,7 @@ def process_count(config: dict[str, Any]) -> int:
     if devices == "auto":
         devices = 1 if single or trainer["accelerator"] == "cpu" else max(1, gpus)
         if single and trainer["accelerator"] != "cpu" and gpus > 1:
-            print(
-                f"uses 1 of {gpus} GPUs: add strategy=ddp to use all, or trainer.devices=1 if that is meant", flush=True
-            )
+            print(f"uses 1 of {gpus} GPUs: add strategy=ddp to use all, or trainer.devices=1 if one is meant")
     if not isinstance(devices, int) or devices < 1:
         raise InputError(f"trainer.devices must be a number of processes from 1, or auto, not {devices}")
     if single and devices > 1:

@@ -137,9 +137,9 @@ class Task(L.LightningModule):
             f"lr {self.optim.base_lr * effective / 256:.3g} = {self.optim.base_lr:g} x {effective} clips a step / 256, "
             f"{steps} steps, {int(self.optim.warmup * steps)} of them warm-up"
         )
-        if self.optim.layer_decay < 1:
-            of = "what was loaded" if self.loaded else "nothing, for no weights were loaded"
-            self.print(f"layer decay {self.optim.layer_decay:g} of {of}")
+        if self.optim.layer_decay < 1 and trainer.ckpt_path is None:
+            decay = f"layer decay {self.optim.layer_decay:g} of what was loaded"
+            self.print(decay if self.loaded else "no layer decay, for no weights were loaded: training is from scratch")
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(self.optim, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
