@@ -82,6 +82,7 @@ def _box(shape: torch.Size, share: float, rng: np.random.Generator) -> tuple[tup
     edges: list[int] = []
     for length in shape[-2:]:
         extent, center = int(length * math.sqrt(1 - share)), int(rng.integers(length))
-        edges += [max(0, center - extent // 2), min(length, center + (extent + 1) // 2)]
+        # As timm and VideoMAE do, of odd extents one less.
+        edges += [max(0, center - extent // 2), min(length, center + extent // 2)]
     top, bottom, left, right = edges
     return (top, bottom, left, right), 1 - (bottom - top) * (right - left) / (shape[-2] * shape[-1])
