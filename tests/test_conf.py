@@ -172,6 +172,21 @@ def test_the_papers_recipe() -> None:
     assert (config["trainer"]["max_epochs"], config["mask"]["video"], config["mask"]["ratio"]) == (3200, "tube", 0.75)
     assert (config["clip"]["frames"], config["clip"]["stride"], config["clip"]["size"]) == (16, 4, 224)
     assert (config["optim"]["base_lr"], config["data"]["batch_size"], config["data"]["val_groups"]) == (3e-4, 24, 0)
+    assert (config["augment"]["crop"], config["augment"]["flip"], config["augment"]["repeats"]) == ("multiscale", 0, 1)
+    assert (config["augment"]["rand_operations"], config["augment"]["erase"]) == (0, 0)
+    tuned = composed("experiment=finetune_ucf101", "data.root=DIR", "ckpt=PATH")
+    assert tuned["augment"] == {
+        "crop": "random",
+        "scale": [0.08, 1.0],
+        "ratio": [0.75, 1.3333],
+        "flip": 0.5,
+        "repeats": 2,
+        "rand_operations": 4,
+        "rand_magnitude": 7,
+        "rand_std": 0.5,
+        "erase": 0.25,
+    }
+    assert tuned["task"]["mix"] == {"mixup": 0.8, "cutmix": 1.0, "switch": 0.5}
 
 
 @pytest.mark.parametrize("recipe", ARGUMENTS)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from avmae.clip import ClipSpec
-from avmae.data.augment import AugmentSpec, cut_boxes, rand_augment, random_erase
+from avmae.data.augment import AugmentSpec, cut_boxes, random_erase
 from avmae.data.avdigits import write_avdigits
 from avmae.data.csv import read_csv
 from avmae.data.dataset import ClipDataset, Sample, collate
@@ -20,6 +20,7 @@ from avmae.data.degrade import Degradation, degrade_sound, degrade_video
 from avmae.data.folder import read_folder
 from avmae.data.manifest import NAME, read_manifest
 from avmae.data.packed import read_packed
+from avmae.data.rand_augment import rand_augment
 from avmae.data.sampling import EvalSampler, TrainSampler
 from avmae.data.spectrogram import LogMel
 from avmae.data.splits import ClipEntry, Splits, few_labels, keep_classes
@@ -54,7 +55,7 @@ class Batch(TypedDict):
 
 
 class BatchTransform(nn.Module):
-    """Samples to a `Batch`, on the device the samples are on: cut, augment, normalise, spectrogram.
+    """Samples to a `Batch`, on the device the samples are on: augment, cut, normalise, spectrogram.
 
     Args:
         clip: shape of a window.
@@ -76,17 +77,20 @@ class BatchTransform(nn.Module):
         """Expand each of B samples into its R views, and degrade them where asked to."""
         repeats = sample["boxes"].shape[1]
         view = sample["view"][:, None] + torch.arange(repeats, device=sample["view"].device)
-        video = cut_boxes(sample["frames"], sample["boxes"], self.clip.size)
+        frames, boxes, seeds = sample["frames"], sample["boxes"], sample["seeds"]
+        if seeds and self.augment.rand_operations:
+            # Before the cut, as VideoMAE does: shifts are shares of whole frames, and what they move in is rarely cut.
+            frames = rand_augment(frames, sample["widths"], seeds, self.augment)
+            boxes = boxes.flatten(0, 1)[:, None]
+        video = cut_boxes(frames, boxes, self.clip.size)
         waveform, has_audio = sample["waveform"], sample["has_audio"]
         if degradation is not None:
-            seeds = sample["clip_id"].clamp(min=0) * 1000 + sample["view"]
-            video = degrade_video(video, degradation, seeds.repeat_interleave(repeats))
-            waveform, has_audio = degrade_sound(waveform, has_audio, sample["label"], degradation, seeds)
-        if sample["seeds"]:
-            video = rand_augment(video, sample["seeds"], self.augment)
+            numbers = sample["clip_id"].clamp(min=0) * 1000 + sample["view"]
+            video = degrade_video(video, degradation, numbers.repeat_interleave(repeats))
+            waveform, has_audio = degrade_sound(waveform, has_audio, sample["label"], degradation, numbers)
         video = (video - self.mean) / self.std
-        if sample["seeds"]:
-            video = random_erase(video, sample["seeds"], self.augment)
+        if seeds:
+            random_erase(video, seeds, self.augment)
         return Batch(
             video=video,
             audio=self.spectrogram(waveform).repeat_interleave(repeats, 0),

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from avmae.clip import ClipSpec
-from avmae.data.augment import AugmentSpec, Box, center_boxes, random_box
+from avmae.data.augment import AugmentSpec, Box, center_boxes, training_box
 from avmae.data.media import Window, read_window
 from avmae.data.sampling import Request
 from avmae.data.splits import ClipEntry
@@ -30,6 +30,7 @@ class Sample(TypedDict):
         label: () int64.
         clip_id: () int64, the clip's index in its part; -1 where it is not to be scored.
         view: () int64, number of the first of the R views.
+        widths: of the frames, in pixels, without padding.
         seeds: of what is drawn for each of the R views on the device; none at test time.
         unreadable: what went wrong with clips that could not be read.
     """
@@ -41,6 +42,7 @@ class Sample(TypedDict):
     label: Tensor
     clip_id: Tensor
     view: Tensor
+    widths: list[int]
     seeds: list[int]
     unreadable: list[str]
 
@@ -92,8 +94,8 @@ class ClipDataset(Dataset[Sample]):
                 unreadable.append(str(error))
                 index = int(rng.integers(len(self.entries)))
                 continue
-            spec = self.augment
-            boxes = [random_box(rng, window.aspect, spec.scale, spec.ratio, spec.flip) for _ in range(spec.repeats)]
+            spec, short_side = self.augment, min(window.frames.shape[1:3])
+            boxes = [training_box(rng, spec, window.aspect, short_side, self.clip.size) for _ in range(spec.repeats)]
             seeds = [int(seed) for seed in rng.integers(2**48, size=spec.repeats)]
             return make_sample(window, boxes, self.entries[index].label, index, 0, unreadable, seeds)
         raise MediaError(f"{TRIES} clips in a row cannot be read; the last: {unreadable[-1]}")
@@ -141,6 +143,7 @@ def make_sample(
         label=torch.tensor(label),
         clip_id=torch.tensor(clip_id),
         view=torch.tensor(view),
+        widths=[window.frames.shape[2]],
         seeds=seeds or [],
         unreadable=unreadable or [],
     )
