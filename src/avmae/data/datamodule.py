@@ -76,7 +76,7 @@ class BatchTransform(nn.Module):
         """Expand each of B samples into its R views, and degrade them where asked to."""
         repeats = sample["boxes"].shape[1]
         view = sample["view"][:, None] + torch.arange(repeats, device=sample["view"].device)
-        video = cut_boxes(sample["frames"], sample["boxes"], self.clip.size)
+        video = cut_boxes(sample["frames"], sample["boxes"], sample["portrait"], self.clip.size)
         waveform, has_audio = sample["waveform"], sample["has_audio"]
         if degradation is not None:
             seeds = sample["clip_id"].clamp(min=0) * 1000 + sample["view"]

@@ -23,9 +23,10 @@ class Sample(TypedDict):
     """One decoded window and the boxes to cut from it; a batch of them has a leading axis B.
 
     Keys:
-        frames: (T, H, W, 3) uint8 on the clip's canvas.
+        frames: (T, H, W, 3) uint8, H the short side: portrait frames lie on their side, rows as columns.
         waveform: (samples,) float32 in [-1, 1].
-        boxes: (R, 4) float32.
+        boxes: (R, 4) float32, as they lie in the frames.
+        portrait: () bool, whether frames and boxes lie on their side.
         has_audio: () bool.
         label: () int64.
         clip_id: () int64, the clip's index in its part; -1 where it is not to be scored.
@@ -37,6 +38,7 @@ class Sample(TypedDict):
     frames: Tensor
     waveform: Tensor
     boxes: Tensor
+    portrait: Tensor
     has_audio: Tensor
     label: Tensor
     clip_id: Tensor
@@ -105,9 +107,9 @@ class ClipDataset(Dataset[Sample]):
             window = self._read(request.index, position)
         except MediaError as error:
             unreadable.append(str(error))
-            height, width = self.clip.canvas
-            frames = np.zeros((self.clip.frames, height, width, 3), np.uint8)
-            window = Window(frames, np.zeros(self.clip.samples, np.float32), False, 0.0, width / height)
+            side = self.clip.canvas[0]
+            frames = np.zeros((self.clip.frames, side, side, 3), np.uint8)
+            window = Window(frames, np.zeros(self.clip.samples, np.float32), False, 0.0, 1.0)
         clip_id = request.index if request.scored and not unreadable else -1
         boxes = center_boxes(window.aspect, self.crops)
         label = self.entries[request.index].label
@@ -133,10 +135,15 @@ def make_sample(
     seeds: list[int] | None = None,
 ) -> Sample:
     """A window and the boxes to cut from it as tensors."""
+    frames, places = torch.from_numpy(window.frames), torch.tensor(boxes, dtype=torch.float32)
+    portrait = frames.shape[1] > frames.shape[2]
+    if portrait:
+        frames, places = frames.transpose(1, 2), places[:, [1, 0, 3, 2]]
     return Sample(
-        frames=torch.from_numpy(window.frames),
+        frames=frames,
         waveform=torch.from_numpy(window.waveform),
-        boxes=torch.tensor(boxes, dtype=torch.float32),
+        boxes=places,
+        portrait=torch.tensor(portrait),
         has_audio=torch.tensor(window.has_audio),
         label=torch.tensor(label),
         clip_id=torch.tensor(clip_id),
@@ -147,7 +154,9 @@ def make_sample(
 
 
 def collate(samples: list[Sample]) -> Sample:
-    """Stack the tensors of samples and join their lists."""
+    """Stack the tensors of samples, whose frames are padded to the widest, and join their lists."""
+    widest = max(sample["frames"].shape[2] for sample in samples)
+    samples = [_padded(sample, widest) for sample in samples]
     return Sample(
         **{
             key: torch.stack(values) if isinstance(values[0], Tensor) else [x for part in values for x in part]
@@ -155,3 +164,14 @@ def collate(samples: list[Sample]) -> Sample:
             for values in [[sample[key] for sample in samples]]  # type: ignore[literal-required]
         }  # type: ignore[typeddict-item]
     )
+
+
+def _padded(sample: Sample, width: int) -> Sample:
+    frames = sample["frames"]
+    missing = width - frames.shape[2]
+    if not missing:
+        return sample
+    # The edge is repeated, for a box that ends there is interpolated with what lies beyond.
+    frames = torch.cat([frames, frames[:, :, -1:].expand(-1, -1, missing, -1)], 2)
+    share = torch.tensor([1 - missing / width, 1.0]).repeat(2)
+    return {**sample, "frames": frames, "boxes": sample["boxes"] * share}
