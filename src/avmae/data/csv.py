@@ -1,6 +1,8 @@
 """Lists of `path label`, one clip a line, as VideoMAE and its successors take them."""
 
+import os
 import re
+from itertools import chain
 from pathlib import Path
 
 from avmae.data.paths import within
@@ -39,6 +41,12 @@ def read_csv(
         count = 1 + max(entry.label for entries in parts.values() for entry in entries)
     names = classes if isinstance(classes, list) else [str(label) for label in range(count)]
     return Splits(parts["train"], parts["val"], parts["test"], names)
+
+
+def common_folder(splits: Splits) -> Path:
+    """The deepest folder that holds all clips."""
+    entries = chain(splits.train, splits.val, splits.test)
+    return Path(os.path.commonpath({os.path.abspath(Path(str(entry.path)).parent) for entry in entries}))
 
 
 def _read_list(file: Path, root: str | Path | None, classes: int | None) -> list[ClipEntry]:

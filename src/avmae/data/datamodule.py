@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader
 from avmae.clip import ClipSpec
 from avmae.data.augment import AugmentSpec, cut_boxes, rand_augment, random_erase
 from avmae.data.avdigits import write_avdigits
-from avmae.data.csv import read_csv
+from avmae.data.csv import common_folder, read_csv
 from avmae.data.dataset import ClipDataset, Sample, collate
 from avmae.data.degrade import Degradation, degrade_sound, degrade_video
 from avmae.data.folder import read_folder
-from avmae.data.manifest import NAME, read_manifest
+from avmae.data.manifest import NAME, manifest_root, read_manifest
 from avmae.data.packed import read_packed
 from avmae.data.sampling import EvalSampler, TrainSampler
 from avmae.data.spectrogram import LogMel
@@ -106,6 +106,7 @@ class ClipDataModule(L.LightningDataModule):
         splits: the clips of each part.
         clip: shape of a window.
         root: folder whose manifest says which clips cannot be read; None where there is none.
+        manifest: a file elsewhere that is to be heeded instead.
         audio: read the sound, too; False for systems of pictures alone.
         batch_size: windows a process and step.
         workers: reading processes for each training process.
@@ -120,6 +121,10 @@ class ClipDataModule(L.LightningDataModule):
     Attributes:
         listed: the clips of each part before unreadable ones and labels beyond `train_share` are left out.
         splits: those that are left.
+        root: folder that a manifest's paths start from.
+
+    Raises:
+        InputError: a setting is out of range, or the manifest is missing, damaged or of other clips.
     """
 
     def __init__(
@@ -127,6 +132,7 @@ class ClipDataModule(L.LightningDataModule):
         splits: Splits,
         clip: ClipSpec,
         root: str | Path | None = None,
+        manifest: str | Path | None = None,
         audio: bool = True,
         batch_size: int = 8,
         workers: int = 2,
@@ -146,9 +152,9 @@ class ClipDataModule(L.LightningDataModule):
         if only is not None:
             names = [only] if isinstance(only, str) else list(map(str, only))
             splits = keep_classes(splits, CLASSES_WITH_SOUND if only == "with_sound" else names)
-        self.listed = splits
+        self.listed, self.root = splits, root
         if root is not None:
-            splits = without_unreadable(splits, root)
+            splits = without_unreadable(splits, root, manifest)
         self.splits = splits if train_share == 1 else few_labels(splits, train_share, seed)
         self.clip, self.audio, self.batch_size, self.workers = clip, audio, batch_size, workers
         self.segments, self.crops, self.seed, self.timeout = segments, crops, seed, timeout
@@ -285,17 +291,40 @@ class ClipDataModule(L.LightningDataModule):
         return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 
-def without_unreadable(splits: Splits, root: str | Path) -> Splits:
-    """Leave out of training and validation what the folder's manifest, if there is one, calls unreadable.
+def without_unreadable(splits: Splits, root: str | Path, manifest: str | Path | None = None) -> Splits:
+    """Leave out of training and validation what a manifest calls unreadable.
 
     Test clips stay: what is not scored has to be counted.
+
+    Args:
+        splits: of the data set.
+        root: folder of the data set, and of its manifest if it has one.
+        manifest: one that lies elsewhere, and then has to be there.
+
+    Raises:
+        InputError: the manifest is missing, damaged or of other clips.
     """
     root = Path(root).expanduser()
-    bad = {os.path.abspath(root / record.path) for record in read_manifest(root / NAME).values() if not record.readable}
+    file = Path(manifest).expanduser() if manifest else root / NAME
+    if manifest and not file.is_file():
+        raise InputError(
+            f"data.manifest={manifest} does not exist; python -m avmae.prepare output={manifest} writes it"
+        )
+    records = read_manifest(file)
     # Lists may have absolute paths where the root is relative.
-    train, val = (
-        [entry for entry in part if os.path.abspath(str(entry.path)) not in bad] for part in (splits.train, splits.val)
-    )
+    listed = [[(os.path.abspath(str(e.path)), e) for e in part] for part in (splits.train, splits.val, splits.test)]
+    readable: dict[str, bool] = {}
+    for base in (root, manifest_root(file)) if manifest else (root,):
+        readable = {os.path.abspath(base / path): record.readable for path, record in records.items()}
+        if any(path in readable for part in listed for path, _ in part):
+            break
+    else:
+        if manifest:
+            raise InputError(
+                f"data.manifest={manifest} has none of the data set's clips; run avmae.prepare on this data set, "
+                "or give the data.root that its paths start from"
+            )
+    train, val, _ = ([entry for path, entry in part if readable.get(path, True)] for part in listed)
     return replace(splits, train=train, val=val)
 
 
@@ -303,7 +332,7 @@ class UCF101DataModule(ClipDataModule):
     """UCF101 by its official lists.
 
     Args:
-        root: see `read_ucf101`; its manifest is heeded.
+        root: see `read_ucf101`.
         fold: 1, 2 or 3.
         val_groups: see `read_ucf101`.
         reading: see `ClipDataModule`.
@@ -314,7 +343,7 @@ class UCF101DataModule(ClipDataModule):
 
 
 class CSVDataModule(ClipDataModule):
-    """Lists of `path label`; see `read_csv`."""
+    """Lists of `path label`; see `read_csv`. Without a root, the manifest is that of all clips' common folder."""
 
     def __init__(
         self,
@@ -325,7 +354,8 @@ class CSVDataModule(ClipDataModule):
         classes: int | list[str] | None = None,
         **reading: Any,
     ) -> None:
-        super().__init__(read_csv(train, val, test, root, classes), root=root, **reading)
+        splits = read_csv(train, val, test, root, classes)
+        super().__init__(splits, root=root or common_folder(splits), **reading)
 
 
 class FolderDataModule(ClipDataModule):
