@@ -15,6 +15,7 @@ from commands import ENVIRONMENT, error, run, train
 from media_files import write_media
 
 from avmae.clip import ClipSpec
+from avmae.command import evaluation_data
 from avmae.data.datamodule import CSVDataModule, FolderDataModule
 from avmae.data.manifest import NAME, SILENCE, Record, inspect, read_manifest, update_manifest
 from avmae.data.media import write_video
@@ -228,6 +229,12 @@ class TestAManifestElsewhere:
         assert f"wrote {lists}/videos/{NAME}" in printed
         assert "data.manifest" not in printed
         assert len(CSVDataModule(str(lists / "list.txt"), clip=ClipSpec()).splits.train) == 2
+
+    def test_a_checkpoint_is_scored_where_it_is_not(self, lists: Path) -> None:
+        target = "avmae.data.datamodule.CSVDataModule"
+        data = {"_target_": target, "test": str(lists / "list.txt"), "manifest": "gone/m.parquet"}
+        settings = {"data": data, "clip": {}, "seed": 0}
+        assert len(evaluation_data(settings, {}, ["video"]).splits.test) == 3
 
     def test_that_is_missing_or_of_other_clips_is_named(self, lists: Path) -> None:
         (lists / "videos/c").mkdir()

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import lightning as L
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -81,7 +80,8 @@ class BatchTransform(nn.Module):
         if degradation is not None:
             seeds = sample["clip_id"].clamp(min=0) * 1000 + sample["view"]
             video = degrade_video(video, degradation, seeds.repeat_interleave(repeats))
-            waveform, has_audio = degrade_sound(waveform, has_audio, sample["label"], degradation, seeds)
+            other = (sample["other"], sample["has_other"]) if "other" in sample else None
+            waveform, has_audio = degrade_sound(waveform, has_audio, degradation, seeds, other)
         if sample["seeds"]:
             video = rand_augment(video, sample["seeds"], self.augment)
         video = (video - self.mean) / self.std
@@ -248,10 +248,10 @@ class ClipDataModule(L.LightningDataModule):
         """Take it up."""
         self._resumed_clips_a_batch = state_dict["clips_a_batch"]
 
-    def _eval_loader(self, entries: list[ClipEntry], segments: int, crops: int, mixed: bool = False) -> DataLoader:
-        dataset = ClipDataset(entries, self.clip, self.audio, None, segments, crops)
+    def _eval_loader(self, entries: list[ClipEntry], segments: int, crops: int, partners: bool = False) -> DataLoader:
+        dataset = ClipDataset(entries, self.clip, self.audio, None, segments, crops, partners)
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        sampler = EvalSampler(len(entries), segments, self.batch_size, self.seed, rank, world, mixed)
+        sampler = EvalSampler(len(entries), segments, self.batch_size, self.seed, rank, world)
         return self._loader(dataset, sampler)
 
     def val_dataloader(self) -> DataLoader | list:
@@ -275,16 +275,9 @@ class ClipDataModule(L.LightningDataModule):
                 "the data set has no test clips; a test list (data=csv) or a test/ folder (data=folder) has them"
             )
 
-    def part_loader(self, part: str, mixed: bool = False) -> DataLoader:
-        """Segments x crops of each clip of a part: train, val or test.
-
-        `mixed` takes the clips in one random order, and the second segment of any after the first of all.
-        """
-        entries = getattr(self.splits, part)
-        if mixed:
-            # Not the run's seed: degradations follow a clip's number, and all models are to see the same.
-            entries = [entries[i] for i in np.random.default_rng(0).permutation(len(entries))]
-        return self._eval_loader(entries, self.segments, self.crops, mixed)
+    def part_loader(self, part: str, partners: bool = False) -> DataLoader:
+        """Segments x crops of each clip of a part: train, val or test; `partners`: see `ClipDataset`."""
+        return self._eval_loader(getattr(self.splits, part), self.segments, self.crops, partners)
 
     def transfer_batch_to_device(self, batch: Sample, device: torch.device, dataloader_idx: int) -> Any:
         """Move the tensors; messages stay."""

@@ -1,7 +1,8 @@
 """Requests to samples: what a worker does for one clip."""
 
 from collections.abc import Sequence
-from typing import TypedDict
+from contextlib import suppress
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch.utils.data import Dataset
 
 from avmae.clip import ClipSpec
 from avmae.data.augment import AugmentSpec, Box, center_boxes, random_box
-from avmae.data.media import Window, read_window
+from avmae.data.media import Waveform, Window, read_window
 from avmae.data.sampling import Request
 from avmae.data.splits import ClipEntry
 from avmae.data.workers import Readings
@@ -33,6 +34,8 @@ class Sample(TypedDict):
         view: () int64, number of the first of the R views.
         seeds: of what is drawn for each of the R views on the device; none at test time.
         unreadable: what went wrong with clips that could not be read.
+        other: of data sets with `partners`, (samples,) float32, the sound of another clip, of another class.
+        has_other: () bool, whether there is one.
     """
 
     frames: Tensor
@@ -45,6 +48,8 @@ class Sample(TypedDict):
     view: Tensor
     seeds: list[int]
     unreadable: list[str]
+    other: NotRequired[Tensor]
+    has_other: NotRequired[Tensor]
 
 
 class ClipDataset(Dataset[Sample]):
@@ -61,6 +66,7 @@ class ClipDataset(Dataset[Sample]):
         augment: how training views are drawn; None for test.
         segments: windows of each clip, at test time.
         crops: boxes of each window, at test time.
+        partners: read the sound of another clip with each one that sounds, at test time; see `swap` of `Degradation`.
 
     Attributes:
         readings: where reading processes note what they read, if there are any.
@@ -74,9 +80,11 @@ class ClipDataset(Dataset[Sample]):
         augment: AugmentSpec | None = None,
         segments: int = 1,
         crops: int = 1,
+        partners: bool = False,
     ) -> None:
         self.entries, self.clip, self.audio, self.augment = entries, clip, audio, augment
-        self.segments, self.crops = segments, crops
+        self.segments, self.crops, self.partners = segments, crops, partners
+        self._silent: set[tuple[int, float]] = set()
         self.readings: Readings | None = None
 
     def __len__(self) -> int:
@@ -113,7 +121,29 @@ class ClipDataset(Dataset[Sample]):
         clip_id = request.index if request.scored and not unreadable else -1
         boxes = center_boxes(window.aspect, self.crops)
         label = self.entries[request.index].label
-        return make_sample(window, boxes, label, clip_id, request.segment * self.crops, unreadable)
+        sample = make_sample(window, boxes, label, clip_id, request.segment * self.crops, unreadable)
+        if self.partners:
+            other = self._partner(request.index, position) if window.has_audio else None
+            sample["other"] = torch.zeros_like(sample["waveform"]) if other is None else torch.from_numpy(other)
+            sample["has_other"] = torch.tensor(other is not None)
+        return sample
+
+    def _partner(self, index: int, position: float) -> Waveform | None:
+        """The sound of a clip of another class; None if none has any.
+
+        Which one is a function of the clip's number: not of the run's seed, nor of what is read beside it.
+        """
+        label = self.entries[index].label
+        for other in np.random.default_rng(index).permutation(len(self.entries)).tolist():
+            if self.entries[other].label == label or (other, position) in self._silent:
+                continue
+            # What cannot be read has no sound either.
+            with suppress(MediaError):
+                window = self._read(other, position)
+                if window.has_audio:
+                    return window.waveform
+            self._silent.add((other, position))
+        return None
 
     def _read(self, index: int, position: float) -> Window:
         if self.readings is None:
