@@ -60,6 +60,8 @@ def main(config: dict[str, Any]) -> None:
     print_table(["pictures", "sound", "size", "rate", "files"], [[*k, str(n)] for k, n in described.most_common(12)])
     if datamodule.classes and len(datamodule.classes) == 101 and "fold" in data:
         report_sounding_classes(datamodule.classes, entries, records, root)
+    for note in datamodule.listed.notes:
+        print(printable(f"note: {note}"))
     problems = [record for record in records.values() if record.problem]
     if problems:
         print(f"\n{len(problems)} files with problems, for example:")

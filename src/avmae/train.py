@@ -22,6 +22,9 @@ from avmae.errors import InputError
 from avmae.runs import own_checkpoint, record_environment, resume_checkpoint
 from avmae.terminal import printable
 
+NAMED = 8
+"""Classes that are named at the start; of more, the first and the last."""
+
 LOST = "Connection (closed|reset) by peer|Timed out waiting|Broken pipe|timed out after"
 """What gloo and NCCL say when another process, or the way to it, is gone."""
 
@@ -156,6 +159,11 @@ def run(config: dict[str, Any]) -> dict[str, float]:
         model_config |= {"task": "pretrain", "mask": config["mask"]}
     else:
         classes, dropout, pool = datamodule.classes, task_config["dropout"], task_config["pool"]
+        if len(classes) < 2:
+            raise InputError(
+                f"task={task_config['name']} tells classes apart, and the data set has the one class {classes[0]}; put "
+                "videos into a folder per class (data=folder) or list their labels (data=csv); task=pretrain needs none"
+            )
         network = build_classifier(clip, model, size, len(classes), dropout, pool, task_config["frozen"])
         model_config |= {"task": "classify", "classes": len(classes), "dropout": dropout, "class_names": classes}
         model_config["pool"] = pool
@@ -274,10 +282,16 @@ def describe(network: Any, config: dict[str, Any], trainer: Any, splits: Any, ta
     print_table(header, rows)
     source = config["data"]["_target_"].split(".")[-1].removesuffix("DataModule")
     print(
-        f"data: {source} {config['data'].get('root') or ''}, {len(splits.classes)} classes; clips: "
-        f"{len(splits.train)} train, {len(splits.val)} validation, {len(splits.test)} test",
-        flush=True,
+        f"data: {source} {config['data'].get('root') or ''}; clips: "
+        f"{len(splits.train)} train, {len(splits.val)} validation, {len(splits.test)} test"
     )
+    names = splits.classes
+    if len(names) > NAMED:
+        names = [*names[: NAMED - 1], "...", names[-1]]
+    print(printable(f"{len(splits.classes)} class{'es' if len(names) > 1 else ''}: {', '.join(names)}"))
+    for note in splits.notes:
+        print(printable(f"note: {note}"))
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
