@@ -22,9 +22,6 @@ from avmae.errors import InputError
 from avmae.runs import own_checkpoint, record_environment, resume_checkpoint
 from avmae.terminal import printable
 
-NAMED = 8
-"""Classes that are named at the start; of more, the first and the last."""
-
 LOST = "Connection (closed|reset) by peer|Timed out waiting|Broken pipe|timed out after"
 """What gloo and NCCL say when another process, or the way to it, is gone."""
 
@@ -270,7 +267,8 @@ def run(config: dict[str, Any]) -> dict[str, float]:
 
 
 def describe(network: Any, config: dict[str, Any], trainer: Any, splits: Any, table: list[list[str]]) -> None:
-    """Print what is trained."""
+    """Print what is trained, and what is to be said of the data."""
+    from avmae.data.splits import some
     from avmae.models.summary import step_flop
 
     header, *rows = table
@@ -285,10 +283,7 @@ def describe(network: Any, config: dict[str, Any], trainer: Any, splits: Any, ta
         f"data: {source} {config['data'].get('root') or ''}; clips: "
         f"{len(splits.train)} train, {len(splits.val)} validation, {len(splits.test)} test"
     )
-    names = splits.classes
-    if len(names) > NAMED:
-        names = [*names[: NAMED - 1], "...", names[-1]]
-    print(printable(f"{len(splits.classes)} class{'es' if len(names) > 1 else ''}: {', '.join(names)}"))
+    print(printable(f"{len(splits.classes)} class{'es' if len(splits.classes) > 1 else ''}: {some(splits.classes)}"))
     for note in splits.notes:
         print(printable(f"note: {note}"))
     sys.stdout.flush()
