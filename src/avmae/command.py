@@ -240,6 +240,9 @@ def evaluation_data(settings: Mapping[str, Any], given: Mapping[str, Any], modal
         raise InputError("the checkpoint names no data; give data.root=DIR, the folder of UCF101")
     if "root" in given and "://" not in str(given["root"]) and not Path(given["root"]).expanduser().is_dir():
         raise InputError(f"data.root={given['root']} is not a folder; give the data set's")
+    if data.get("manifest") and not Path(data["manifest"]).expanduser().is_file():
+        # It is where training ran; all that is lost is which clips of train and val cannot be read.
+        data = data | {"manifest": None}
     clip = ClipSpec(**settings["clip"])
     return construct("data", data | given, clip=clip, audio="audio" in modalities, seed=settings["seed"])
 

@@ -169,6 +169,11 @@ def run(config: dict[str, Any]) -> dict[str, float]:
         model_config |= {"task": "pretrain", "mask": config["mask"]}
     else:
         classes, dropout, pool = datamodule.classes, task_config["dropout"], task_config["pool"]
+        if len(classes) < 2:
+            raise InputError(
+                f"task={task_config['name']} tells classes apart, and the data set has the one class {classes[0]}; put "
+                "videos into a folder per class (data=folder) or list their labels (data=csv); task=pretrain needs none"
+            )
         network = build_classifier(clip, model, size, len(classes), dropout, pool, task_config["frozen"])
         model_config |= {"task": "classify", "classes": len(classes), "dropout": dropout, "class_names": classes}
         model_config["pool"] = pool
@@ -281,7 +286,8 @@ def run(config: dict[str, Any]) -> dict[str, float]:
 
 
 def describe(network: Any, config: dict[str, Any], trainer: Any, splits: Any, table: list[list[str]]) -> None:
-    """Print what is trained."""
+    """Print what is trained, and what is to be said of the data."""
+    from avmae.data.splits import some
     from avmae.models.summary import step_flop
 
     header, *rows = table
@@ -293,10 +299,13 @@ def describe(network: Any, config: dict[str, Any], trainer: Any, splits: Any, ta
     print_table(header, rows)
     source = config["data"]["_target_"].split(".")[-1].removesuffix("DataModule")
     print(
-        f"data: {source} {config['data'].get('root') or ''}, {len(splits.classes)} classes; clips: "
-        f"{len(splits.train)} train, {len(splits.val)} validation, {len(splits.test)} test",
-        flush=True,
+        f"data: {source} {config['data'].get('root') or ''}; clips: "
+        f"{len(splits.train)} train, {len(splits.val)} validation, {len(splits.test)} test"
     )
+    print(printable(f"{len(splits.classes)} class{'es' if len(splits.classes) > 1 else ''}: {some(splits.classes)}"))
+    for note in splits.notes:
+        print(printable(f"note: {note}"))
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def test_center_boxes_are_squares_that_span_the_long_side(aspect: float) -> None
 def test_a_box_of_whole_pixels_is_cut_exactly_and_swapped_sides_mirror_it() -> None:
     frames = torch.randint(0, 256, (2, 3, 8, 16, 3), dtype=torch.uint8)
     boxes = torch.tensor([[[0.25, 0.0, 0.75, 1.0], [0.75, 0.0, 0.25, 1.0]]]).repeat(2, 1, 1)
-    cut = cut_boxes(frames, boxes, 8)
+    cut = cut_boxes(frames, boxes, torch.tensor([False, False]), 8)
     expected = frames[:, :, :, 4:12].permute(0, 4, 1, 2, 3).float() / 255
     assert cut.shape == (4, 3, 3, 8, 8)
     assert_close(cut[0::2], expected, atol=1e-5, rtol=0)

@@ -159,7 +159,7 @@ def test_whole_frames_are_augmented_and_then_cut() -> None:
     sample = collate([make_sample(window, boxes, 0, seeds=seeds)])
     video = BatchTransform(clip, STRONG)(sample)["video"]
     augmented = rand_augment(pixels[None], [32], seeds, STRONG)
-    expected = cut_boxes(augmented, torch.tensor(boxes)[:, None], clip.size)
+    expected = cut_boxes(augmented, torch.tensor(boxes)[:, None], torch.tensor([False] * len(boxes)), clip.size)
     mean, std = (torch.tensor(values).view(3, 1, 1, 1) for values in (clip.pixel_mean, clip.pixel_std))
     torch.testing.assert_close(video, (expected - mean) / std)
 

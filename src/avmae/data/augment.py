@@ -1,8 +1,6 @@
 """Boxes to cut from each frame, drawn in the worker; the cut itself and random erasing, done on the device.
 
-A box is (left, top, right, bottom) as shares of width and height; left and right swapped mirror the frame. Because
-boxes are relative, the frames can all be scaled to one canvas first, whatever their aspect, and still be cut as if
-they were in their own.
+A box is (left, top, right, bottom) as shares of width and height; left and right swapped mirror the frame.
 """
 
 import math
@@ -154,12 +152,13 @@ def center_boxes(aspect: float, crops: int) -> list[Box]:
     return [((1 - width) * p, (1 - height) * p, (1 - width) * p + width, (1 - height) * p + height) for p in places]
 
 
-def cut_boxes(frames: Tensor, boxes: Tensor, size: int) -> Tensor:
+def cut_boxes(frames: Tensor, boxes: Tensor, portrait: Tensor, size: int) -> Tensor:
     """Cut each clip's boxes from all its frames and scale them bilinearly.
 
     Args:
         frames: (B, T, H, W, 3) uint8.
         boxes: (B, R, 4) float32.
+        portrait: (B,) bool, of frames that lie on their side; what is cut from them is set upright.
         size: height and width of the result.
 
     Returns:
@@ -174,9 +173,10 @@ def cut_boxes(frames: Tensor, boxes: Tensor, size: int) -> Tensor:
     zero = left.new_zeros(left.shape)
     across = torch.stack([(right - left) / 2, zero, (right + left) / 2], -1)
     down = torch.stack([zero, (bottom - top) / 2, (bottom + top) / 2], -1)
-    grid = F.affine_grid(
-        torch.stack([across, down], 1), [clips * repeats, times * channels, size, size], align_corners=False
-    )
+    theta = torch.stack([across, down], 1)
+    turned = torch.cat([theta[..., :2].flip(-1), theta[..., 2:]], -1)
+    theta = torch.where(portrait.repeat_interleave(repeats)[:, None, None], turned, theta)
+    grid = F.affine_grid(theta, [clips * repeats, times * channels, size, size], align_corners=False)
     cut = F.grid_sample(planes, grid, padding_mode="border", align_corners=False)
     return cut.unflatten(1, (times, channels)).transpose(1, 2)
 
