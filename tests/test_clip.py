@@ -12,7 +12,7 @@ from avmae.errors import InputError
 def test_the_default_window_is_256_columns_of_10_ms() -> None:
     clip = ClipSpec()
     assert clip.seconds == pytest.approx(2.56)
-    assert (clip.samples, clip.spectrogram_frames, clip.canvas) == (40_960, 256, (240, 320))
+    assert (clip.samples, clip.spectrogram_frames, clip.canvas) == (40_960, 256, (240, 960))
 
 
 @given(
@@ -34,9 +34,16 @@ def test_the_spectrogram_is_the_most_whole_patches_that_the_window_holds(frames:
 
 @given(size=st.integers(1, 600))
 def test_the_canvas_is_even_and_holds_the_picture(size: int) -> None:
-    height, width = ClipSpec(size=size).canvas
-    assert size <= height <= width
-    assert height % 2 == width % 2 == 0
+    short, long = ClipSpec(size=size).canvas
+    assert size <= short <= long
+    assert short % 2 == long % 2 == 0
+
+
+@pytest.mark.parametrize("canvas", [[240], [0, 320], [320, 240]])
+def test_a_canvas_is_a_short_and_a_long_side(canvas: list[int]) -> None:
+    assert ClipSpec(canvas=[256, 340]).canvas == (256, 340)
+    with pytest.raises(InputError, match=r"clip\.canvas takes a short and a long side"):
+        ClipSpec(canvas=canvas)
 
 
 @pytest.mark.parametrize("key", ["frames", "stride", "fps", "size", "sample_rate", "mel_bins", "mel_std"])

@@ -271,7 +271,7 @@ def test_an_objective_that_cannot_be_had_is_named(miniature: Path, tmp_path: Pat
 
 
 def test_a_step_of_clips_that_do_not_divide() -> None:
-    config = {"data": {"batch_size": 4}, "trainer": {"devices": 2, "num_nodes": 3}}
+    config = {"data": {"batch_size": 4}, "trainer": {"devices": 2, "num_nodes": 3, "accumulate_grad_batches": 1}}
     assert accumulation(48, config) == 2
     with pytest.raises(InputError, match="clips_per_step=36 is no multiple"):
         accumulation(36, config)

@@ -1,18 +1,23 @@
 """Every shipped config composes, and every choice of a group works alone."""
 
+import re
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from avmae.cli.command import CONF, plain, spec
+from avmae.cli.command import CONF, plain, precision, spec
 from avmae.clip import ClipSpec
 from avmae.data.augment import AugmentSpec
+from avmae.errors import InputError
 from avmae.models.build import MaskSpec, ModelSpec, SizeSpec
+from avmae.train import accumulation, process_count
 from avmae.training.optim import OptimSpec
 
 CHOICES = [
@@ -32,6 +37,22 @@ SPECS = {
 }
 
 
+ARGUMENTS = {
+    "pretrain_ucf101": """batch_size epochs save_ckpt_freq model decoder_depth mask_type mask_ratio input_size drop_path
+        normlize_target opt opt_eps opt_betas clip_grad momentum weight_decay weight_decay_end lr warmup_lr min_lr
+        warmup_epochs warmup_steps use_checkpoint color_jitter train_interpolation imagenet_default_mean_and_std
+        num_frames sampling_rate seed num_workers""",
+    "finetune_ucf101": """batch_size epochs update_freq save_ckpt_freq model tubelet_size input_size fc_drop_rate drop
+        attn_drop_rate drop_path disable_eval_during_finetuning model_ema model_ema_decay model_ema_force_cpu opt
+        opt_eps opt_betas clip_grad momentum weight_decay weight_decay_end lr layer_decay warmup_lr min_lr
+        warmup_epochs warmup_steps color_jitter num_sample aa smoothing train_interpolation crop_pct short_side_size
+        test_num_segment test_num_crop reprob remode recount resplit mixup cutmix cutmix_minmax mixup_prob
+        mixup_switch_prob mixup_mode init_scale use_checkpoint use_mean_pooling use_cls num_segments num_frames
+        sampling_rate seed num_workers enable_deepspeed dist_eval imagenet_default_mean_and_std""",
+}
+"""What the programs of VideoMAE's scripts take, but for paths, names and the addresses of processes."""
+
+
 def composed(*overrides: str) -> dict:
     with initialize_config_dir(CONF, version_base="1.3"):
         config = compose("train", [*overrides, "hydra.runtime.output_dir=run"], return_hydra_config=True)
@@ -45,7 +66,7 @@ def composed(*overrides: str) -> dict:
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes_into_settings_that_are_understood(choice: str) -> None:
-    config = composed("data.root=DIR", choice)
+    config = composed("data.root=DIR", "ckpt=PATH", choice)
     for key, cls in SPECS.items():
         spec(cls, key, config[key])
     assert config["trainer"]["_target_"] == "lightning.Trainer"
@@ -57,11 +78,134 @@ def test_every_experiment_composes(experiment: str) -> None:
     assert config["name"] != "" if experiment == "demo_base" else config["name"] == experiment
 
 
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_what_a_recipe_or_a_choice_of_it_makes_mandatory_is_asked_for(experiment: str) -> None:
+    """OmegaConf keeps null where ??? is merged over it, so ??? in a recipe may say what nobody enforces."""
+    written: Any = OmegaConf.to_container(OmegaConf.load(f"{CONF}/experiment/{experiment}.yaml"))
+    leaves = [(key, value) for key, value in written.items() if not isinstance(value, dict)]
+    leaves += [(f"{k}.{key}", v) for k, node in written.items() if isinstance(node, dict) for key, v in node.items()]
+    needed = [key for key, value in leaves if value == "???"] + list(written.get("requires", []))
+    if "ucf101" in experiment:
+        needed.append("data.root")
+    if experiment in ("probe_ucf101", "finetune_ucf101_k400"):
+        needed.append("ckpt")
+    if not needed:
+        composed(f"experiment={experiment}")
+        return
+    with pytest.raises(InputError) as raised:
+        composed(f"experiment={experiment}")
+    named = str(raised.value).partition(" must be given")[0].split(" and ")
+    assert named == sorted(set(needed))
+
+
+def test_a_run_that_is_resumed_has_what_its_recipe_requires() -> None:
+    assert composed("experiment=probe_ucf101", "data.root=DIR", "resume=last")["ckpt"] is None
+
+
+def test_the_recipes_make_the_published_step_on_any_number_of_gpus() -> None:
+    for experiment, clips in (("pretrain_ucf101", 192), ("finetune_ucf101", 128), ("finetune_ucf101_k400", 128)):
+        config = composed(f"experiment={experiment}", "data.root=DIR", "ckpt=PATH")
+        for processes in (1, 2, 4, 8):
+            config["trainer"] |= {"devices": processes, "num_nodes": 1}
+            batches = accumulation(config["trainer"]["clips_per_step"], config)
+            assert batches * processes * config["data"]["batch_size"] == clips
+
+
+@pytest.mark.parametrize(
+    ("batch", "devices", "said"),
+    [
+        (24, 1, "data.batch_size=16 or trainer.clips_per_step=120"),
+        (16, 16, "data.batch_size=8 or trainer.clips_per_step=256"),
+        (16, 3, "choose trainer.clips_per_step=144"),
+        (1, 200, "choose trainer.clips_per_step=200"),
+    ],
+)
+def test_clips_of_a_step_that_do_not_divide_say_what_would(batch: int, devices: int, said: str) -> None:
+    trainer = {"devices": devices, "num_nodes": 1, "accumulate_grad_batches": 1}
+    with pytest.raises(InputError, match=f"clips_per_step=128 is no multiple of data.batch_size={batch}") as raised:
+        accumulation(128, {"data": {"batch_size": batch}, "trainer": trainer})
+    assert said in str(raised.value)
+
+
+def test_two_numbers_for_the_batches_of_a_step_are_refused() -> None:
+    trainer = {"devices": 1, "num_nodes": 1, "accumulate_grad_batches": 4}
+    with pytest.raises(InputError, match=r"accumulate_grad_batches=4 and trainer\.clips_per_step=128"):
+        accumulation(128, {"data": {"batch_size": 16}, "trainer": trainer})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "processes", "said"),
+    [
+        ((), 1, "uses 1 of 8 GPUs: add strategy=ddp"),
+        (("strategy=ddp",), 8, ""),
+        (("trainer.devices=1",), 1, ""),
+        (("trainer.accelerator=cpu",), 1, ""),
+    ],
+)
+def test_unused_gpus_are_said(
+    overrides: tuple[str, ...],
+    processes: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    assert process_count(composed(*overrides)) == processes
+    printed = capsys.readouterr().out
+    assert said in printed
+    assert ("GPUs" in printed) == bool(said)
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_a_gpu_that_only_emulates_bf16_computes_in_full(
+    native: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
+    trainer = composed()["trainer"]
+    assert precision(trainer) == expected
+    assert precision(trainer | {"accelerator": "cpu"}) == "32-true"
+
+
 def test_the_papers_recipe() -> None:
     config = composed("experiment=pretrain_ucf101", "data.root=DIR")
     assert (config["trainer"]["max_epochs"], config["mask"]["video"], config["mask"]["ratio"]) == (3200, "tube", 0.75)
     assert (config["clip"]["frames"], config["clip"]["stride"], config["clip"]["size"]) == (16, 4, 224)
     assert (config["optim"]["base_lr"], config["data"]["batch_size"], config["data"]["val_groups"]) == (3e-4, 24, 0)
+    assert (config["augment"]["crop"], config["augment"]["flip"], config["augment"]["repeats"]) == ("multiscale", 0, 1)
+    assert (config["augment"]["rand_operations"], config["augment"]["erase"]) == (0, 0)
+    tuned = composed("experiment=finetune_ucf101", "data.root=DIR", "ckpt=PATH")
+    assert tuned["augment"] == {
+        "crop": "random",
+        "scale": [0.08, 1.0],
+        "ratio": [0.75, 1.3333],
+        "flip": 0.5,
+        "repeats": 2,
+        "rand_operations": 4,
+        "rand_magnitude": 7,
+        "rand_std": 0.5,
+        "erase": 0.25,
+    }
+    assert tuned["task"]["mix"] == {"mixup": 0.8, "cutmix": 1.0, "switch": 0.5}
+
+
+@pytest.mark.parametrize("recipe", ARGUMENTS)
+def test_the_documented_recipes_are_those_of_the_config_files(recipe: str) -> None:
+    text = (Path(__file__).parents[1] / "docs/recipes.md").read_text(encoding="utf-8")
+    section = text.partition(f": `{recipe}`\n")[2].partition("\n## ")[0]
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if "|" in line]
+    header, _, *rows = table
+    assert header == ["VideoMAE's argument", "UCF101", "Kinetics-400", "ours", "setting", "why ours differs"]
+    assert set(re.findall(r"`--(\w+)`", section)) == set(ARGUMENTS[recipe].split())
+    config = OmegaConf.create(composed(f"experiment={recipe}", "data.root=DIR"))
+    keys = []
+    for name, theirs, _, ours, setting, why in rows:
+        if setting:
+            keys.append(setting.strip("`"))
+            written, used = (OmegaConf.create({"value": OmegaConf.create(f"value: {x}").value}) for x in (ours, theirs))
+            assert OmegaConf.select(config, keys[-1]) == written.value, name
+            assert why or written == used, f"{name}: why do ours and theirs differ?"
+    assert len(keys) == len(set(keys)) > 25
 
 
 def test_an_installed_wheel_runs_from_any_folder(tmp_path: Path) -> None:

@@ -14,11 +14,13 @@ import yaml
 from commands import ENVIRONMENT, error, run, train
 from media_files import write_media
 
+from avmae.cli.command import evaluation_data
 from avmae.clip import ClipSpec
 from avmae.data.datamodule import CSVDataModule, FolderDataModule
 from avmae.data.decode.encode import write_video
-from avmae.data.manifest import NAME, SILENCE, Record, inspect, read_manifest
+from avmae.data.manifest import NAME, SILENCE, Record, inspect, read_manifest, update_manifest
 from avmae.data.sources.ucf101 import read_ucf101
+from avmae.errors import InputError
 
 
 @pytest.fixture
@@ -189,6 +191,58 @@ def test_own_files_that_cannot_be_read_stay_in_the_manifest_and_out_of_training(
     ):
         assert len(module.splits.train) == 5
         assert tmp_path / "videos/a/1.mp4" not in {entry.path for entry in module.splits.train}
+
+
+@pytest.fixture
+def lists(tmp_path: Path) -> Path:
+    """Three clips, of which a/1 is broken, and a list of them by relative paths in another folder."""
+    for name in ("a/0", "a/1", "b/0"):
+        (tmp_path / "videos" / name).parent.mkdir(parents=True, exist_ok=True)
+        write_media(tmp_path / f"videos/{name}.mp4", frames=5, audio=None)
+    (tmp_path / "videos/a/1.mp4").write_text("broken")
+    (tmp_path / "list.txt").write_text("videos/a/0.mp4 0\nvideos/a/1.mp4 0\nvideos/b/0.mp4 1\n")
+    return tmp_path
+
+
+class TestAManifestElsewhere:
+    def test_is_heeded_with_and_without_a_root_and_after_a_move(self, lists: Path) -> None:
+        data = ("data=csv", f"data.train={lists}/list.txt")
+        printed = run("prepare", *data, f"output={lists}/m.parquet", "processes=1", cwd=lists)
+        assert f"train with it: data.manifest={lists}/m.parquet" in printed
+        assert sorted(read_manifest(lists / "m.parquet")) == ["a/0.mp4", "a/1.mp4", "b/0.mp4"]
+        clip, given = ClipSpec(), {"manifest": str(lists / "m.parquet")}
+        # Of some of the clips alone, the common folder is another.
+        (lists / "some.txt").write_text(f"{lists}/videos/a/0.mp4 0\n{lists}/videos/a/1.mp4 0\n")
+        moved = shutil.copytree(lists / "videos", lists / "moved")
+        for module in (
+            CSVDataModule(str(lists / "list.txt"), clip=clip, **given),
+            CSVDataModule(str(lists / "some.txt"), clip=clip, **given),
+            FolderDataModule(str(lists / "videos"), val_share=0, clip=clip, **given),
+            FolderDataModule(str(moved), val_share=0, clip=clip, **given),
+        ):
+            kept = {f"{e.path.parent.name}/{e.path.name}" for e in module.splits.train}
+            assert "a/0.mp4" in kept
+            assert "a/1.mp4" not in kept
+
+    def test_without_a_root_it_lies_in_the_common_folder(self, lists: Path) -> None:
+        printed = run("prepare", "data=csv", "data.train=list.txt", "processes=1", cwd=lists)
+        assert f"wrote {lists}/videos/{NAME}" in printed
+        assert "data.manifest" not in printed
+        assert len(CSVDataModule(str(lists / "list.txt"), clip=ClipSpec()).splits.train) == 2
+
+    def test_a_checkpoint_is_scored_where_it_is_not(self, lists: Path) -> None:
+        target = "avmae.data.datamodule.CSVDataModule"
+        data = {"_target_": target, "test": str(lists / "list.txt"), "manifest": "gone/m.parquet"}
+        settings = {"data": data, "clip": {}, "seed": 0}
+        assert len(evaluation_data(settings, {}, ["video"]).splits.test) == 3
+
+    def test_that_is_missing_or_of_other_clips_is_named(self, lists: Path) -> None:
+        (lists / "videos/c").mkdir()
+        write_media(lists / "videos/c/0.mp4", frames=5, audio=None)
+        list(update_manifest(lists / "videos", ["c/0.mp4"], lists / "other", 1))
+        for file, said in (("none", "does not exist"), ("other", "has none of the data set's clips")):
+            with pytest.raises(InputError, match=said):
+                CSVDataModule(str(lists / "list.txt"), clip=ClipSpec(), manifest=str(lists / file))
 
 
 def test_a_record_without_pictures_is_not_readable() -> None:

@@ -11,8 +11,14 @@ from safetensors import safe_open
 
 from avmae import evaluate
 from avmae.cli.command import evaluation_data
+from avmae.clip import ClipSpec
+from avmae.data.datamodule import UCF101DataModule
 from avmae.data.decode.window import probe
 from avmae.data.sources.ucf101 import read_ucf101
+from avmae.errors import InputError
+from avmae.evaluation.degraded import score_degraded
+from avmae.evaluation.embedding import embed
+from avmae.models.build import MaskSpec, ModelSpec, SizeSpec, build_autoencoder
 
 
 def load(run_dir: Path) -> dict:
@@ -250,6 +256,65 @@ def test_a_probe_leaves_the_encoder_as_it_was(pool: str, pretrained: Path, minia
     assert state["state_dict"]["network.heads.audio.weight"].any(), "the head was not trained"
     printed = run("evaluate", f"ckpt={tmp_path}/run/checkpoints/last.ckpt", cwd=tmp_path)
     assert "top1" in printed
+
+
+@pytest.mark.parametrize("recipe", ["experiment=probe_ucf101", "experiment=finetune_ucf101_k400", "task=probe"])
+def test_what_starts_from_weights_does_not_start_from_nothing(recipe: str, miniature: Path, tmp_path: Path) -> None:
+    said = error(run("train", recipe, "data=ucf101", f"data.root={miniature}", cwd=tmp_path, ok=False))
+    assert "ckpt must be given: add ckpt=VALUE" in said
+    assert not list(tmp_path.iterdir()), "nothing is written"
+
+
+def test_layer_decay_is_of_what_was_loaded_and_a_resumed_run_knows_it(miniature: Path, tmp_path: Path) -> None:
+    how = {"cwd": tmp_path, "miniature": miniature}
+    train("hydra.run.dir=pictures", "model=videomae", "trainer.max_epochs=1", **how)
+    finetune = ("name=run", "task=classify", "optim=finetune")
+    ckpt = f"ckpt={tmp_path}/pictures/checkpoints/last.ckpt"
+    assert "layer decay 0.7 of what was loaded" in train(*finetune, ckpt, "trainer.max_epochs=1", **how)
+    (file,) = tmp_path.glob("logs/run/*/checkpoints/last.ckpt")
+    before = torch.load(file, weights_only=True)
+    assert {name for name in before["loaded"] if name.startswith("encoder.modalities.video.blocks")}
+    assert not {name for name in before["loaded"] if "audio" in name}
+    # The weights that it began with may be gone by now.
+    (tmp_path / "pictures/checkpoints/last.ckpt").unlink()
+    for epochs, again in ((2, ()), (3, (ckpt,))):
+        train(*finetune, *again, f"trainer.max_epochs={epochs}", "resume=last", **how)
+        after = torch.load(file, weights_only=True)
+        assert (after["epoch"], after["loaded"]) == (epochs - 1, before["loaded"])
+        first, now = (state["optimizer_states"][0]["param_groups"] for state in (before, after))
+        assert [(g["params"], g["initial_lr"]) for g in now] == [(g["params"], g["initial_lr"]) for g in first]
+    assert len({group["initial_lr"] for group in now}) == 4, "the full rate, two blocks and the embedding"
+
+
+def test_a_checkpoint_that_does_not_say_what_was_loaded_goes_on(miniature: Path, tmp_path: Path) -> None:
+    how = {"cwd": tmp_path, "miniature": miniature}
+    train("name=run", "trainer.max_epochs=1", **how)
+    (file,) = tmp_path.glob("logs/run/*/checkpoints/last.ckpt")
+    older = torch.load(file, weights_only=True)
+    del older["loaded"]
+    torch.save(older, file)
+    train("name=run", "trainer.max_epochs=2", "resume=last", **how)
+    assert torch.load(file, weights_only=True)["epoch"] == 1
+
+
+def test_embeddings_and_degraded_tests_heed_the_precision(miniature: Path) -> None:
+    torch.manual_seed(0)
+    clip, size = ClipSpec(frames=4, size=32, mel_bins=32), SizeSpec("test", 48, 2, 2, 1, 24, 1, 2)
+    data = UCF101DataModule(str(miniature), clip=clip, workers=0, segments=1, crops=1)
+    pretrained = build_autoencoder(clip, ModelSpec("avmae"), size, MaskSpec()).eval()
+
+    def found(precision: str) -> tuple[torch.Tensor, list[float]]:
+        rows = score_degraded(pretrained, data, [], accelerator="cpu", precision=precision)
+        fused = embed(pretrained, data, "test", accelerator="cpu", precision=precision).fused
+        return fused, [row["value"] for row in rows]
+
+    (full, errors), (rounded, rounded_errors) = found("32-true"), found("bf16-mixed")
+    assert not torch.equal(full, rounded)
+    assert errors != rounded_errors
+    torch.testing.assert_close(rounded, full, atol=0.05, rtol=0.05)
+    assert rounded_errors == pytest.approx(errors, rel=0.05)
+    with pytest.raises(InputError, match="precision=64-true"):
+        found("64-true")
 
 
 def test_systems_are_compared_under_one_mask_on_every_video_of_a_folder(

@@ -1,5 +1,7 @@
 import csv
 import json
+import math
+import re
 import time
 from pathlib import Path
 
@@ -243,3 +245,32 @@ def test_commands_say_what_is_wrong_with_their_input(pretrained: Path, finetuned
     assert "notes.mp4" in error(run("reconstruct", f"ckpt={text}", clip, "output=out", cwd=tmp_path, ok=False))
     assert "input must be given" in error(run("predict", classifier, cwd=tmp_path, ok=False))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def unlabelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight videos in one folder, half of them portrait."""
+    folder = tmp_path_factory.mktemp("unlabelled")
+    for number in range(8):
+        write_media(folder / f"{number}.mp4", frames=8, size=(64, 36) if number % 2 else (36, 64))
+    return folder
+
+
+class TestVideosWithoutLabels:
+    def test_are_pretrained_on(self, unlabelled: Path, tmp_path: Path) -> None:
+        data = ("data=folder", f"data.root={unlabelled}", "trainer.max_epochs=1", "hydra.run.dir=run")
+        printed = train(*data, cwd=tmp_path)
+        assert "clips: 7 train, 1 validation, 0 test" in printed
+        assert "1 class: unlabelled\n" in printed
+        summary = json.loads((tmp_path / "run/summary.json").read_text())
+        assert math.isfinite(summary["val/loss"])
+        assert "val/knn_top1" not in summary, "of one class there is nothing to find"
+
+    def test_are_refused_where_classes_are_told_apart(self, unlabelled: Path, tmp_path: Path) -> None:
+        said = error(train("task=classify", "data=folder", f"data.root={unlabelled}", cwd=tmp_path, ok=False))
+        assert "task=classify tells classes apart, and the data set has the one class unlabelled" in said
+
+
+def test_the_names_of_the_classes_are_printed_at_the_start(finetuned: Path) -> None:
+    printed = (finetuned / "printed.txt").read_text()
+    assert re.search(r"^4 classes: \w+, \w+, \w+, \w+$", printed, re.MULTILINE)

@@ -7,6 +7,9 @@ from avmae.errors import InputError
 HOP_SECONDS = 0.010
 """One spectrogram frame, as AudioMAE and CAV-MAE use it."""
 
+CANVAS_ASPECT = 4
+"""Long side by short side above which frames are squeezed: films are narrower, and broken headers fill no memory."""
+
 SPECTROGRAM_MULTIPLE = 16
 """Spectrogram frames are cut to a multiple of this, the usual patch, so that any stride and rate give whole patches."""
 
@@ -24,6 +27,8 @@ class ClipSpec:
         stride: distance of two pictures, in frames of the reference rate.
         fps: the reference frame rate, in Hz. UCF101 is mostly 25.
         size: height and width of the square picture, in pixels.
+        canvas: short side that frames are scaled to before they are cut, and the most of their long side, in pixels;
+            empty for 15/14 of `size` (240 at 224, UCF101's own) and four times that.
         sample_rate: of the mono sound, in Hz.
         mel_bins: height of the log-mel spectrogram.
         pixel_mean: per RGB channel, of pixels in [0, 1].
@@ -39,6 +44,7 @@ class ClipSpec:
     stride: int = 4
     fps: float = 25.0
     size: int = 224
+    canvas: tuple[int, ...] = ()
     sample_rate: int = 16_000
     mel_bins: int = 128
     pixel_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
@@ -50,6 +56,10 @@ class ClipSpec:
         for name in ("frames", "stride", "fps", "size", "sample_rate", "mel_bins", "mel_std"):
             if not getattr(self, name) > 0:
                 raise InputError(f"clip.{name} must be positive, not {getattr(self, name)}")
+        short = 2 * round(self.size * 15 / 28)
+        object.__setattr__(self, "canvas", tuple(self.canvas or (short, CANVAS_ASPECT * short)))
+        if len(self.canvas) != 2 or not 0 < self.canvas[0] <= self.canvas[1]:
+            raise InputError(f"clip.canvas takes a short and a long side, such as [240, 960], not {list(self.canvas)}")
         object.__setattr__(self, "pixel_mean", tuple(self.pixel_mean))
         object.__setattr__(self, "pixel_std", tuple(self.pixel_std))
         if len(self.pixel_mean) != 3 or len(self.pixel_std) != 3 or not all(s > 0 for s in self.pixel_std):
@@ -75,9 +85,3 @@ class ClipSpec:
         """Spectrogram columns of 10 ms, cut to whole patches."""
         columns = int(self.seconds / HOP_SECONDS + 1e-6)
         return columns - columns % SPECTROGRAM_MULTIPLE
-
-    @property
-    def canvas(self) -> tuple[int, int]:
-        """Height and width that workers scale every picture to: 240x320 at 224 px, UCF101's own frame, untouched."""
-        height = 2 * round(self.size * 15 / 28)
-        return height, 2 * round(height * 2 / 3)

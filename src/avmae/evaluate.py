@@ -84,7 +84,8 @@ def score(ckpt: str, config: dict[str, Any]) -> dict[str, Any]:
     elif "audio" in model.encoder.modalities or not degradations:
         result |= retrieve(ckpt, model, settings, datamodule, config)
     if degradations:
-        rows = score_degraded(model, datamodule, degradations, config["max_unreadable"], config["accelerator"])
+        how = (config["max_unreadable"], config["accelerator"], precision(config))
+        rows = score_degraded(model, datamodule, degradations, *how)
         print()
         print_degraded(rows)
         result["degraded"] = rows
@@ -120,7 +121,7 @@ def classify(
     trainer = L.Trainer(
         accelerator=config["accelerator"],
         devices=1,
-        precision=precision(config | {"precision": "auto"}),
+        precision=precision(config),
         logger=False,
         callbacks=[UnreadableClips(config["max_unreadable"]), Progress()],
         enable_checkpointing=False,
@@ -155,7 +156,8 @@ def retrieve(
 
     if "audio" not in model.encoder.modalities:
         raise InputError(f"{ckpt} is a pretraining checkpoint and knows no classes; fine-tune it first")
-    embeddings = embed(model, datamodule, "test", config["max_unreadable"], config["accelerator"])
+    how = (config["max_unreadable"], config["accelerator"], precision(config))
+    embeddings = embed(model, datamodule, "test", *how)
     kept = embeddings.scored & embeddings.has_audio
     if not kept.any():
         print("no test clip has sound, so there is nothing to retrieve")

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from avmae.cli.command import command, evaluation_data, print_table, quiet_libraries
+from avmae.cli.command import command, evaluation_data, precision, print_table, quiet_libraries
 from avmae.errors import InputError
 
 
@@ -36,7 +36,8 @@ def main(config: dict[str, Any]) -> None:
     for part in ("train", "val", "test"):
         entries = getattr(datamodule.splits, part)
         if entries:
-            embeddings = embed(model, datamodule, part, config["max_unreadable"])
+            how = (config["max_unreadable"], config["accelerator"], precision(config))
+            embeddings = embed(model, datamodule, part, *how)
             scored = embeddings.scored
             tensors[f"{part}/features"] = embeddings.fused[scored]
             tensors[f"{part}/labels"] = torch.tensor([entry.label for entry in entries])[scored]

@@ -17,15 +17,15 @@ def main(config: dict[str, Any]) -> None:
     from rich.progress import track
 
     from avmae.clip import ClipSpec
-    from avmae.data.datamodule import CSVDataModule
     from avmae.data.manifest import NAME, read_manifest, update_manifest
 
     data = config["data"]
     # Made once even where lists are read below: it writes the embedded data set if that is asked for.
-    datamodule = construct("data", data, clip=ClipSpec())
-    if isinstance(datamodule, CSVDataModule) and not data["root"]:
-        raise InputError("data.root must be given: the folder that the manifest's paths start from")
-    root = Path(data["root"]).expanduser()
+    # What it is about to write need not be there yet.
+    datamodule = construct("data", {k: v for k, v in data.items() if k != "manifest"}, clip=ClipSpec())
+    if datamodule.root is None:
+        raise InputError("a packed copy (data=shards) has no files to decode; prepare the data set that it was made of")
+    root = Path(datamodule.root).expanduser()
     parts = folds(root) if "fold" in data else parts_of(datamodule.listed)
     entries = {entry.path: entry for part in parts.values() for entry in part}
     # Lists may have absolute paths where the root is relative; `relpath` makes both absolute.
@@ -33,7 +33,7 @@ def main(config: dict[str, Any]) -> None:
     paths = sorted(names)
     if outside := [names[path] for path in paths if path.startswith(os.pardir + os.sep)]:
         raise InputError(f"{outside[0]} is not under data.root={root}; choose a folder that holds all clips")
-    file = Path(config["output"] or root / NAME).expanduser()
+    file = Path(config["output"] or data.get("manifest") or root / NAME).expanduser()
     known = read_manifest(file)
     processes = config["processes"] or os.cpu_count() or 1
     decoded = update_manifest(root, paths, file, processes)
@@ -59,11 +59,15 @@ def main(config: dict[str, Any]) -> None:
     print_table(["pictures", "sound", "size", "rate", "files"], [[*k, str(n)] for k, n in described.most_common(12)])
     if datamodule.classes and len(datamodule.classes) == 101 and "fold" in data:
         report_sounding_classes(datamodule.classes, entries, records, root)
+    for note in datamodule.listed.notes:
+        print(printable(f"note: {note}"))
     problems = [record for record in records.values() if record.problem]
     if problems:
         print(f"\n{len(problems)} files with problems, for example:")
         print(*(printable(f"  {record.path}: {record.problem}", keep="") for record in problems[:10]), sep="\n")
     print(f"wrote {file}" if todo or not known else f"kept {file}")
+    if file != root / NAME:
+        print(f"train with it: data.manifest={file}")
     if config["pack"]:
         # The manifest is of all classes, the copy of those alone that data.only keeps.
         chosen = folds(root, datamodule.classes) if "fold" in data else parts

@@ -26,7 +26,8 @@ def main(config: dict[str, Any]) -> None:
     limit = min(config["limit"] or len(entries), len(entries))
     chosen = np.random.default_rng(config["seed"]).permutation(len(entries))[:limit]
     datamodule.splits = dataclasses.replace(datamodule.splits, train=[entries[i] for i in sorted(chosen)])
-    datamodule.segments = datamodule.crops = 1
+    # Clip by clip, for frames of different widths are padded in a batch.
+    datamodule.batch_size = datamodule.segments = datamodule.crops = 1
     mel = LogMel(dataclasses.replace(clip, mel_mean=0.0, mel_std=1.0))
     # Sums of values, of their squares, and how many: in float64, of differences of means of many numbers.
     pixels, sounds = torch.zeros(3, 3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)

@@ -19,8 +19,9 @@ from statistics import mean, stdev
 from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
-from avmae.cli.command import command, construct, evaluation_data, print_table, quiet_libraries
+from avmae.cli.command import command, construct, evaluation_data, precision, print_table, quiet_libraries
 from avmae.clip import ClipSpec
 from avmae.errors import InputError
 from avmae.runs.folder import newest_sound
@@ -255,7 +256,9 @@ def results(
         data = evaluation_data(read_checkpoint(ckpt).config, {}, ["video", "audio"])
         # From scratch and with few labels, what matters is how much is learned, clean.
         full = training.start == "pretraining" or (training.start == "pretrained" and training.labels == 1)
-        for row in score_degraded(model, data, degradations if full else [], accelerator=accelerator):
+        trained: Any = OmegaConf.load(run_dir / ".hydra/config.yaml")
+        how = precision(trained.trainer)
+        for row in score_degraded(model, data, degradations if full else [], accelerator=accelerator, precision=how):
             yield {"start": training.start, "labels": training.labels, **row}
 
 

@@ -4,6 +4,7 @@ import gc
 import json
 import re
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ def main(config: dict[str, Any]) -> dict[str, float] | float:
 def process_count(config: dict[str, Any]) -> int:
     """Processes on this machine: one, or for a strategy that shares the work, as many as devices.
 
-    Settles `trainer.devices` and `trainer.num_nodes`, which torchrun or SLURM decide if they have started us.
+    Settles `trainer.devices` and `trainer.num_nodes`, which torchrun or SLURM decide if they have started us. Says so
+    where GPUs stay unused that nobody has counted out.
 
     Raises:
         InputError: GPUs are asked for where there are none.
@@ -76,6 +78,8 @@ def process_count(config: dict[str, Any]) -> int:
         devices = launched[1]
     if devices == "auto":
         devices = 1 if single or trainer["accelerator"] == "cpu" else max(1, gpus)
+        if single and trainer["accelerator"] != "cpu" and gpus > 1:
+            print(f"uses 1 of {gpus} GPUs: add strategy=ddp to use all, or trainer.devices=1 if one is meant")
     if not isinstance(devices, int) or devices < 1:
         raise InputError(f"trainer.devices must be a number of processes from 1, or auto, not {devices}")
     if single and devices > 1:
@@ -90,16 +94,25 @@ def accumulation(clips: int, config: dict[str, Any]) -> int:
     """Batches that make a step of so many clips.
 
     Raises:
-        InputError: no whole number does.
+        InputError: no whole number does, or the number of batches is given besides; it says what would do.
     """
     batch, trainer = config["data"]["batch_size"], config["trainer"]
     processes = trainer["devices"] * trainer["num_nodes"]
-    if clips % (batch * processes):
+    if trainer["accumulate_grad_batches"] != 1:
         raise InputError(
-            f"trainer.clips_per_step={clips} is no multiple of data.batch_size={batch} x {processes} processes; "
-            "change one of them"
+            f"trainer.accumulate_grad_batches={trainer['accumulate_grad_batches']} and trainer.clips_per_step={clips} "
+            "both say how many clips make a step; leave one out (trainer.clips_per_step=null)"
         )
-    return clips // (batch * processes)
+    if clips % (batch * processes) == 0:
+        return clips // (batch * processes)
+    # The largest batch that needs no more memory.
+    fitting = next((b for b in range(min(batch, clips), 0, -1) if clips % (b * processes) == 0), None)
+    near = max(1, round(clips / (batch * processes))) * batch * processes
+    choices = [f"data.batch_size={fitting}"] * (fitting is not None) + [f"trainer.clips_per_step={near}"]
+    raise InputError(
+        f"trainer.clips_per_step={clips} is no multiple of data.batch_size={batch} x {processes} "
+        f"process{'es' if processes > 1 else ''} = {batch * processes}; choose {' or '.join(choices)}"
+    )
 
 
 def run(config: dict[str, Any]) -> dict[str, float]:
@@ -122,7 +135,7 @@ def run(config: dict[str, Any]) -> dict[str, float]:
     from avmae.models.build import MaskSpec, ModelSpec, SizeSpec, build_autoencoder, build_classifier
     from avmae.models.classifier import Classifier
     from avmae.models.weights import start_from
-    from avmae.training.checkpoints import SafeCheckpointIO
+    from avmae.training.checkpoints import SafeCheckpointIO, loaded_at_first
     from avmae.training.classification import Classification
     from avmae.training.loggers import log_run, model_table
     from avmae.training.mixing import MixSpec
@@ -155,11 +168,20 @@ def run(config: dict[str, Any]) -> dict[str, float]:
         model_config |= {"task": "pretrain", "mask": config["mask"]}
     else:
         classes, dropout, pool = datamodule.classes, task_config["dropout"], task_config["pool"]
+        if len(classes) < 2:
+            raise InputError(
+                f"task={task_config['name']} tells classes apart, and the data set has the one class {classes[0]}; put "
+                "videos into a folder per class (data=folder) or list their labels (data=csv); task=pretrain needs none"
+            )
         network = build_classifier(clip, model, size, len(classes), dropout, pool, task_config["frozen"])
         model_config |= {"task": "classify", "classes": len(classes), "dropout": dropout, "class_names": classes}
         model_config["pool"] = pool
-    if config["ckpt"]:
+    loaded: Collection[str] = ()
+    if config["resume"]:
+        loaded = loaded_at_first(config["resume"])
+    elif config["ckpt"]:
         match = start_from(network, config["ckpt"])
+        loaded = match.filled
         if first_process():
             print(match.title)
             header = ["tensors of", "matched", "missing", "unexpected", "reshaped"]
@@ -185,6 +207,8 @@ def run(config: dict[str, Any]) -> dict[str, float]:
             drop_audio=task_config["drop_audio"],
             swap_audio=task_config["swap_audio"],
         )
+
+    task.loaded = frozenset(loaded)
 
     callbacks = config["callbacks"]
     if not datamodule.splits.val:
@@ -261,7 +285,8 @@ def run(config: dict[str, Any]) -> dict[str, float]:
 
 
 def describe(network: Any, config: dict[str, Any], trainer: Any, splits: Any, table: list[list[str]]) -> None:
-    """Print what is trained."""
+    """Print what is trained, and what is to be said of the data."""
+    from avmae.data.splits import some
     from avmae.models.summary import step_flop
 
     header, *rows = table
@@ -273,10 +298,13 @@ def describe(network: Any, config: dict[str, Any], trainer: Any, splits: Any, ta
     print_table(header, rows)
     source = config["data"]["_target_"].split(".")[-1].removesuffix("DataModule")
     print(
-        f"data: {source} {config['data'].get('root') or ''}, {len(splits.classes)} classes; clips: "
-        f"{len(splits.train)} train, {len(splits.val)} validation, {len(splits.test)} test",
-        flush=True,
+        f"data: {source} {config['data'].get('root') or ''}; clips: "
+        f"{len(splits.train)} train, {len(splits.val)} validation, {len(splits.test)} test"
     )
+    print(printable(f"{len(splits.classes)} class{'es' if len(splits.classes) > 1 else ''}: {some(splits.classes)}"))
+    for note in splits.notes:
+        print(printable(f"note: {note}"))
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

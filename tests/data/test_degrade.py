@@ -1,5 +1,7 @@
 import math
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -35,12 +37,12 @@ def test_each_severity_is_worse_than_the_one_before(kind: str, video: Tensor) ->
 @pytest.mark.parametrize("degradation", all_degradations(), ids=str)
 def test_one_modality_is_degraded_alike_each_time_and_the_other_left(degradation: Degradation, video: Tensor) -> None:
     waveform = torch.randn(2, 1000, generator=torch.Generator().manual_seed(1))
-    has_audio, label = torch.tensor([True, True]), torch.tensor([0, 1])
+    has_audio, other = torch.tensor([True, True]), (waveform.flip(0), torch.tensor([True, True]))
     pictures = degrade_video(video, degradation, SEEDS)
-    sound, sounding = degrade_sound(waveform, has_audio, label, degradation, SEEDS)
+    sound, sounding = degrade_sound(waveform, has_audio, degradation, SEEDS, other)
     assert pictures.shape == video.shape
     assert_close(degrade_video(video, degradation, SEEDS), pictures, rtol=0, atol=0)
-    assert_close(degrade_sound(waveform, has_audio, label, degradation, SEEDS), (sound, sounding), rtol=0, atol=0)
+    assert_close(degrade_sound(waveform, has_audio, degradation, SEEDS, other), (sound, sounding), rtol=0, atol=0)
     same_video, same_audio = (
         torch.equal(pictures, video),
         torch.equal(sound, waveform) and torch.equal(sounding, has_audio),
@@ -84,26 +86,11 @@ def test_lost_pictures_show_the_one_before(video: Tensor) -> None:
 @pytest.mark.parametrize("ratio", [20, 0, -10])
 def test_noise_has_the_stated_power(ratio: float) -> None:
     waveform = torch.stack([torch.sin(torch.arange(20_000) / 9), 0.01 * torch.sin(torch.arange(20_000) / 5)])
-    sound, has_audio = degrade_sound(
-        waveform, torch.tensor([True, True]), torch.tensor([0, 1]), Degradation("noise", ratio), SEEDS
-    )
+    sound, has_audio = degrade_sound(waveform, torch.tensor([True, True]), Degradation("noise", ratio), SEEDS, None)
     noise = sound - waveform
     measured = 10 * torch.log10(waveform.square().mean(1) / noise.square().mean(1))
     assert_close(measured, torch.full((2,), float(ratio)), atol=0.2, rtol=0)
     assert has_audio.all()
-
-
-def test_swapped_sound_is_that_of_another_class() -> None:
-    waveform = torch.arange(5.0)[:, None].expand(5, 10)
-    has_audio = torch.tensor([True, True, False, True, True])
-    label = torch.tensor([0, 0, 1, 2, 0])
-    sound, sounding = degrade_sound(waveform, has_audio, label, Degradation("swap"), torch.arange(5))
-    assert sound[:, 0].tolist()[:2] == [3, 3]  # not their neighbour of the same class, nor the silent clip
-    assert sound[3, 0] == 4
-    assert sound[4, 0] == 3
-    assert sounding.tolist() == has_audio.tolist()
-    _, alone = degrade_sound(waveform[:2], has_audio[:2], label[:2], Degradation("swap"), torch.arange(2))
-    assert not alone.any()
 
 
 @pytest.mark.parametrize(
@@ -127,16 +114,49 @@ def test_names_are_read_back(degradation: Degradation) -> None:
     assert Degradation.parse(str(degradation)) == degradation
 
 
-def test_every_model_is_tested_on_the_same_degraded_clips_whatever_its_seed(miniature: Path) -> None:
-    modules = [UCF101DataModule(str(miniature), clip=ClipSpec(), seed=seed, workers=0) for seed in (0, 1)]
-    # What is drawn for a clip, and whose sound it gets, follows from its place.
-    first, second = (module.part_loader("test", mixed=True).dataset.entries for module in modules)
-    assert first == second
-    assert first != modules[0].splits.test
+def swapped(module: UCF101DataModule, rank: int = 0, world: int = 1) -> dict[tuple[int, int], Tensor]:
+    """By clip and view, the swapped sound; zeros where the clip falls silent."""
+    module.trainer = SimpleNamespace(global_rank=rank, world_size=world)
+    found = {}
+    for sample in module.part_loader("test", partners=True):
+        sound, has_audio = degrade_sound(
+            sample["waveform"], sample["has_audio"], Degradation("swap"), SEEDS, (sample["other"], sample["has_other"])
+        )
+        assert not (has_audio & ~sample["has_audio"]).any()
+        keys = zip(sample["clip_id"].tolist(), sample["view"].tolist(), strict=True)
+        found |= {key: wave * has for key, wave, has in zip(keys, sound, has_audio, strict=True) if key[0] >= 0}
+    return found
 
 
-def test_a_batch_of_many_segments_is_not_of_few_clips(miniature: Path) -> None:
-    module = UCF101DataModule(str(miniature), clip=ClipSpec(), segments=5, batch_size=7, workers=0)
-    # Otherwise there would be no other clip whose sound could be taken.
-    batches = list(module.part_loader("test", mixed=True).batch_sampler)
-    assert all(len({request.index for request in batch}) == 7 for batch in batches)
+def test_swapped_sound_is_another_class_s_whatever_the_batches_processes_and_segments(miniature: Path) -> None:
+    def module(**settings: int) -> UCF101DataModule:
+        return UCF101DataModule(str(miniature), clip=ClipSpec(frames=4), **settings)
+
+    first = swapped(module(batch_size=28, workers=0))
+    cut = [swapped(module(batch_size=3, workers=1, seed=1), rank, 2) for rank in range(2)]
+    assert all(torch.equal(sound, first[key]) for part in cut for key, sound in part.items())
+    assert cut[0].keys() | cut[1].keys() == first.keys()
+    segments = swapped(module(batch_size=5, workers=0, segments=3))
+    assert all(torch.equal(sound, segments[clip, 1]) for (clip, _), sound in first.items())
+
+    plain = module(batch_size=28, workers=0)
+    sounds = next(iter(plain.part_loader("test")))
+    entries, donors = plain.splits.test, set()
+    for clip in range(len(entries)):
+        sound = first[clip, 0]
+        assert bool(sound.any()) == bool(sounds["has_audio"][clip])
+        if sound.any():
+            (donor,) = [n for n in range(len(entries)) if torch.equal(sounds["waveform"][n], sound)]
+            assert entries[donor].label != entries[clip].label
+            donors.add(donor)
+    assert len(donors) > 4
+
+
+def test_without_a_clip_of_another_class_that_sounds_a_clip_falls_silent(miniature: Path) -> None:
+    module = UCF101DataModule(str(miniature), clip=ClipSpec(frames=4), batch_size=28, workers=0)
+    sounding = next(iter(module.part_loader("test")))["has_audio"]
+    entries = module.splits.test
+    one = next(e.label for e, sounds in zip(entries, sounding, strict=True) if sounds)
+    kept = [e for e, sounds in zip(entries, sounding, strict=True) if e.label == one or not sounds]
+    module.splits = replace(module.splits, test=kept)
+    assert not any(sound.any() for sound in swapped(module).values())

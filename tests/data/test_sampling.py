@@ -53,18 +53,13 @@ def test_too_few_clips_for_a_batch_says_which_batch_fits() -> None:
     segments=st.integers(1, 5),
     batch=st.integers(1, 7),
     world=st.integers(1, 3),
-    mixed=st.booleans(),
 )
-def test_every_segment_of_every_clip_is_scored_once_in_batches_of_one_size(
-    clips, segments, batch, world, mixed
-) -> None:
-    ranks = [list(EvalSampler(clips, segments, batch, 0, rank, world, mixed)) for rank in range(world)]
+def test_every_segment_of_every_clip_is_scored_once_in_batches_of_one_size(clips, segments, batch, world) -> None:
+    ranks = [list(EvalSampler(clips, segments, batch, 0, rank, world)) for rank in range(world)]
     assert len({len(rank) for rank in ranks}) == 1
     assert {len(b) for rank in ranks for b in rank} == {batch}
     scored = [(r.index, r.segment) for rank in ranks for b in rank for r in b if r.scored]
     assert sorted(scored) == [(clip, segment) for clip in range(clips) for segment in range(segments)]
-    if mixed:
-        assert all(len(set(b)) == min(batch, clips) for rank in ranks for b in indices(rank))
 
 
 def test_few_labels_are_a_share_of_each_class_drawn_by_the_seed() -> None:

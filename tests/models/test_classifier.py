@@ -1,7 +1,6 @@
 import pytest
 import torch
 from systems import HEARING, SYSTEMS, batch, classifier, disturb, other_silence, other_sound, without_gradient
-from timm.models import group_parameters
 from torch.nn.functional import cross_entropy
 from transformers import VideoMAEForVideoClassification
 from videomae import fill, foreign, to_ours
@@ -67,17 +66,6 @@ class TestEverySystem:
         # Of 8 clips, for with 2 the same may be dropped twice.
         model, clips = disturbed(system, **{rate: 0.5}).train(), batch((True, False) * 4)
         assert not torch.equal(model(clips), model(clips))
-
-    def test_layers_of_the_learning_rate_follow_the_depth(self, system: str) -> None:
-        layer_of = group_parameters(model := classifier(system), model.group_matcher(), reverse=True)
-        assert set(layer_of) == set(dict(model.named_parameters()))
-        for name, layer in layer_of.items():
-            if ".embed" in name or ".absent" in name:
-                assert layer == 0
-            elif ".blocks." in name:
-                assert layer == 1 + int(name.split(".blocks.")[1][0])
-            else:
-                assert layer == max(layer_of.values()) == 3
 
 
 @every_hearing_system

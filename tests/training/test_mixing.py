@@ -1,10 +1,16 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.testing import assert_close
 
 from avmae.errors import InputError
-from avmae.training.mixing import MixSpec, mix
+from avmae.training import classification
+from avmae.training.classification import Classification
+from avmae.training.mixing import MixSpec, _box, mix
+from avmae.training.optim import OptimSpec
 
 MEL_STD = 4.0
 CLASSES = 5
@@ -64,6 +70,40 @@ def test_cutmix_takes_the_same_box_of_all_pictures_and_counts_its_area() -> None
     rows, columns = from_other[0].any(1).sum(), from_other[0].any(0).sum()
     assert from_other[0].sum() == rows * columns > 0
     assert_close(target[0, 1], from_other[0].float().mean())
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.55, 0.81, 0.99])
+def test_the_box_is_videomaes(share: float) -> None:
+    """And timm's of that time; today's is a row and a column larger where their number is odd."""
+    height, width = 224, 168
+    for place in (0.0, 0.3, 0.6, 0.99):
+        rng = SimpleNamespace(integers=lambda high, at=place: int(at * high))
+        box, found = _box(torch.Size((17, 3, 2, height, width)), share, rng)
+        rows, columns = int(height * (1 - share) ** 0.5) // 2, int(width * (1 - share) ** 0.5) // 2
+        y, x = int(place * height), int(place * width)
+        assert box == (max(0, y - rows), min(height, y + rows), max(0, x - columns), min(width, x + columns))
+        top, bottom, left, right = box
+        assert found == 1 - (bottom - top) * (right - left) / (height * width)
+
+
+def test_each_process_draws_its_own_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    def share(rank: int, step: int) -> float:
+        network = nn.Module()
+        network.forward = lambda batch: torch.zeros(2, CLASSES, requires_grad=True)
+        network.encoder, network.classes = SimpleNamespace(modalities={}), CLASSES
+        network.clip = SimpleNamespace(mel_std=MEL_STD)
+        task, targets = Classification(network, OptimSpec(base_lr=1.0), {}, mixing=MixSpec(mixup=0.8)), []
+        loop = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=step))
+        task.trainer = SimpleNamespace(world_size=2, global_rank=rank, fit_loop=loop)
+        monkeypatch.setattr(task, "over_processes", lambda values: values)
+        monkeypatch.setattr(task, "log_dict", lambda values: None)
+        mixed = lambda *arguments: targets.append(mix(*arguments)) or targets[-1]  # noqa: E731
+        monkeypatch.setattr(classification, "mix", mixed)
+        task.training_step(batch([True, True]), 0)
+        return float(targets[0][1][0, 0])
+
+    assert share(0, 5) == share(0, 5)
+    assert len({share(0, 5), share(1, 5), share(0, 6), share(1, 6)}) == 4
 
 
 def test_silence_adds_nothing_and_is_no_sound_of_its_own() -> None:

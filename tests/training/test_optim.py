@@ -1,29 +1,36 @@
+import copy
 import math
+from collections.abc import Collection
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from timm.optim import param_groups_layer_decay
 
 from avmae.clip import ClipSpec
 from avmae.errors import InputError
 from avmae.models.build import ModelSpec, SizeSpec, build_classifier
+from avmae.models.classifier import Classifier
+from avmae.models.weights import start_from
 from avmae.training.optim import OptimSpec, build_optimizer, warmup_cosine
 
 SIZE = SizeSpec("test", 24, 3, 2, 2, 12, 1, 2)
+DECAYED = OptimSpec(base_lr=0.5, layer_decay=0.7)
 
 
 @pytest.fixture(scope="module")
-def network() -> nn.Module:
+def network() -> Classifier:
     return build_classifier(ClipSpec(frames=4, size=32, mel_bins=32), ModelSpec("avmae"), SIZE, classes=5)
 
 
-def rates(network: nn.Module, spec: OptimSpec) -> dict[str, tuple[float, float]]:
+def rates(network: Classifier, spec: OptimSpec, loaded: Collection[str] = ()) -> dict[str, tuple[float, float]]:
     names = {id(parameter): name for name, parameter in network.named_parameters()}
-    groups = build_optimizer(network, spec, effective_batch=512).param_groups
+    groups = build_optimizer(network, spec, 512, loaded).param_groups
     return {names[id(p)]: (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
 
 
-def test_rate_follows_the_batch_and_every_parameter_is_in_one_group(network: nn.Module) -> None:
+def test_rate_follows_the_batch_and_every_parameter_is_in_one_group(network: Classifier) -> None:
     found = rates(network, OptimSpec(base_lr=1e-3))
     assert found.keys() == {name for name, _ in network.named_parameters()}
     assert {lr for lr, _ in found.values()} == {2e-3}
@@ -38,13 +45,57 @@ def test_biases_norms_and_tokens_do_not_decay() -> None:
         assert found[name][1] == (0.1 if parameter.ndim == 2 else 0.0), name
 
 
-def test_layer_decay_falls_by_its_factor_from_head_to_embedding(network: nn.Module) -> None:
-    found = rates(network, OptimSpec(base_lr=0.5, layer_decay=0.7))
-    rate = {name: lr for name, (lr, _) in found.items()}
-    video = "encoder.modalities.video."
-    chain = ["heads.video.weight", *(f"{video}blocks.{i}.mlp.fc1.weight" for i in (2, 1, 0)), f"{video}embed.weight"]
-    assert [rate[name] for name in chain] == pytest.approx([0.7**i for i in range(5)])
-    assert rate["encoder.fusion.0.key_value.weight"] == rate["heads.video.weight"]
+@pytest.mark.parametrize("depths", [(12, 12), (24, 12), (32, 12)], ids=["base", "large", "huge"])
+def test_layer_decay_counts_from_the_top_of_each_modality(depths: tuple[int, int]) -> None:
+    size = SizeSpec("test", 24, depths[0], 2, depths[1], 12, 1, 2)
+    network = build_classifier(ClipSpec(frames=4, size=32, mel_bins=32), ModelSpec("avmae"), size, classes=5)
+    rate = {name: lr for name, (lr, _) in rates(network, DECAYED, list(network.state_dict())).items()}
+    for modality, depth in zip(("video", "audio"), depths, strict=True):
+        stack = f"encoder.modalities.{modality}."
+        blocks = (f"{stack}blocks.{number}.mlp.fc1.weight" for number in reversed(range(depth)))
+        chain = [f"heads.{modality}.weight", *blocks, f"{stack}embed.weight"]
+        assert [rate[name] for name in chain] == pytest.approx([0.7**i for i in range(depth + 2)])
+    assert rate["encoder.modalities.audio.absent"] == rate["encoder.modalities.audio.embed.bias"]
+    assert rate["encoder.fusion.0.key_value.weight"] == 1
+
+
+def test_what_is_fresh_gets_the_full_rate(network: Classifier, tmp_path: Path) -> None:
+    full = rates(network, OptimSpec(base_lr=0.5))
+    assert rates(network, DECAYED) == full, "from scratch there is nothing to keep"
+    clip = ClipSpec(frames=4, size=32, mel_bins=32)
+    pictures = build_classifier(clip, ModelSpec("videomae", ("video",), "none"), SIZE, classes=7)
+    config = {"task": "classify", "classes": 7, "dropout": 0.0, "clip": asdict(clip), "size": asdict(SIZE)}
+    config["model"] = {"name": "videomae", "modalities": ["video"], "fusion": "none"}
+    weights = {f"network.{name}": value for name, value in pictures.state_dict().items()}
+    torch.save({"config": config, "state_dict": weights}, tmp_path / "k400.ckpt")
+    started = copy.deepcopy(network)
+    match = start_from(started, tmp_path / "k400.ckpt")
+    found = rates(started, DECAYED, match.filled)
+    slowed = {name for name, (lr, _) in found.items() if lr < 1}
+    assert slowed == {name for name in found if name.startswith("encoder.modalities.video.")}
+    assert {name: value for name, value in found.items() if name not in slowed} == {
+        name: value for name, value in full.items() if name not in slowed
+    }
+
+
+def test_groups_lie_as_in_checkpoints_that_do_not_say_what_was_loaded(network: Classifier) -> None:
+    """They were timm's, by the number of a block in whatever modality; a resumed run's rates are its checkpoint's."""
+    layers = {
+        "stem": r"encoder\.modalities\.\w+\.(?:embed|absent)",
+        "blocks": r"encoder\.modalities\.\w+\.blocks\.(\d+)",
+    }
+    network.group_matcher = lambda coarse: layers
+    theirs = param_groups_layer_decay(network, 0.05, ["poolings.*.latent"], layer_decay=0.7)
+    del network.group_matcher
+    ours = build_optimizer(network, DECAYED, 512)
+    assert [list(map(id, group["params"])) for group in ours.param_groups] == [
+        list(map(id, group["params"])) for group in theirs
+    ]
+    before = torch.optim.AdamW(theirs, lr=1.0)
+    for group in before.param_groups:
+        group["lr"] = group["lr_scale"]
+    ours.load_state_dict(before.state_dict())
+    assert [group["lr"] for group in ours.param_groups] == [group["lr_scale"] for group in theirs]
 
 
 def test_schedule_rises_linearly_and_falls_to_its_floor() -> None:
@@ -64,10 +115,11 @@ def test_settings_out_of_range(settings: dict) -> None:
         OptimSpec(**settings)
 
 
-def test_muon_takes_a_step_and_keeps_layer_rates(network: nn.Module) -> None:
+def test_muon_takes_a_step_and_keeps_layer_rates(network: Classifier) -> None:
     spec = OptimSpec(base_lr=1e-3, kind="muon", layer_decay=0.5)
-    adamw = rates(network, OptimSpec(base_lr=1e-3, layer_decay=0.5))
-    assert rates(network, spec) == adamw
+    loaded = list(network.state_dict())
+    adamw = rates(network, OptimSpec(base_lr=1e-3, layer_decay=0.5), loaded)
+    assert rates(network, spec, loaded) == adamw
     optimizer = build_optimizer(network, spec, effective_batch=512)
     weight = network.get_parameter("encoder.modalities.video.blocks.0.mlp.fc1.weight")
     before = weight.detach().clone()

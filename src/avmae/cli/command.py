@@ -15,7 +15,7 @@ import tempfile
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime
 from itertools import chain, count
 from pathlib import Path
@@ -99,14 +99,53 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     """A config as plain dicts and lists, every interpolation resolved; names what is missing.
 
     Raises:
-        InputError: a mandatory value was not given.
+        InputError: see `refuse_missing`.
     """
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
-        raise InputError(f"{missing[0]} must be given: add {missing[0]}=VALUE to the command")
+    refuse_missing(cfg)
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
     return {str(key): value for key, value in config.items()}
+
+
+def refuse_missing(cfg: DictConfig) -> None:
+    """Refuse a config in which a mandatory value was not given: one that is ``???``, or is named by ``requires``.
+
+    A recipe names a key there whose default is null, for OmegaConf keeps null where ``???`` is merged over it. A run
+    that is resumed has what it began with.
+
+    Raises:
+        InputError: it names all that is missing.
+    """
+    # Not OmegaConf.missing_keys, which resolves: what names the run's folder would make it.
+    values: Any = OmegaConf.to_container(cfg, resolve=False)
+    missing = set(_mandatory({key: value for key, value in values.items() if key != "hydra"}))
+    if OmegaConf.select(cfg, "resume") is None:
+        missing |= {key for key in OmegaConf.select(cfg, "requires") or () if OmegaConf.select(cfg, key) is None}
+    if missing:
+        names = sorted(missing)
+        given = " ".join(f"{name}=VALUE" for name in names)
+        raise InputError(f"{' and '.join(names)} must be given: add {given} to the command")
+
+
+def _mandatory(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted keys of what is ``???``."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _mandatory(value, f"{prefix}{key}.")
+        elif value == "???":
+            yield f"{prefix}{key}"
+
+
+class Complete(Callback):
+    """Refuses a run that lacks a mandatory value before Hydra makes its folder."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Check the config."""
+        try:
+            refuse_missing(config)
+        except InputError as error:
+            # Hydra makes warnings of exceptions here.
+            fail(error)
 
 
 def fail(error: Exception) -> NoReturn:
@@ -200,6 +239,9 @@ def evaluation_data(settings: Mapping[str, Any], given: Mapping[str, Any], modal
         raise InputError("the checkpoint names no data; give data.root=DIR, the folder of UCF101")
     if "root" in given and "://" not in str(given["root"]) and not Path(given["root"]).expanduser().is_dir():
         raise InputError(f"data.root={given['root']} is not a folder; give the data set's")
+    if data.get("manifest") and not Path(data["manifest"]).expanduser().is_file():
+        # It is where training ran; all that is lost is which clips of train and val cannot be read.
+        data = data | {"manifest": None}
     clip = ClipSpec(**settings["clip"])
     return construct("data", data | given, clip=clip, audio="audio" in modalities, seed=settings["seed"])
 
@@ -373,7 +415,7 @@ def first_process() -> bool:
 
 
 def precision(trainer: dict[str, Any]) -> str:
-    """Precision by device: bf16 autocast on GPUs that have it, full elsewhere.
+    """Precision by device: bf16 autocast on GPUs that compute in it (not on V100 and T4, which emulate it), else full.
 
     Raises:
         InputError: half precision is asked for.
@@ -388,7 +430,7 @@ def precision(trainer: dict[str, Any]) -> str:
     if trainer["precision"] != "auto":
         return trainer["precision"]
     on_gpu = trainer["accelerator"] != "cpu" and torch.cuda.is_available()
-    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
 
 
 def quiet_libraries() -> None:

@@ -40,6 +40,7 @@ def page(conf: str, name: str, overrides: list[str]) -> str:
             names = sorted(file.stem for file in Path(conf, group).glob("*.yaml"))
             lines.append(f"  {group:<{wide}}  {', '.join(f'{n}*' if n == choice else n for n in names)}")
     lines += ["", "Settings, as KEY=VALUE:"]
+    required = values.pop("requires", [])
     settings = list(_settings(values, ""))
     wide = min(WIDEST, max(len(f"{key}={value}") for key, value in settings))
     above = ""
@@ -50,7 +51,9 @@ def page(conf: str, name: str, overrides: list[str]) -> str:
             if parent in comments:
                 lines.append(f"  # {comments[parent]}")
         above = parent
-        comment = "; ".join(filter(None, ["must be given" * (value == "???"), comments.get(key, "")]))
+        comment = "; ".join(
+            filter(None, ["must be given" * (value == "???" or key in required), comments.get(key, "")])
+        )
         lines.append(f"  {f'{key}={value}':<{wide}}  {comment}".rstrip())
     return "\n".join(lines)
 

@@ -1,27 +1,30 @@
-"""Boxes to cut from each picture, drawn in the worker; the cut itself and what follows it, done on the device.
+"""Boxes to cut from each frame, drawn in the worker; the cut itself and random erasing, done on the device.
 
-A box is (left, top, right, bottom) as shares of width and height; left and right swapped mirror the picture. Because
-boxes are relative, the pictures can all be scaled to one canvas first, whatever their aspect, and still be cut as if
-they were in their own.
+A box is (left, top, right, bottom) as shares of width and height; left and right swapped mirror the frame.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms import v2
 
 from avmae.errors import InputError
 
 Box = tuple[float, float, float, float]
 
-RAND_BINS = 101
-"""Steps of RandAugment's scale of magnitudes."""
+MULTISCALE = (1.0, 0.875, 0.75, 0.66)
+"""Sides of VideoMAE's pretraining crops as shares of the frame's short side (its datasets.py)."""
+
+SNAP = 3
+"""Sides of these crops that are closer than this to the cut's size, in pixels, become that size."""
+
+ERASE_AREA = (0.02, 1 / 3)
+ERASE_RATIO = (0.3, 1 / 0.3)
+"""Share of the area and height / width of an erased box (VideoMAE's random_erasing.py)."""
 
 
 @dataclass(frozen=True)
@@ -29,33 +32,60 @@ class AugmentSpec:
     """How training views are drawn.
 
     Args:
-        scale: smallest and largest share of the picture's area that is cut.
-        ratio: smallest and largest width / height of what is cut.
+        crop: `random` cuts any box within scale and ratio (VideoMAE's fine-tuning), `multiscale` one of four sizes at
+            one of 13 places (its pretraining).
+        scale: smallest and largest share of the frame's area that `random` cuts.
+        ratio: smallest and largest width / height of what `random` cuts.
         flip: probability of mirroring.
         repeats: views cut from each decoded window (VideoMAE's repeated sampling).
-        rand_operations: of RandAugment for each view, the same in all of its pictures; 0 for none (VideoMAE: 4).
-        rand_magnitude: of these operations, 10 being the strongest (VideoMAE: 7).
-        rand_deviation: of the magnitude, drawn once a view from a normal distribution (VideoMAE: 0.5, once an
-            operation).
-        erase: probability of replacing a box by noise, the same box in all pictures of a view (VideoMAE: 0.25).
+        rand_operations: of RandAugment drawn for each view; 0 for none (VideoMAE: 4). Each is applied with
+            probability 0.5.
+        rand_magnitude: mean of an operation's magnitude, 10 being the strongest (VideoMAE: 7).
+        rand_std: standard deviation of the magnitude, which is drawn once an operation (VideoMAE: 0.5).
+        erase: probability of replacing a box by noise, the same box in all frames of a view (VideoMAE: 0.25).
+
+    Raises:
+        InputError: a value is out of range.
     """
 
+    crop: str = "random"
     scale: tuple[float, float] = (0.5, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
     repeats: int = 1
     rand_operations: int = 0
     rand_magnitude: float = 7.0
-    rand_deviation: float = 0.5
+    rand_std: float = 0.5
     erase: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.crop not in ("random", "multiscale"):
+            raise InputError(f"augment.crop={self.crop} does not exist; there are random and multiscale")
         if not (0 < self.scale[0] <= self.scale[1] <= 1 and 0 < self.ratio[0] <= self.ratio[1]):
             raise InputError("augment: scale must rise within (0, 1] and ratio must rise from above 0")
         if not (0 <= self.flip <= 1 and 0 <= self.erase <= 1 and 0 <= self.rand_magnitude <= 10):
             raise InputError("augment: flip and erase are probabilities, rand_magnitude is between 0 and 10")
-        if self.repeats < 1 or self.rand_operations < 0 or self.rand_deviation < 0:
-            raise InputError("augment: repeats is at least 1, rand_operations and rand_deviation are not negative")
+        if self.repeats < 1 or self.rand_operations < 0 or self.rand_std < 0:
+            raise InputError("augment: repeats is at least 1, rand_operations and rand_std are not negative")
+
+
+def training_box(rng: np.random.Generator, spec: AugmentSpec, aspect: float, short_side: int, size: int) -> Box:
+    """Draw the box of one view, mirrored or not.
+
+    Args:
+        rng: random generator.
+        spec: how.
+        aspect: width / height of the frame as it is to be seen.
+        short_side: of the frame, in pixels; `multiscale` cuts at whole ones.
+        size: height and width, in pixels, that the cut is scaled to.
+    """
+    if spec.crop == "random":
+        box = random_box(rng, aspect, spec.scale, spec.ratio)
+    else:
+        boxes = multiscale_boxes(round(short_side * max(aspect, 1)), round(short_side / min(aspect, 1)), size)
+        box = boxes[rng.integers(len(boxes))]
+    left, top, right, bottom = box
+    return (right, top, left, bottom) if rng.random() < spec.flip else box
 
 
 def random_box(
@@ -63,33 +93,58 @@ def random_box(
     aspect: float,
     scale: tuple[float, float] = (0.5, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
-    flip: float = 0.5,
 ) -> Box:
-    """Draw a box as torchvision's `RandomResizedCrop` draws it.
+    """Draw a box as torchvision's `RandomResizedCrop` and VideoMAE draw it, but for their rounding to whole pixels.
 
     Args:
         rng: random generator.
-        aspect: width / height of the picture as it is to be seen.
-        scale: range of the share of the picture's area; VideoMAE fine-tunes with 0.08 to 1.
+        aspect: width / height of the frame as it is to be seen.
+        scale: range of the share of the frame's area; VideoMAE fine-tunes with 0.08 to 1.
         ratio: range of width / height of what is cut, drawn log-uniformly.
-        flip: probability of mirroring.
     """
-    left, top, right, bottom = center_boxes(aspect, 1)[0]
     for _ in range(10):
         area, shape = rng.uniform(*scale), math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
         width, height = math.sqrt(area * shape / aspect), math.sqrt(area / shape * aspect)
         if width <= 1 and height <= 1:
             left, top = rng.uniform(0, 1 - width), rng.uniform(0, 1 - height)
-            right, bottom = left + width, top + height
-            break
-    return (right, top, left, bottom) if rng.random() < flip else (left, top, right, bottom)
+            return (left, top, left + width, top + height)
+    # Nothing fits: the centre, as much of it as the range of ratios allows.
+    width, height = min(1.0, ratio[1] / aspect), min(1.0, aspect / ratio[0])
+    return ((1 - width) / 2, (1 - height) / 2, (1 + width) / 2, (1 + height) / 2)
+
+
+def multiscale_boxes(width: int, height: int, size: int) -> list[Box]:
+    """The boxes of VideoMAE's pretraining, equally likely: its `GroupMultiScaleCrop` with all of its fixed places.
+
+    Width and height of a box are each one of `MULTISCALE`, at most one step apart. It lies in a corner, at the middle
+    of a side, in the centre, or half way from the centre to a corner.
+
+    Args:
+        width: of the frame, in pixels.
+        height: of the frame, in pixels.
+        size: height and width, in pixels, that the cut is scaled to.
+
+    Returns:
+        10 pairs of sides x 13 places; where a box is as high or wide as the frame, places coincide.
+    """
+    sides = [int(min(width, height) * share) for share in MULTISCALE]
+    sides = [size if abs(side - size) < SNAP else side for side in sides]
+    places = [(x, y) for x in (0, 2, 4) for y in (0, 2, 4)] + [(x, y) for x in (1, 3) for y in (1, 3)]
+    boxes = []
+    for i, down in enumerate(sides):
+        for across in sides[max(0, i - 1) : i + 2]:
+            step_x, step_y = (width - across) // 4, (height - down) // 4
+            for x, y in places:
+                left, top = x * step_x, y * step_y
+                boxes.append((left / width, top / height, (left + across) / width, (top + down) / height))
+    return boxes
 
 
 def center_boxes(aspect: float, crops: int) -> list[Box]:
     """Squares as large as the short side, evenly spaced along the long side; one is the centre.
 
     Args:
-        aspect: width / height of the picture as it is to be seen.
+        aspect: width / height of the frame as it is to be seen.
         crops: how many; VideoMAE tests with 3.
     """
     width, height = min(1.0, 1 / aspect), min(1.0, aspect)
@@ -97,12 +152,13 @@ def center_boxes(aspect: float, crops: int) -> list[Box]:
     return [((1 - width) * p, (1 - height) * p, (1 - width) * p + width, (1 - height) * p + height) for p in places]
 
 
-def cut_boxes(frames: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """Cut each clip's boxes from all its pictures and scale them bilinearly.
+def cut_boxes(frames: Tensor, boxes: Tensor, portrait: Tensor, size: int) -> Tensor:
+    """Cut each clip's boxes from all its frames and scale them bilinearly.
 
     Args:
         frames: (B, T, H, W, 3) uint8.
         boxes: (B, R, 4) float32.
+        portrait: (B,) bool, of frames that lie on their side; what is cut from them is set upright.
         size: height and width of the result.
 
     Returns:
@@ -117,59 +173,40 @@ def cut_boxes(frames: Tensor, boxes: Tensor, size: int) -> Tensor:
     zero = left.new_zeros(left.shape)
     across = torch.stack([(right - left) / 2, zero, (right + left) / 2], -1)
     down = torch.stack([zero, (bottom - top) / 2, (bottom + top) / 2], -1)
-    grid = F.affine_grid(
-        torch.stack([across, down], 1), [clips * repeats, times * channels, size, size], align_corners=False
-    )
+    theta = torch.stack([across, down], 1)
+    turned = torch.cat([theta[..., :2].flip(-1), theta[..., 2:]], -1)
+    theta = torch.where(portrait.repeat_interleave(repeats)[:, None, None], turned, theta)
+    grid = F.affine_grid(theta, [clips * repeats, times * channels, size, size], align_corners=False)
     cut = F.grid_sample(planes, grid, padding_mode="border", align_corners=False)
     return cut.unflatten(1, (times, channels)).transpose(1, 2)
 
 
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Torch's global generator on the CPU, from which torchvision draws, set for a while."""
-    state = torch.get_rng_state()
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
+def random_erase(video: Tensor, seeds: Sequence[int], spec: AugmentSpec) -> None:
+    """Replace a box of some views by normal noise, in place (Zhong et al. 2020; VideoMAE's mode `pixel` with `cube`).
 
-
-def rand_augment(video: Tensor, seeds: Sequence[int], spec: AugmentSpec) -> Tensor:
-    """RandAugment (Cubuk et al. 2020) by torchvision's operations, each view by its own seed.
-
-    Args:
-        video: (B, 3, T, H, W) float32 in [0, 1].
-        seeds: of each view.
-        spec: operations and their magnitude.
-    """
-    if not spec.rand_operations:
-        return video
-    views = []
-    for view, seed in zip(video.transpose(1, 2), seeds, strict=True):
-        with _seeded(seed):
-            magnitude = (spec.rand_magnitude + spec.rand_deviation * float(torch.randn(()))) / 10
-            level = round(min(max(magnitude, 0.0), 1.0) * (RAND_BINS - 1))
-            transform = v2.RandAugment(
-                spec.rand_operations, level, RAND_BINS, interpolation=v2.InterpolationMode.BILINEAR, fill=[0.5] * 3
-            )
-            views.append(transform(view))
-    return torch.stack(views).transpose(1, 2)
-
-
-def random_erase(video: Tensor, seeds: Sequence[int], spec: AugmentSpec) -> Tensor:
-    """Replace a box of some views by normal noise (Zhong et al. 2020, per pixel), alike in all pictures of a view.
+    The box is the same in all frames of a view, the noise is new in each.
 
     Args:
         video: (B, 3, T, H, W) float32, normalised.
         seeds: of each view.
         spec: the probability.
     """
-    if not spec.erase:
-        return video
-    transform = v2.RandomErasing(spec.erase, scale=(0.02, 1 / 3), value="random")
-    views = []
-    for view, seed in zip(video.transpose(1, 2), seeds, strict=True):
-        with _seeded(seed + 1):
-            views.append(transform(view))
-    return torch.stack(views).transpose(1, 2)
+    height, width = video.shape[-2:]
+    for view, seed in zip(video, seeds, strict=True):
+        # A stream of its own beside RandAugment's, which has the same seed.
+        rng = np.random.default_rng((seed, 1))
+        if rng.random() < spec.erase:
+            top, left, bottom, right = erased_box(rng, height, width)
+            view[..., top:bottom, left:right].normal_(generator=torch.Generator(video.device).manual_seed(seed))
+
+
+def erased_box(rng: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
+    """Draw top, left, bottom and right, in pixels, as VideoMAE does; an empty box if 100 of them do not fit."""
+    for _ in range(100):
+        area = rng.uniform(*ERASE_AREA) * height * width
+        shape = math.exp(rng.uniform(math.log(ERASE_RATIO[0]), math.log(ERASE_RATIO[1])))
+        rows, columns = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
+        if rows < height and columns < width:
+            top, left = int(rng.integers(height - rows + 1)), int(rng.integers(width - columns + 1))
+            return top, left, top + rows, left + columns
+    return 0, 0, 0, 0

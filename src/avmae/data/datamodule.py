@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import lightning as L
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from avmae.clip import ClipSpec
-from avmae.data.augment import AugmentSpec, cut_boxes, rand_augment, random_erase
+from avmae.data.augment import AugmentSpec, cut_boxes, random_erase
 from avmae.data.dataset import ClipDataset, Sample, collate
 from avmae.data.degrade import Degradation, degrade_sound, degrade_video
 from avmae.data.embedded.avdigits import write_avdigits
 from avmae.data.embedded.synthetic import write_synthetic
-from avmae.data.manifest import NAME, read_manifest
+from avmae.data.manifest import NAME, manifest_root, read_manifest
+from avmae.data.rand_augment import rand_augment
 from avmae.data.sampling import EvalSampler, TrainSampler
-from avmae.data.sources.csv import read_csv
+from avmae.data.sources.csv import common_folder, read_csv
 from avmae.data.sources.folder import read_folder
 from avmae.data.sources.shards import read_packed
 from avmae.data.sources.ucf101 import CLASSES_WITH_SOUND, read_ucf101
@@ -54,7 +54,7 @@ class Batch(TypedDict):
 
 
 class BatchTransform(nn.Module):
-    """Samples to a `Batch`, on the device the samples are on: cut, augment, normalise, spectrogram.
+    """Samples to a `Batch`, on the device the samples are on: augment, cut, normalise, spectrogram.
 
     Args:
         clip: shape of a window.
@@ -76,17 +76,21 @@ class BatchTransform(nn.Module):
         """Expand each of B samples into its R views, and degrade them where asked to."""
         repeats = sample["boxes"].shape[1]
         view = sample["view"][:, None] + torch.arange(repeats, device=sample["view"].device)
-        video = cut_boxes(sample["frames"], sample["boxes"], self.clip.size)
+        frames, boxes, portrait, seeds = sample["frames"], sample["boxes"], sample["portrait"], sample["seeds"]
+        if seeds and self.augment.rand_operations:
+            # Before the cut, as VideoMAE does: shifts are shares of whole frames, and what they move in is rarely cut.
+            frames = rand_augment(frames, sample["widths"], seeds, self.augment)
+            boxes, portrait = boxes.flatten(0, 1)[:, None], portrait.repeat_interleave(repeats)
+        video = cut_boxes(frames, boxes, portrait, self.clip.size)
         waveform, has_audio = sample["waveform"], sample["has_audio"]
         if degradation is not None:
-            seeds = sample["clip_id"].clamp(min=0) * 1000 + sample["view"]
-            video = degrade_video(video, degradation, seeds.repeat_interleave(repeats))
-            waveform, has_audio = degrade_sound(waveform, has_audio, sample["label"], degradation, seeds)
-        if sample["seeds"]:
-            video = rand_augment(video, sample["seeds"], self.augment)
+            numbers = sample["clip_id"].clamp(min=0) * 1000 + sample["view"]
+            video = degrade_video(video, degradation, numbers.repeat_interleave(repeats))
+            other = (sample["other"], sample["has_other"]) if "other" in sample else None
+            waveform, has_audio = degrade_sound(waveform, has_audio, degradation, numbers, other)
         video = (video - self.mean) / self.std
-        if sample["seeds"]:
-            video = random_erase(video, sample["seeds"], self.augment)
+        if seeds:
+            random_erase(video, seeds, self.augment)
         return Batch(
             video=video,
             audio=self.spectrogram(waveform).repeat_interleave(repeats, 0),
@@ -106,6 +110,7 @@ class ClipDataModule(L.LightningDataModule):
         splits: the clips of each part.
         clip: shape of a window.
         root: folder whose manifest says which clips cannot be read; None where there is none.
+        manifest: a file elsewhere that is to be heeded instead.
         audio: read the sound, too; False for systems of pictures alone.
         batch_size: windows a process and step.
         workers: reading processes for each training process.
@@ -120,6 +125,10 @@ class ClipDataModule(L.LightningDataModule):
     Attributes:
         listed: the clips of each part before unreadable ones and labels beyond `train_share` are left out.
         splits: those that are left.
+        root: folder that a manifest's paths start from.
+
+    Raises:
+        InputError: a setting is out of range, or the manifest is missing, damaged or of other clips.
     """
 
     def __init__(
@@ -127,6 +136,7 @@ class ClipDataModule(L.LightningDataModule):
         splits: Splits,
         clip: ClipSpec,
         root: str | Path | None = None,
+        manifest: str | Path | None = None,
         audio: bool = True,
         batch_size: int = 8,
         workers: int = 2,
@@ -146,9 +156,9 @@ class ClipDataModule(L.LightningDataModule):
         if only is not None:
             names = [only] if isinstance(only, str) else list(map(str, only))
             splits = keep_classes(splits, CLASSES_WITH_SOUND if only == "with_sound" else names)
-        self.listed = splits
+        self.listed, self.root = splits, root
         if root is not None:
-            splits = without_unreadable(splits, root)
+            splits = without_unreadable(splits, root, manifest)
         self.splits = splits if train_share == 1 else few_labels(splits, train_share, seed)
         self.clip, self.audio, self.batch_size, self.workers = clip, audio, batch_size, workers
         self.segments, self.crops, self.seed, self.timeout = segments, crops, seed, timeout
@@ -242,10 +252,10 @@ class ClipDataModule(L.LightningDataModule):
         """Take it up."""
         self._resumed_clips_a_batch = state_dict["clips_a_batch"]
 
-    def _eval_loader(self, entries: list[ClipEntry], segments: int, crops: int, mixed: bool = False) -> DataLoader:
-        dataset = ClipDataset(entries, self.clip, self.audio, None, segments, crops)
+    def _eval_loader(self, entries: list[ClipEntry], segments: int, crops: int, partners: bool = False) -> DataLoader:
+        dataset = ClipDataset(entries, self.clip, self.audio, None, segments, crops, partners)
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        sampler = EvalSampler(len(entries), segments, self.batch_size, self.seed, rank, world, mixed)
+        sampler = EvalSampler(len(entries), segments, self.batch_size, self.seed, rank, world)
         return self._loader(dataset, sampler)
 
     def val_dataloader(self) -> DataLoader | list:
@@ -269,33 +279,49 @@ class ClipDataModule(L.LightningDataModule):
                 "the data set has no test clips; a test list (data=csv) or a test/ folder (data=folder) has them"
             )
 
-    def part_loader(self, part: str, mixed: bool = False) -> DataLoader:
-        """Segments x crops of each clip of a part: train, val or test.
-
-        `mixed` takes the clips in one random order, and the second segment of any after the first of all.
-        """
-        entries = getattr(self.splits, part)
-        if mixed:
-            # Not the run's seed: degradations follow a clip's number, and all models are to see the same.
-            entries = [entries[i] for i in np.random.default_rng(0).permutation(len(entries))]
-        return self._eval_loader(entries, self.segments, self.crops, mixed)
+    def part_loader(self, part: str, partners: bool = False) -> DataLoader:
+        """Segments x crops of each clip of a part: train, val or test; `partners`: see `ClipDataset`."""
+        return self._eval_loader(getattr(self.splits, part), self.segments, self.crops, partners)
 
     def transfer_batch_to_device(self, batch: Sample, device: torch.device, dataloader_idx: int) -> Any:
         """Move the tensors; messages stay."""
         return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 
-def without_unreadable(splits: Splits, root: str | Path) -> Splits:
-    """Leave out of training and validation what the folder's manifest, if there is one, calls unreadable.
+def without_unreadable(splits: Splits, root: str | Path, manifest: str | Path | None = None) -> Splits:
+    """Leave out of training and validation what a manifest calls unreadable.
 
     Test clips stay: what is not scored has to be counted.
+
+    Args:
+        splits: of the data set.
+        root: folder of the data set, and of its manifest if it has one.
+        manifest: one that lies elsewhere, and then has to be there.
+
+    Raises:
+        InputError: the manifest is missing, damaged or of other clips.
     """
     root = Path(root).expanduser()
-    bad = {os.path.abspath(root / record.path) for record in read_manifest(root / NAME).values() if not record.readable}
+    file = Path(manifest).expanduser() if manifest else root / NAME
+    if manifest and not file.is_file():
+        raise InputError(
+            f"data.manifest={manifest} does not exist; python -m avmae.prepare output={manifest} writes it"
+        )
+    records = read_manifest(file)
     # Lists may have absolute paths where the root is relative.
-    train, val = (
-        [entry for entry in part if os.path.abspath(str(entry.path)) not in bad] for part in (splits.train, splits.val)
-    )
+    listed = [[(os.path.abspath(str(e.path)), e) for e in part] for part in (splits.train, splits.val, splits.test)]
+    readable: dict[str, bool] = {}
+    for base in (root, manifest_root(file)) if manifest else (root,):
+        readable = {os.path.abspath(base / path): record.readable for path, record in records.items()}
+        if any(path in readable for part in listed for path, _ in part):
+            break
+    else:
+        if manifest:
+            raise InputError(
+                f"data.manifest={manifest} has none of the data set's clips; run avmae.prepare on this data set, "
+                "or give the data.root that its paths start from"
+            )
+    train, val, _ = ([entry for path, entry in part if readable.get(path, True)] for part in listed)
     return replace(splits, train=train, val=val)
 
 
@@ -303,7 +329,7 @@ class UCF101DataModule(ClipDataModule):
     """UCF101 by its official lists.
 
     Args:
-        root: see `read_ucf101`; its manifest is heeded.
+        root: see `read_ucf101`.
         fold: 1, 2 or 3.
         val_groups: see `read_ucf101`.
         reading: see `ClipDataModule`.
@@ -314,7 +340,7 @@ class UCF101DataModule(ClipDataModule):
 
 
 class CSVDataModule(ClipDataModule):
-    """Lists of `path label`; see `read_csv`."""
+    """Lists of `path label`; see `read_csv`. Without a root, the manifest is that of all clips' common folder."""
 
     def __init__(
         self,
@@ -325,7 +351,8 @@ class CSVDataModule(ClipDataModule):
         classes: int | list[str] | None = None,
         **reading: Any,
     ) -> None:
-        super().__init__(read_csv(train, val, test, root, classes), root=root, **reading)
+        splits = read_csv(train, val, test, root, classes)
+        super().__init__(splits, root=root or common_folder(splits), **reading)
 
 
 class FolderDataModule(ClipDataModule):

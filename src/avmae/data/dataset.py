@@ -1,7 +1,8 @@
 """Requests to samples: what a worker does for one clip."""
 
 from collections.abc import Sequence
-from typing import TypedDict
+from contextlib import suppress
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from avmae.clip import ClipSpec
-from avmae.data.augment import AugmentSpec, Box, center_boxes, random_box
+from avmae.data.augment import AugmentSpec, Box, center_boxes, training_box
+from avmae.data.decode.audio import Waveform
 from avmae.data.decode.window import Window, read_window
 from avmae.data.sampling import Request
 from avmae.data.splits import ClipEntry
@@ -23,26 +25,34 @@ class Sample(TypedDict):
     """One decoded window and the boxes to cut from it; a batch of them has a leading axis B.
 
     Keys:
-        frames: (T, H, W, 3) uint8 on the clip's canvas.
+        frames: (T, H, W, 3) uint8, H the short side: portrait frames lie on their side, rows as columns.
         waveform: (samples,) float32 in [-1, 1].
-        boxes: (R, 4) float32.
+        boxes: (R, 4) float32, as they lie in the frames.
+        portrait: () bool, whether frames and boxes lie on their side.
         has_audio: () bool.
         label: () int64.
         clip_id: () int64, the clip's index in its part; -1 where it is not to be scored.
         view: () int64, number of the first of the R views.
+        widths: of the frames, in pixels, without padding.
         seeds: of what is drawn for each of the R views on the device; none at test time.
         unreadable: what went wrong with clips that could not be read.
+        other: of data sets with `partners`, (samples,) float32, the sound of another clip, of another class.
+        has_other: () bool, whether there is one.
     """
 
     frames: Tensor
     waveform: Tensor
     boxes: Tensor
+    portrait: Tensor
     has_audio: Tensor
     label: Tensor
     clip_id: Tensor
     view: Tensor
+    widths: list[int]
     seeds: list[int]
     unreadable: list[str]
+    other: NotRequired[Tensor]
+    has_other: NotRequired[Tensor]
 
 
 class ClipDataset(Dataset[Sample]):
@@ -59,6 +69,7 @@ class ClipDataset(Dataset[Sample]):
         augment: how training views are drawn; None for test.
         segments: windows of each clip, at test time.
         crops: boxes of each window, at test time.
+        partners: read the sound of another clip with each one that sounds, at test time; see `swap` of `Degradation`.
 
     Attributes:
         readings: where reading processes note what they read, if there are any.
@@ -72,9 +83,11 @@ class ClipDataset(Dataset[Sample]):
         augment: AugmentSpec | None = None,
         segments: int = 1,
         crops: int = 1,
+        partners: bool = False,
     ) -> None:
         self.entries, self.clip, self.audio, self.augment = entries, clip, audio, augment
-        self.segments, self.crops = segments, crops
+        self.segments, self.crops, self.partners = segments, crops, partners
+        self._silent: set[tuple[int, float]] = set()
         self.readings: Readings | None = None
 
     def __len__(self) -> int:
@@ -92,8 +105,8 @@ class ClipDataset(Dataset[Sample]):
                 unreadable.append(str(error))
                 index = int(rng.integers(len(self.entries)))
                 continue
-            spec = self.augment
-            boxes = [random_box(rng, window.aspect, spec.scale, spec.ratio, spec.flip) for _ in range(spec.repeats)]
+            spec, short_side = self.augment, min(window.frames.shape[1:3])
+            boxes = [training_box(rng, spec, window.aspect, short_side, self.clip.size) for _ in range(spec.repeats)]
             seeds = [int(seed) for seed in rng.integers(2**48, size=spec.repeats)]
             return make_sample(window, boxes, self.entries[index].label, index, 0, unreadable, seeds)
         raise MediaError(f"{TRIES} clips in a row cannot be read; the last: {unreadable[-1]}")
@@ -105,13 +118,35 @@ class ClipDataset(Dataset[Sample]):
             window = self._read(request.index, position)
         except MediaError as error:
             unreadable.append(str(error))
-            height, width = self.clip.canvas
-            frames = np.zeros((self.clip.frames, height, width, 3), np.uint8)
-            window = Window(frames, np.zeros(self.clip.samples, np.float32), False, 0.0, width / height)
+            side = self.clip.canvas[0]
+            frames = np.zeros((self.clip.frames, side, side, 3), np.uint8)
+            window = Window(frames, np.zeros(self.clip.samples, np.float32), False, 0.0, 1.0)
         clip_id = request.index if request.scored and not unreadable else -1
         boxes = center_boxes(window.aspect, self.crops)
         label = self.entries[request.index].label
-        return make_sample(window, boxes, label, clip_id, request.segment * self.crops, unreadable)
+        sample = make_sample(window, boxes, label, clip_id, request.segment * self.crops, unreadable)
+        if self.partners:
+            other = self._partner(request.index, position) if window.has_audio else None
+            sample["other"] = torch.zeros_like(sample["waveform"]) if other is None else torch.from_numpy(other)
+            sample["has_other"] = torch.tensor(other is not None)
+        return sample
+
+    def _partner(self, index: int, position: float) -> Waveform | None:
+        """The sound of a clip of another class; None if none has any.
+
+        Which one is a function of the clip's number: not of the run's seed, nor of what is read beside it.
+        """
+        label = self.entries[index].label
+        for other in np.random.default_rng(index).permutation(len(self.entries)).tolist():
+            if self.entries[other].label == label or (other, position) in self._silent:
+                continue
+            # What cannot be read has no sound either.
+            with suppress(MediaError):
+                window = self._read(other, position)
+                if window.has_audio:
+                    return window.waveform
+            self._silent.add((other, position))
+        return None
 
     def _read(self, index: int, position: float) -> Window:
         if self.readings is None:
@@ -133,21 +168,29 @@ def make_sample(
     seeds: list[int] | None = None,
 ) -> Sample:
     """A window and the boxes to cut from it as tensors."""
+    frames, places = torch.from_numpy(window.frames), torch.tensor(boxes, dtype=torch.float32)
+    portrait = frames.shape[1] > frames.shape[2]
+    if portrait:
+        frames, places = frames.transpose(1, 2), places[:, [1, 0, 3, 2]]
     return Sample(
-        frames=torch.from_numpy(window.frames),
+        frames=frames,
         waveform=torch.from_numpy(window.waveform),
-        boxes=torch.tensor(boxes, dtype=torch.float32),
+        boxes=places,
+        portrait=torch.tensor(portrait),
         has_audio=torch.tensor(window.has_audio),
         label=torch.tensor(label),
         clip_id=torch.tensor(clip_id),
         view=torch.tensor(view),
+        widths=[frames.shape[2]],
         seeds=seeds or [],
         unreadable=unreadable or [],
     )
 
 
 def collate(samples: list[Sample]) -> Sample:
-    """Stack the tensors of samples and join their lists."""
+    """Stack the tensors of samples, whose frames are padded to the widest, and join their lists."""
+    widest = max(sample["frames"].shape[2] for sample in samples)
+    samples = [_padded(sample, widest) for sample in samples]
     return Sample(
         **{
             key: torch.stack(values) if isinstance(values[0], Tensor) else [x for part in values for x in part]
@@ -155,3 +198,14 @@ def collate(samples: list[Sample]) -> Sample:
             for values in [[sample[key] for sample in samples]]  # type: ignore[literal-required]
         }  # type: ignore[typeddict-item]
     )
+
+
+def _padded(sample: Sample, width: int) -> Sample:
+    frames = sample["frames"]
+    missing = width - frames.shape[2]
+    if not missing:
+        return sample
+    # The edge is repeated, for a box that ends there is interpolated with what lies beyond.
+    frames = torch.cat([frames, frames[:, :, -1:].expand(-1, -1, missing, -1)], 2)
+    share = torch.tensor([1 - missing / width, 1.0]).repeat(2)
+    return {**sample, "frames": frames, "boxes": sample["boxes"] * share}

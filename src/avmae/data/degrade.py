@@ -135,16 +135,16 @@ def degrade_video(video: Tensor, degradation: Degradation, seeds: Tensor) -> Ten
 
 
 def degrade_sound(
-    waveform: Tensor, has_audio: Tensor, label: Tensor, degradation: Degradation, seeds: Tensor
+    waveform: Tensor, has_audio: Tensor, degradation: Degradation, seeds: Tensor, other: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor]:
     """Degrade sound; pictures' degradations leave it as it is.
 
     Args:
         waveform: (B, samples) float32.
         has_audio: (B,) bool.
-        label: (B,) int64; `swap` takes the next clip of the batch that sounds and has another one.
         degradation: which and how much.
         seeds: (B,) int64, of what is drawn for each clip.
+        other: what `swap` takes, sounds (B, samples) of clips of another class and whether there are any (B,) bool.
 
     Returns:
         The waveforms, and which clips have sound. A clip for which there is nothing to swap falls silent.
@@ -157,8 +157,9 @@ def degrade_sound(
     if degradation.kind == "silence":
         return torch.zeros_like(waveform), torch.zeros_like(has_audio)
     if degradation.kind == "swap":
-        other, found = next_sounding(has_audio, label)
-        return waveform[other], has_audio & found
+        assert other is not None, "the data set has to read partners"
+        sound, found = other
+        return sound, has_audio & found
     return waveform, has_audio
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -18,6 +19,9 @@ from avmae.data.decode.window import decode_all, probe
 from avmae.errors import InputError, MediaError
 
 NAME = "manifest.parquet"
+ROOT = b"avmae.root"
+"""Key of the folder that the paths start from, in the table's metadata."""
+
 SILENCE = -120.0
 """Level of digital silence, in dB below full scale."""
 
@@ -142,6 +146,22 @@ def read_manifest(file: Path) -> dict[str, Record]:
     return records
 
 
+def manifest_root(file: Path) -> Path:
+    """The folder that a manifest's paths start from: what `update_manifest` noted, else the folder that it is in.
+
+    Raises:
+        InputError: the file is no manifest.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        noted = (pq.read_schema(file).metadata or {}).get(ROOT)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{file} is not a manifest ({error}); delete it, and run avmae.prepare again") from error
+    return Path(os.fsdecode(noted)) if noted else file.parent
+
+
 def update_manifest(root: Path, paths: Sequence[str], file: Path, workers: int) -> Iterator[Record]:
     """Inspect the files that the manifest does not have as they are now; yields each as it is done.
 
@@ -170,7 +190,8 @@ def update_manifest(root: Path, paths: Sequence[str], file: Path, workers: int) 
         import pyarrow.parquet as pq
 
         temporary = file.with_suffix(".partial")
-        pq.write_table(pa.Table.from_pylist([asdict(current[path]) for path in paths]), temporary)
+        table = pa.Table.from_pylist([asdict(current[path]) for path in paths])
+        pq.write_table(table.replace_schema_metadata({ROOT: os.fsencode(root.absolute())}), temporary)
         temporary.replace(file)
     except OSError as error:
         raise InputError(f"{file} cannot be written ({error.strerror}); set output= to another place") from error

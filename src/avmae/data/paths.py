@@ -12,6 +12,11 @@ def _resolved(folder: Path) -> Path:
     return folder.resolve()
 
 
+def identity(path: Path) -> Path:
+    """One name of a file, however its folder is reached."""
+    return _resolved(path.parent) / path.name
+
+
 def within(base: Path, name: str) -> Path:
     """The file of a relative path, which must be in the folder that the path starts from.
 

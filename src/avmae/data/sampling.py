@@ -94,15 +94,11 @@ class EvalSampler(Sampler[list[Request]]):
         seed: of the run; readings are seeded by it and the clip.
         rank: of this process.
         world: number of processes.
-        mixed: go through all clips' first segments, then through their second ones, and so on: a batch then holds
-            windows of as many clips as there can be.
     """
 
-    def __init__(
-        self, clips: int, segments: int, batch_size: int, seed: int, rank: int = 0, world: int = 1, mixed: bool = False
-    ) -> None:
+    def __init__(self, clips: int, segments: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
         self.clips, self.segments, self.batch_size, self.seed = clips, segments, batch_size, seed
-        self.rank, self.world, self.mixed = rank, world, mixed
+        self.rank, self.world = rank, world
 
     def __len__(self) -> int:
         return -(-self.clips * self.segments // (self.batch_size * self.world))
@@ -115,6 +111,4 @@ class EvalSampler(Sampler[list[Request]]):
 
     def _request(self, window: int, scored: bool) -> Request:
         clip, segment = divmod(window, self.segments)
-        if self.mixed:
-            segment, clip = divmod(window, self.clips)
         return Request(clip, (self.seed, window), segment, scored)

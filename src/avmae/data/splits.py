@@ -1,6 +1,6 @@
 """Which clips a data set has, and which are for training, validation and test."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,12 +26,18 @@ class ClipEntry:
 
 @dataclass(frozen=True)
 class Splits:
-    """The clips of each part, and the names of the classes by label."""
+    """The clips of each part, the names of the classes by label, and what a user should know of them."""
 
     train: list[ClipEntry]
     val: list[ClipEntry]
     test: list[ClipEntry]
     classes: list[str]
+    notes: tuple[str, ...] = ()
+
+
+def some(names: Sequence[object]) -> str:
+    """The first few of many names, and how many there are."""
+    return ", ".join(map(str, names[:5])) + (f", ... ({len(names)})" if len(names) > 5 else "")
 
 
 def hold_out(train: list[ClipEntry], val_groups: int, fold: int) -> tuple[list[ClipEntry], list[ClipEntry]]:
@@ -68,7 +74,7 @@ def keep_classes(splits: Splits, names: Collection[str]) -> Splits:
         [replace(entry, label=anew[entry.label]) for entry in part if entry.label in anew]
         for part in (splits.train, splits.val, splits.test)
     )
-    return Splits(train, val, test, [splits.classes[label] for label in kept])
+    return replace(splits, train=train, val=val, test=test, classes=[splits.classes[label] for label in kept])
 
 
 def few_labels(splits: Splits, share: float, seed: int) -> Splits:

@@ -1,5 +1,6 @@
 """What a model makes of poorer pictures and sound, everything tested on the same decoded windows."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,9 +11,10 @@ from torch import Tensor, nn
 
 from avmae.data.datamodule import Batch, ClipDataModule
 from avmae.data.degrade import SEVERITIES, Degradation
-from avmae.evaluation.embedding import choose_device, refuse_unreadable
+from avmae.evaluation.embedding import autocast, choose_device, refuse_unreadable
 from avmae.models.autoencoder import MaskedAutoencoder, normalize_patches
 from avmae.models.classifier import Classifier
+from avmae.models.masking import Mask
 from avmae.models.tokens import gather_tokens
 from avmae.training.classification import ClipScores
 
@@ -33,9 +35,9 @@ class _HiddenError(nn.Module):
         super().__init__()
         self.register_buffer("sums", torch.zeros(2, 2))
 
-    def update(self, model: MaskedAutoencoder, batch: Batch, clean: Batch, seed: int) -> None:
+    def update(self, model: MaskedAutoencoder, batch: Batch, clean: Batch) -> None:
         clips = clean["label"].shape[0]
-        masks = model.draw_masks(clips, torch.Generator(clean["video"].device).manual_seed(seed))
+        masks = draw_by_view(model, clean)
         prediction = model(batch, masks).predictions["video"].float()
         target = gather_tokens(model.encoder.patchify(clean)["video"], masks["video"].hidden)
         if model.normalize_target:
@@ -51,6 +53,19 @@ class _HiddenError(nn.Module):
         return {f"{name}hidden_mse": error / count for name, (error, count) in parts.items() if count}
 
 
+def draw_by_view(model: MaskedAutoencoder, batch: Batch) -> dict[str, Mask]:
+    """Masks that are a function of each clip's number and view, whatever else is in the batch."""
+    generator = torch.Generator(batch["video"].device)
+    drawn = [
+        model.draw_masks(1, generator.manual_seed(1000 * clip + view))
+        for clip, view in zip(batch["clip_id"].clamp(min=0).tolist(), batch["view"].tolist(), strict=True)
+    ]
+    return {
+        name: Mask(torch.cat([masks[name].visible for masks in drawn]), torch.cat([m[name].hidden for m in drawn]))
+        for name in drawn[0]
+    }
+
+
 @torch.inference_mode()
 def score_degraded(
     model: MaskedAutoencoder | Classifier,
@@ -58,6 +73,7 @@ def score_degraded(
     degradations: Sequence[Degradation],
     max_unreadable: float = 0.05,
     accelerator: str = "auto",
+    precision: str = "32-true",
 ) -> list[Row]:
     """Test a model on clean test clips and on each degradation of them.
 
@@ -68,12 +84,13 @@ def score_degraded(
         degradations: each scored by itself.
         max_unreadable: largest share of clips that may be unreadable.
         accelerator: see `choose_device`.
+        precision: see `autocast`.
 
     Returns:
         Rows, the clean ones first. Whether a clip counts as sounding is what its file says, whatever was done to it.
 
     Raises:
-        InputError: too many clips cannot be read; some are named.
+        InputError: too many clips cannot be read, of which some are named; or a precision that is none.
     """
     device = choose_device(accelerator)
     model.to(device)
@@ -84,19 +101,28 @@ def score_degraded(
     else:
         scores = [_HiddenError().to(device) for _ in conditions]
     messages: set[str] = set()
-    # In the lists' order a batch would hold one class, or one clip's segments, and `swap` nothing to choose from.
-    loader = datamodule.part_loader("test", mixed=True)
-    for number, sample in enumerate(track(loader, "Degrading test clips", console=Console(stderr=True))):
+    alone: set[int] = set()
+    loader = datamodule.part_loader("test", partners=any(d.kind == "swap" for d in degradations))
+    for sample in track(loader, "Degrading test clips", console=Console(stderr=True)):
         sample = datamodule.transfer_batch_to_device(sample, device, 0)
         clean = transform(sample)
+        if "has_other" in sample:
+            without = sample["has_audio"] & ~sample["has_other"] & (sample["clip_id"] >= 0)
+            alone.update(sample["clip_id"][without].tolist())
         messages.update(clean["unreadable"])
         for condition, score in zip(conditions, scores, strict=True):
             batch: Batch = clean if condition is None else transform(sample, condition)
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            with autocast(device, precision):
                 if isinstance(model, Classifier):
                     score.update(model(batch), {**batch, "has_audio": clean["has_audio"]})
                 else:
-                    score.update(model, batch, clean, number)
+                    score.update(model, batch, clean)
+    if alone:
+        print(
+            f"warning: {len(alone)} clips with sound were tested in silence for swap: there is no clip with sound of "
+            "another class",
+            file=sys.stderr,
+        )
     refuse_unreadable(messages, clips, "test", max_unreadable)
     rows = []
     for condition, score in zip(conditions, scores, strict=True):

@@ -35,12 +35,28 @@ def choose_device(accelerator: str) -> torch.device:
     return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which a network that is only tested computes.
+
+    Args:
+        device: of the network.
+        precision: `bf16-mixed` or `32-true`, as Lightning names them.
+
+    Raises:
+        InputError: another precision.
+    """
+    if precision not in ("bf16-mixed", "32-true"):
+        raise InputError(f"precision={precision} is not for tests; choose auto, bf16-mixed or 32-true")
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
+
+
 def embed(
     model: MaskedAutoencoder | Classifier,
     datamodule: ClipDataModule,
     part: str,
     max_unreadable: float = 0.05,
     accelerator: str = "auto",
+    precision: str = "32-true",
 ) -> Embeddings:
     """Embed the clips of one part, averaged over the data module's segments x crops.
 
@@ -50,9 +66,10 @@ def embed(
         part: `train`, `val` or `test`.
         max_unreadable: largest share of clips that may be unreadable.
         accelerator: see `choose_device`.
+        precision: see `autocast`.
 
     Raises:
-        InputError: too many clips cannot be read; some are named.
+        InputError: too many clips cannot be read, of which some are named; or a precision that is none.
     """
     device = choose_device(accelerator)
     encoder, transform = model.encoder.to(device), datamodule.transform.to(device)
@@ -60,7 +77,7 @@ def embed(
     sums: dict[str, Tensor] = {}
     views, has_audio = torch.zeros(clips, device=device), torch.zeros(clips, device=device)
     messages: set[str] = set()
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+    with torch.inference_mode(), autocast(device, precision):
         for sample in track(loader, f"Embedding {part}", console=Console(stderr=True)):
             batch = transform(datamodule.transfer_batch_to_device(sample, device, 0))
             messages.update(batch["unreadable"])

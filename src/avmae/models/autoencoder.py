@@ -16,7 +16,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from avmae.clip import ClipSpec
-from avmae.models.encoder import LAYERS, Encoder, Transformer
+from avmae.models.encoder import Encoder, Transformer
 from avmae.models.masking import Mask
 from avmae.models.tokens import Grid, gather_tokens, grid_positions, scatter_tokens
 
@@ -192,10 +192,6 @@ class MaskedAutoencoder(nn.Module):
             tokens = scatter_tokens([(visible, mask.visible), (filled, mask.hidden)])
             whole[name] = self.decoders[name].grid.unpatchify(tokens)
         return whole
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Layers by parameter name, for timm's layer-wise learning rate decay; see `LAYERS`."""
-        return LAYERS
 
     def encode(self, video: Tensor, audio: Tensor | None = None, has_audio: Tensor | None = None) -> Tensor:
         """Fused tokens of whole clips; see `encode`."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from avmae.clip import ClipSpec
 from avmae.models.autoencoder import encode
-from avmae.models.encoder import LAYERS, Encoder
+from avmae.models.encoder import Encoder
 
 
 class Classifier(nn.Module):
@@ -75,10 +75,6 @@ class Classifier(nn.Module):
         """Logits (B, classes) of a batch with video, audio where the system hears, and has_audio."""
         logits = [self.heads[name](self.dropout(x)) for name, x in self.features(batch).items()]
         return torch.stack(logits).sum(0)
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Layers by parameter name, for timm's layer-wise learning rate decay; see `LAYERS`."""
-        return LAYERS
 
     def encode(self, video: Tensor, audio: Tensor | None = None, has_audio: Tensor | None = None) -> Tensor:
         """Fused tokens of whole clips; see `avmae.models.autoencoder.encode`."""

@@ -12,12 +12,6 @@ from torch.utils.checkpoint import checkpoint
 from avmae.models.fusion import JointCrossAttention
 from avmae.models.tokens import Grid, gather_tokens, grid_positions
 
-LAYERS: dict[str, Any] = {
-    "stem": r"^encoder\.modalities\.\w+\.(?:embed|absent)",
-    "blocks": r"^encoder\.modalities\.\w+\.blocks\.(\d+)",
-}
-"""timm's group matcher: embeddings, then the blocks of all modalities by number; all else is the last."""
-
 
 class PartialBlock(Block):
     """timm's pre-norm block without a key bias, as VideoMAE, and able to leave out outputs that nothing reads.

@@ -226,11 +226,13 @@ class Match:
         title: file, layout, and the share of the encoder parts it has that was filled.
         rows: part, and numbers of tensors matched, missing in the file, unexpected in it, and of another shape.
         notes: what a user should know of single tensors.
+        filled: names of the network's tensors that were.
     """
 
     title: str
     rows: list[tuple[str, int, int, int, int]]
     notes: list[str]
+    filled: frozenset[str]
 
 
 def start_from(network: MaskedAutoencoder | Classifier, path: str | Path) -> Match:
@@ -297,7 +299,8 @@ def start_from(network: MaskedAutoencoder | Classifier, path: str | Path) -> Mat
         notes.append(f"left as they were, for the shape differs: {len(shapes) - 4} more")
     if checkpoint.unexpected:
         notes.append(f"not used: {', '.join(checkpoint.unexpected[:8])}{', ...' if checkpoint.unexpected[8:] else ''}")
-    return Match(f"weights from {path} ({checkpoint.layout}): {share:.0%} of the encoder", rows, notes)  # type: ignore[arg-type]
+    title = f"weights from {path} ({checkpoint.layout}): {share:.0%} of the encoder"
+    return Match(title, rows, notes, frozenset(matched))  # type: ignore[arg-type]
 
 
 def _shape(config: Mapping[str, Any]) -> str:

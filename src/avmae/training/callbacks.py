@@ -173,6 +173,8 @@ class OnlineKNN(Callback):
         if not self._state or not isinstance(outputs, dict) or "features" not in outputs:
             return
         classes = len(trainer.datamodule.classes)
+        if classes < 2:
+            return
         votes = knn_votes(outputs["features"], **self._state, classes=classes, k=self.neighbours, t=self.temperature)
         hit = (votes.argmax(1) == batch["label"]).float()
         self._top1.to(hit.device).update(hit, (batch["clip_id"] >= 0).float())

@@ -19,7 +19,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from avmae.runs.folder import LAST, PREVIOUS
+from avmae.runs.folder import LAST, PREVIOUS, SHARDED
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -62,6 +62,13 @@ class SafeCheckpointIO(TorchCheckpointIO):
         """Note and say that a checkpoint could not be written."""
         self.failures[str(path)] = cause
         print(f"cannot save {path}: {cause}; training goes on, the next save tries again", file=sys.stderr)
+
+
+def loaded_at_first(checkpoint: str | Path) -> list[str]:
+    """Names of the network's tensors that came from weights when a checkpoint's run began; older ones do not say."""
+    path = Path(checkpoint)
+    file = path / SHARDED if path.is_dir() else path
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=True).get("loaded", [])
 
 
 def nonfinite(weights: Mapping[str, Tensor]) -> str | None:

@@ -166,7 +166,7 @@ class Classification(Task):
         if self.drop_audio + self.swap_audio:
             generator = torch.Generator(self.device).manual_seed(self.step_seed(Stream.OTHER_SOUND, step))
             batch = self.change_sound(batch, self.draw(batch["label"].shape[0], generator))
-        rng = np.random.default_rng(self.step_seed(Stream.MIXING, step))
+        rng = np.random.default_rng(self.step_seed(Stream.MIXING, step, self.global_rank))
         batch, target = mix(batch, self.network.classes, self.mixing, rng, self.network.clip.mel_std)
         logits = self.network(batch)
         loss = F.cross_entropy(logits.float(), target, label_smoothing=self.label_smoothing)

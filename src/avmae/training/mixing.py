@@ -35,7 +35,9 @@ class MixSpec:
 
 
 def mix(batch: Batch, classes: int, spec: MixSpec, rng: np.random.Generator, mel_std: float) -> tuple[Batch, Tensor]:
-    """Mix a batch and its labels by one share.
+    """Mix a batch, one process's, and its labels by one share (timm's and VideoMAE's mode `batch`).
+
+    Every batch is mixed. Smoothing of the labels commutes with mixing and is left to the loss.
 
     Pictures are averaged (mixup) or a box of them is replaced in all frames (cutmix). Sound has no box of its own: in
     both cases its power spectra are averaged by the pictures' share, as if both had sounded at once, and a silent clip
@@ -82,6 +84,7 @@ def _box(shape: torch.Size, share: float, rng: np.random.Generator) -> tuple[tup
     edges: list[int] = []
     for length in shape[-2:]:
         extent, center = int(length * math.sqrt(1 - share)), int(rng.integers(length))
-        edges += [max(0, center - extent // 2), min(length, center + (extent + 1) // 2)]
+        # As in VideoMAE, of an odd extent one less.
+        edges += [max(0, center - extent // 2), min(length, center + extent // 2)]
     top, bottom, left, right = edges
     return (top, bottom, left, right), 1 - (bottom - top) * (right - left) / (shape[-2] * shape[-1])

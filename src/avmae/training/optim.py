@@ -1,16 +1,23 @@
 """AdamW or Muon with the field's parameter groups, and a cosine schedule per step."""
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from timm.optim import Muon, param_groups_layer_decay
-from torch import nn
+from timm.optim import Muon
 
 from avmae.errors import InputError
+from avmae.models.autoencoder import MaskedAutoencoder
+from avmae.models.classifier import Classifier
 
 REFERENCE_BATCH = 256
+LAYER = re.compile(r"encoder\.modalities\.(\w+)\.(?:blocks\.(\d+)\.|embed\.|absent$)")
+"""Names of what lies in a modality's encoder: its blocks by number, and what makes its tokens."""
+QUERIES = re.compile(r"poolings\.\w+\.latent$")
+"""The tokens that are not known by their one axis: the queries of attention pooling."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,7 @@ class OptimSpec:
         betas: of AdamW.
         warmup: share of all steps over which the rate rises linearly from zero.
         min_lr: final rate as a share of the highest.
-        layer_decay: factor from each layer to the one below (BEiT); 1 for none.
+        layer_decay: factor from each layer to the one below (BEiT), for parameters that were loaded; 1 for none.
         clip_norm: largest norm of the gradient; 0 for no clipping.
 
     Raises:
@@ -51,22 +58,56 @@ class OptimSpec:
             )
 
 
+def parameter_groups(
+    network: MaskedAutoencoder | Classifier, spec: OptimSpec, lr: float, loaded: Collection[str] = ()
+) -> list[dict[str, Any]]:
+    """What is trained, in groups of one learning rate and one weight decay.
+
+    A loaded parameter has ``lr x layer_decay ** n``, n being the number of layers above it in the encoder of its own
+    modality, plus 1: 1 for the top block, the encoder's depth + 1 for the patch embedding (BEiT, official VideoMAE).
+    Fusion, decoders and heads, and all that starts fresh, have ``lr``: what is new has the furthest to go.
+
+    Args:
+        network: of which frozen parameters are left out.
+        spec: the recipe's.
+        lr: of a step.
+        loaded: names of the parameters that came from weights.
+    """
+    depths = {name: len(encoder.blocks) for name, encoder in network.encoder.modalities.items()}
+    groups: dict[tuple[int | None, int, float], dict[str, Any]] = {}
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        layer, above = None, 0
+        if found := LAYER.match(name):
+            layer = 0 if found[2] is None else int(found[2]) + 1
+            above = depths[found[1]] + 1 - layer if name in loaded else 0
+        decay = 0.0 if parameter.ndim <= 1 or QUERIES.match(name) else spec.weight_decay
+        # By layer even where the rate is one, for so they lie in older checkpoints, which do not say what was loaded;
+        # the rates of a resumed run are its checkpoint's.
+        group = {"params": [], "lr": lr * spec.layer_decay**above, "weight_decay": decay}
+        groups.setdefault((layer, above, decay), group)["params"].append(parameter)
+    return list(groups.values())
+
+
 def build_optimizer(
-    network: nn.Module, spec: OptimSpec, effective_batch: int, fused: bool = True
+    network: MaskedAutoencoder | Classifier,
+    spec: OptimSpec,
+    effective_batch: int,
+    loaded: Collection[str] = (),
+    fused: bool = True,
 ) -> torch.optim.Optimizer:
-    """The optimiser of a network that has timm's ``group_matcher``.
+    """The optimiser of a network.
 
     Args:
         network: autoencoder or classifier.
         spec: the recipe's.
         effective_batch: clips a step over all processes and accumulated batches.
+        loaded: see `parameter_groups`.
         fused: one kernel for all parameters (AdamW).
     """
     lr = spec.base_lr * effective_batch / REFERENCE_BATCH
-    # The tokens that timm does not know by their one axis: the queries of attention pooling.
-    groups = param_groups_layer_decay(network, spec.weight_decay, ["poolings.*.latent"], layer_decay=spec.layer_decay)
-    for group in groups:
-        group["lr"] = lr * group["lr_scale"]
+    groups = parameter_groups(network, spec, lr, loaded)
     if spec.kind == "muon":
         return Muon(groups, lr=lr, betas=spec.betas)
     return torch.optim.AdamW(groups, lr=lr, betas=spec.betas, fused=fused)

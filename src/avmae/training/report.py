@@ -1,5 +1,7 @@
 """What each step reports to all processes: one small tensor, one all-reduce, read by the processor one step late."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -18,7 +20,7 @@ class StepReport:
     """
 
     def __init__(self) -> None:
-        self.before: dict[str, float | list[float]] = {}
+        self.before: dict[str, Any] = {}
         self._sums: dict[str, Tensor] = {}
         self._averaged: list[str] = []
         self._pending: tuple[dict[str, torch.Size], Tensor, torch.cuda.Event | None] | None = None
@@ -60,7 +62,7 @@ class StepReport:
         """Have in `before` what was handed over last, as after the last step."""
         self.before, self._pending = self.latest(), None
 
-    def latest(self) -> dict[str, float | list[float]]:
+    def latest(self) -> dict[str, Any]:
         """What was handed over last and is not in `before` yet; waits for the device."""
         if self._pending is None:
             return {}

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from timm.models.vision_transformer import Block
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 
 from avmae.errors import InputError
+from avmae.models.autoencoder import MaskedAutoencoder
+from avmae.models.classifier import Classifier
 from avmae.training.nonfinite import skip_if
 from avmae.training.optim import OptimSpec, build_optimizer, warmup_cosine
 from avmae.training.report import StepReport
@@ -47,12 +49,13 @@ class Task(L.LightningModule):
 
     Attributes:
         report: of the step under way; `skipped` in it says whether loss or gradient were not finite.
+        loaded: names of the network's tensors that came from weights when the run began; layer decay is theirs.
         resumed_metrics: of the checkpoint that the run goes on from.
     """
 
     def __init__(
         self,
-        network: nn.Module,
+        network: MaskedAutoencoder | Classifier,
         optim: OptimSpec,
         config: Mapping[str, Any],
         seed: int = 0,
@@ -60,6 +63,7 @@ class Task(L.LightningModule):
     ) -> None:
         super().__init__()
         self.network, self.optim, self.config, self.seed = network, optim, dict(config), seed
+        self.loaded: frozenset[str] = frozenset()
         self.resumed_metrics: dict[str, float] = {}
         self.report = StepReport()
         if compile:
@@ -103,26 +107,29 @@ class Task(L.LightningModule):
         # Not trainer.estimated_stepping_batches: that starts the loader before a resumed run knows where it stopped.
         batches, limit = len(trainer.datamodule.train_sampler()), trainer.limit_train_batches
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        accumulated = trainer.accumulate_grad_batches
+        accumulated, clips = trainer.accumulate_grad_batches, trainer.datamodule.batch_size * trainer.world_size
         if accumulated > batches:
             raise InputError(
-                f"trainer.accumulate_grad_batches={accumulated} exceeds the {batches} batches of an epoch; "
-                "lower it or data.batch_size"
+                f"trainer.accumulate_grad_batches={accumulated}, a step of {accumulated * clips} clips, exceeds the "
+                f"{batches} batches of an epoch; lower it, or trainer.clips_per_step to {batches * clips} at most"
             )
         ends = [(trainer.max_epochs or -1) * math.ceil(batches / accumulated), trainer.max_steps]
         steps = min((end for end in ends if end > 0), default=0)
         if not steps:
             raise InputError("trainer.max_epochs or trainer.max_steps must say when training ends")
-        effective = trainer.datamodule.batch_size * trainer.world_size * accumulated
+        effective = clips * accumulated
         sharded = isinstance(trainer.strategy, ModelParallelStrategy)
         if sharded and self.optim.kind == "muon":
             raise InputError("optim.kind=muon needs whole matrices, and strategy=fsdp shards them; choose adamw or ddp")
         # DTensor has no fused AdamW on CPU.
-        optimizer = build_optimizer(self.network, self.optim, effective, fused=not sharded)
+        optimizer = build_optimizer(self.network, self.optim, effective, self.loaded, fused=not sharded)
         self.print(
             f"lr {self.optim.base_lr * effective / 256:.3g} = {self.optim.base_lr:g} x {effective} clips a step / 256, "
             f"{steps} steps, {int(self.optim.warmup * steps)} of them warm-up"
         )
+        if self.optim.layer_decay < 1 and trainer.ckpt_path is None:
+            decay = f"layer decay {self.optim.layer_decay:g} of what was loaded"
+            self.print(decay if self.loaded else "no layer decay, for no weights were loaded: training is from scratch")
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(self.optim, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -148,8 +155,9 @@ class Task(L.LightningModule):
         self.log("train/lr", max(group["lr"] for group in optimizer.param_groups))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what the network can be built from, and the metrics."""
+        """Keep what the network can be built from, what was loaded, and the metrics."""
         checkpoint["config"] = self.config
+        checkpoint["loaded"] = sorted(self.loaded)
         checkpoint["metrics"] = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

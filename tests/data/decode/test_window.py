@@ -170,8 +170,9 @@ def test_pictures_are_turned_as_players_turn_them(rotation: int, flip: bool, tmp
     assert np.abs(window.frames[39].astype(int) - expected).mean() < 8
     assert window.aspect == pytest.approx(expected.shape[1] / expected.shape[0])
     assert (probe(path).height, probe(path).width) == expected.shape[:2]
-    scaled = read_window(path, CLIP, 0, (60, 80))
-    assert scaled.frames.shape[1:] == (60, 80, 3)
+    scaled = read_window(path, CLIP, 0, (60, 100))
+    assert sorted(scaled.frames.shape[1:3]) == [60, 100]
+    assert (scaled.frames.shape[1] > scaled.frames.shape[2]) == (window.aspect < 1)
     assert scaled.aspect == window.aspect
 
 

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,57 @@ def test_no_list_at_all(folder: Path) -> None:
         read_csv()
     with pytest.raises(InputError, match=r"gone\.csv is missing"):
         read_csv(val=folder / "gone.csv")
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    (tmp_path / "videos").mkdir()
+    for n in range(8):
+        (tmp_path / f"videos/{n}.mp4").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "videos")
+    return tmp_path
+
+
+def lists(folder: Path, **lines: list[str]) -> dict[str, Path]:
+    for part, rows in lines.items():
+        (folder / part).write_text("\n".join(rows))
+    return {part: folder / part for part in lines}
+
+
+class TestListsThatOverlap:
+    @pytest.mark.parametrize("part", ["val", "test"])
+    def test_training_clips_elsewhere_are_an_error_by_whatever_path(self, part: str, clips: Path) -> None:
+        other = [f"{clips}/link/1.mp4 1", "videos/2.mp4 0"]
+        given = lists(clips, train=["videos/0.mp4 0", "videos/1.mp4 1"], **{part: other})
+        with pytest.raises(InputError, match=rf"1 of the clips of data\.train=.* are in data\.{part}=.*1\.mp4"):
+            read_csv(**given)
+
+    def test_the_same_clips_for_validation_and_test_are_said(self, clips: Path) -> None:
+        rows = ["videos/2.mp4 0", "videos/3.mp4 1"]
+        splits = read_csv(**lists(clips, train=["videos/0.mp4 0", "videos/1.mp4 1"], val=rows, test=rows))
+        (note,) = splits.notes
+        assert re.search(r"2 of the clips of data\.val=.* are in data\.test=.*chosen by clips that test it", note)
+
+    def test_repeated_lines_are_said_with_labels_that_contradict(self, clips: Path) -> None:
+        rows = ["videos/0.mp4 0", f"{clips}/videos/0.mp4 0", "videos/1.mp4 1", "videos/1.mp4 0"]
+        (note,) = read_csv(**lists(clips, train=rows)).notes
+        assert "repeats clips on 2 of its 4 lines, with different labels" in note
+        assert "1.mp4" in note
+        assert "0.mp4" not in note
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "said"),
+    [
+        ([0, 1, 2], None, None),
+        ([1, 2, 3], None, "labels start at 1 instead of 0: of 4 classes, 0 has no clip"),
+        ([0, 2, 5], None, "no training clip has the labels 1, 3, 4 of 6 classes"),
+        ([0, 1, 2], 4, "no training clip has the label 3 of 4 classes"),
+        ([0, 20, 0], None, "no training clip has the labels 1, 2, 3, 4, 5, ... (19) of 21 classes"),
+    ],
+)
+def test_labels_that_no_clip_has_are_said(
+    labels: list[int], classes: int | None, said: str | None, clips: Path
+) -> None:
+    given = lists(clips, train=[f"videos/{n}.mp4 {label}" for n, label in enumerate(labels)], test=["videos/7.mp4 1"])
+    assert read_csv(**given, classes=classes).notes == ((said,) if said else ())

@@ -76,7 +76,7 @@ def probe(path: str | Path) -> MediaInfo:
 
 
 def read_window(
-    path: Source, clip: ClipSpec, position: float, canvas: tuple[int, int] | None = None, audio: bool = True
+    path: Source, clip: ClipSpec, position: float, canvas: tuple[int, ...] | None = None, audio: bool = True
 ) -> Window:
     """Read the pictures and the sound of one window.
 
@@ -88,7 +88,7 @@ def read_window(
         path: of any video file, or what stores one; it is named by messages.
         clip: length of the window, number of its frames, sample rate of its sound.
         position: of the window, from 0 for the first to 1 for the last that fits.
-        canvas: height and width to scale every picture to; None for the size as displayed.
+        canvas: see `ClipSpec`; None for the size as displayed.
         audio: read the sound, too.
 
     Raises:
@@ -109,7 +109,8 @@ def read_window(
                 times %= duration
                 times[duration - times < EPSILON] = 0
             distinct, order = np.unique(times, return_inverse=True)
-            frames, end = pictures.read(distinct, canvas or pictures.size, to_end=looping)
+            size = frame_size(pictures.aspect, canvas) if canvas else pictures.size
+            frames, end = pictures.read(distinct, size, to_end=looping)
             if (
                 end is None
                 or abs(end - duration) < EPSILON
@@ -131,6 +132,18 @@ def read_window(
             start=start,
             aspect=pictures.aspect,
         )
+
+
+def frame_size(aspect: float, canvas: tuple[int, ...]) -> tuple[int, int]:
+    """Height and width of frames that keep the canvas' short side, and their aspect as far as its long side reaches.
+
+    Args:
+        aspect: width / height as displayed.
+        canvas: see `ClipSpec`.
+    """
+    short, longest = canvas
+    long = max(short, min(longest, 2 * round(short * max(aspect, 1 / aspect) / 2)))
+    return (short, long) if aspect >= 1 else (long, short)
 
 
 def decode_all(path: str | Path) -> Iterator[Any]:

@@ -1,10 +1,13 @@
 """Lists of `path label`, one clip a line, as VideoMAE and its successors take them."""
 
+import os
 import re
+from collections.abc import Mapping
+from itertools import chain, combinations
 from pathlib import Path
 
-from avmae.data.paths import within
-from avmae.data.splits import ClipEntry, Splits
+from avmae.data.paths import identity, within
+from avmae.data.splits import ClipEntry, Splits, some
 from avmae.errors import InputError
 
 
@@ -27,8 +30,8 @@ def read_csv(
         classes: their number or names; None takes the highest label of all lists.
 
     Raises:
-        InputError: no list at all, a list or listed file is missing, a line is malformed, a label is out of range, or
-            a relative path leads out of the folder.
+        InputError: no list at all, a list or listed file is missing, a line is malformed, a label is out of range, a
+            relative path leads out of the folder, or a training clip is in another list, too.
     """
     lists = {"train": train, "val": val, "test": test}
     if not any(lists.values()):
@@ -38,7 +41,53 @@ def read_csv(
     if count is None:
         count = 1 + max(entry.label for entries in parts.values() for entry in entries)
     names = classes if isinstance(classes, list) else [str(label) for label in range(count)]
-    return Splits(parts["train"], parts["val"], parts["test"], names)
+    notes = (*_repetitions({part: entries for part, entries in parts.items() if entries}, lists), *_gaps(parts, count))
+    return Splits(parts["train"], parts["val"], parts["test"], names, notes)
+
+
+def _repetitions(parts: dict[str, list[ClipEntry]], lists: Mapping[str, str | Path | None]) -> list[str]:
+    """What is to be said of clips that are listed more than once.
+
+    Raises:
+        InputError: some are for training and for something else.
+    """
+    labels: dict[str, dict[Path, set[int]]] = {}
+    notes = []
+    for part, entries in parts.items():
+        found = labels[part] = {}
+        for entry in entries:
+            found.setdefault(identity(Path(str(entry.path))), set()).add(entry.label)
+        if more := len(entries) - len(found):
+            differing = [file for file, given in found.items() if len(given) > 1]
+            contradiction = f", with different labels {some(differing)}" if differing else ""
+            notes.append(
+                f"data.{part}={lists[part]} repeats clips on {more} of its {len(entries)} lines{contradiction}"
+            )
+    for one, other in combinations(parts, 2):
+        if both := sorted(labels[one].keys() & labels[other].keys()):
+            said = f"{len(both)} of the clips of data.{one}={lists[one]} are in data.{other}={lists[other]}, too: "
+            if one == "train":
+                raise InputError(f"{said}{some(both)}; take them off one of the lists")
+            notes.append(f"{said}the best checkpoint is chosen by clips that test it")
+    return notes
+
+
+def _gaps(parts: Mapping[str, list[ClipEntry]], count: int) -> list[str]:
+    """What is to be said of labels that no clip has; training clips decide, where there are any."""
+    present = {entry.label for entry in parts["train"] or chain(*parts.values())}
+    absent = [label for label in range(count) if label not in present]
+    if not absent:
+        return []
+    if absent == list(range(min(present))):
+        return [f"labels start at {min(present)} instead of 0: of {count} classes, {some(absent)} has no clip"]
+    kind = "training clip" if parts["train"] else "clip"
+    return [f"no {kind} has the label{'s' if len(absent) > 1 else ''} {some(absent)} of {count} classes"]
+
+
+def common_folder(splits: Splits) -> Path:
+    """The deepest folder that holds all clips."""
+    entries = chain(splits.train, splits.val, splits.test)
+    return Path(os.path.commonpath({os.path.abspath(Path(str(entry.path)).parent) for entry in entries}))
 
 
 def _read_list(file: Path, root: str | Path | None, classes: int | None) -> list[ClipEntry]:

@@ -1,62 +1,104 @@
-"""A folder of one's own: a class per subfolder."""
+"""A folder of one's own: a class per subfolder, or videos alone."""
 
 from pathlib import Path
 
-from avmae.data.splits import ClipEntry, Splits
+from avmae.data.splits import ClipEntry, Splits, some
 from avmae.errors import InputError
 
 SUFFIXES = frozenset(".3gp .avi .flv .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split())
-PARTS = ("train", "val", "test")
+PARTS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
+"""Names that folders of parts have, in any case."""
+
+UNLABELLED = "unlabelled"
+"""The one class of videos that lie in no folder of a class."""
+
+ENOUGH = 3
+"""Clips of a class from which at least one validates."""
 
 
 def read_folder(root: str | Path, val_share: float = 0.1) -> Splits:
-    """Read `ROOT/PART/CLASS/*`, PART being train, val and test, or `ROOT/CLASS/*`.
+    """Read `ROOT/PART/CLASS/*`, PART being train, val or test or another of `PARTS`, or `ROOT/CLASS/*`.
+
+    Videos that lie directly in ROOT, or in all parts, are of one class, `unlabelled`: enough for pretraining.
 
     Without parts, each class's last files in the order of their names validate: neighbours in that order are often cut
     from one recording, and only a whole stretch keeps most of them together. There is no test part then.
 
     Args:
         root: the folder.
-        val_share: of each class's files without parts, rounded down.
+        val_share: of each class's files without parts, rounded down, but at least one of 3 or more.
 
     Raises:
-        InputError: there is no such folder, it holds no class with a video, or a part has a class that train lacks.
+        InputError: there is no such folder, it holds no video, a part is there twice or has a class that train lacks,
+            or it is not clear which folders are parts.
     """
     root = Path(root).expanduser()
     if not root.is_dir():
         raise InputError(f"{root} is not a folder; data.root must hold a folder per class, or train/, val/ and test/")
     if not 0 <= val_share < 1:
         raise InputError(f"data.val_share must be at least 0 and below 1, not {val_share}")
-    apart = (root / "train").is_dir()
-    clips = {part: _by_class(root / part) for part in PARTS} if apart else {"train": _by_class(root)}
+    folders = _parts(root)
+    clips = {part: _by_class(folder) for part, folder in folders.items()} or {"train": _by_class(root)}
     classes = sorted(clips["train"])
     if not classes:
-        raise InputError(
-            f"{root / 'train' if apart else root} holds no folder with videos ({', '.join(sorted(SUFFIXES))})"
-        )
-    if len(classes) < 2:
-        raise InputError(
-            f"{root} has the one class {classes[0]}; data.root must hold a folder per class, or train/ with these"
-        )
+        raise InputError(f"{folders.get('train', root)} holds no videos ({', '.join(sorted(SUFFIXES))})")
     for part, found in clips.items():
-        unknown = sorted(set(found) - set(classes))
-        if unknown:
-            raise InputError(f"{root / part}: class {unknown[0]} is not in {root / 'train'}; add it there or remove it")
+        if unknown := sorted(set(found) - set(classes)):
+            raise InputError(
+                f"{folders[part]}: class {unknown[0]} is not in {folders['train']}; add it there or remove it"
+            )
     entries: dict[str, list[ClipEntry]] = {part: [] for part in PARTS}
+    few = []
     for part, found in clips.items():
         for name, files in found.items():
-            kept = len(files) if apart else len(files) - int(val_share * len(files))
-            entries[part] += [ClipEntry(file, classes.index(name)) for file in files[:kept]]
-            entries["val"] += [ClipEntry(file, classes.index(name)) for file in files[kept:]]
-    return Splits(entries["train"], entries["val"], entries["test"], classes)
+            held = 0 if folders else int(val_share * len(files))
+            if not folders and val_share and not held:
+                held = int(len(files) >= ENOUGH)
+                few += [name] * (not held)
+            kept, label = len(files) - held, classes.index(name)
+            entries[part] += [ClipEntry(file, label) for file in files[:kept]]
+            entries["val"] += [ClipEntry(file, label) for file in files[kept:]]
+    note = f"classes of fewer than {ENOUGH} clips have none for validation: {some(few)}"
+    return Splits(entries["train"], entries["val"], entries["test"], classes, (note,) if few else ())
+
+
+def _parts(root: Path) -> dict[str, Path]:
+    """The folders of parts; none where all folders are classes.
+
+    `train` may be a class as well. It is a part where it holds folders with videos, or where all others are parts.
+    """
+    folders = [path for path in sorted(root.iterdir()) if path.is_dir() and _holds_videos(path)]
+    parts: dict[str, Path] = {}
+    for folder in folders:
+        for part in (part for part, names in PARTS.items() if folder.name.casefold() in names):
+            if part in parts:
+                raise InputError(f"{root} has both {parts[part].name}/ and {folder.name}/; put them into one")
+            parts[part] = folder
+    if "train" not in parts:
+        return {}
+    others = [folder.name for folder in folders if folder not in parts.values()]
+    if others and any(_holds_videos(path) for path in parts["train"].iterdir() if path.is_dir()):
+        raise InputError(
+            f"{root}: {parts['train'].name}/ holds folders of classes, but {others[0]}/ is no part; parts are called "
+            f"{', '.join(name for names in PARTS.values() for name in names)}; rename it or move it away"
+        )
+    return {} if others else parts
 
 
 def _by_class(folder: Path) -> dict[str, list[Path]]:
-    if not folder.is_dir():
-        return {}
-    found = {
-        path.name: sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-        for path in sorted(folder.iterdir())
-        if path.is_dir()
-    }
+    """The videos below each subfolder, or, where these hold none, in the folder itself."""
+    found = {path.name: _videos(path) for path in sorted(folder.iterdir()) if path.is_dir()}
+    found = {name: files for name, files in found.items() if files} or {UNLABELLED: _videos(folder)}
     return {name: files for name, files in found.items() if files}
+
+
+def _videos(folder: Path) -> list[Path]:
+    return sorted(filter(_is_video, folder.rglob("*")))
+
+
+def _holds_videos(folder: Path) -> bool:
+    return any(map(_is_video, folder.rglob("*")))
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and path.is_file()
