@@ -262,9 +262,12 @@ def describe(renamed: Renamed, hf: Mapping[str, Any] | None = None) -> dict[str,
     dim = kernel.shape[0]
     patch = tuple(kernel.shape[2:]) if kernel.dim() == 5 else (1, *kernel.shape[2:])
     apart = kernel.dim() == 4
-    decoder_dim = (
-        weights["decoders.video.project.weight"].shape[0] if "decoders.video.project.weight" in weights else 64
-    )
+    project = weights.get("decoders.video.project.weight")
+    decoder_dim = 64 if project is None else project.shape[0]
+    decoder_heads = HEADS.get(decoder_dim, max(1, decoder_dim // 64))
+    if project is not None:
+        # Every config of transformers has a decoder's heads, also beside a classifier's weights.
+        decoder_heads = hf.get("decoder_num_attention_heads", decoder_heads)
     depth = _depth(weights, "encoder.modalities.video.blocks")
     model = ModelSpec(
         "imagemae" if apart else "videomae",
@@ -282,7 +285,7 @@ def describe(renamed: Renamed, hf: Mapping[str, Any] | None = None) -> dict[str,
         audio_depth=depth,
         decoder_dim=decoder_dim,
         decoder_depth=_depth(weights, "decoders.video.blocks"),
-        decoder_heads=hf.get("decoder_num_attention_heads", HEADS.get(decoder_dim, max(1, decoder_dim // 64))),
+        decoder_heads=decoder_heads,
     )
     clip = ClipSpec(frames=hf.get("num_frames", 16), size=hf.get("image_size", 224))
     config: dict[str, Any] = {
