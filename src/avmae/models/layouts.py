@@ -265,8 +265,8 @@ def _require_biases(
             f"would compute something else; give the file that it was made from{without}"
         )
     version = re.match(r"5\.(\d+)\.", str(hf.get("transformers_version", "")))
-    lost = theirs and version and 6 <= int(version[1]) <= 17
-    if lost and biases and not any(joined[name].any() for name in biases if name in joined):
+    found = [joined[name] for name in biases if name in joined]
+    if theirs and version and 6 <= int(version[1]) <= 17 and found and not any(bias.any() for bias in found):
         raise InputError(
             f"{source} has zeros for all biases of attention: transformers {hf['transformers_version']}, which wrote "
             "it, loses those of folders of other versions; make it again from the original with transformers 5.18 or "
