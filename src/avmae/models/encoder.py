@@ -101,7 +101,7 @@ class ModalityEncoder(nn.Module):
         norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        self.grid, self.positions_kind = grid, positions
+        self.grid, self.heads, self.positions_kind = grid, heads, positions
         self.embed = nn.Linear(grid.patch_dim, dim)
         self.absent = nn.Parameter(torch.zeros(dim)) if may_be_absent else None
         # Kept in checkpoints: where the weights came from an image model, so did the positions.

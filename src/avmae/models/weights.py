@@ -294,11 +294,11 @@ def start_from(network: MaskedAutoencoder | Classifier, path: str | Path) -> Mat
         if kernel is not None and kernel.dim() != 4 and encoder.positions_kind != kind:
             trained = f"{path} ({checkpoint.layout}) was trained with model.positions={kind}"
             raise InputError(f"{trained}, not {encoder.positions_kind}: choose the same here")
-        here, heads = encoder.blocks[0].attn.num_heads, checkpoint.config["size"].get("heads")
-        if kernel is not None and checkpoint.heads_stated and heads != here:
+        heads = checkpoint.config["size"].get("heads")
+        if kernel is not None and checkpoint.heads_stated and heads != encoder.heads:
             # The tensors fit all the same, and would compute something else.
             trained = f"{path} ({checkpoint.layout}) was trained with size.heads={heads}"
-            raise InputError(f"{trained}, not {here}: choose the same here")
+            raise InputError(f"{trained}, not {encoder.heads}: choose the same here")
     network.load_state_dict(matched, strict=False)
     groups = [matched, missing, unexpected, reshaped]
     rows = [
