@@ -49,6 +49,7 @@ class Checkpoint:
         config: plain data: clip, model, size, task, and what the task needs.
         weights: by name in the network.
         unexpected: names in the file that have no place in any network of ours.
+        heads_stated: the file says how many heads a block has, which its tensors do not tell.
     """
 
     path: Path
@@ -56,6 +57,7 @@ class Checkpoint:
     config: dict[str, Any]
     weights: dict[str, Tensor]
     unexpected: list[str] = field(default_factory=list)
+    heads_stated: bool = True
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -103,6 +105,11 @@ def _read_folder(path: Path) -> Checkpoint:
     kind = config.get("model_type", "videomae")
     if kind != "videomae" and "avmae" not in config:
         raise InputError(f"{path} holds a {kind} of transformers; of its models avmae reads videomae")
+    act, sides = config.get("hidden_act", "gelu"), config.get("image_size", 224)
+    if act != "gelu":
+        raise InputError(f"{path} has hidden_act={act}, but avmae's blocks have gelu; give a model with gelu")
+    if isinstance(sides, list) and len(set(sides)) > 1:
+        raise InputError(f"{path} has image_size={sides}, but avmae's frames are square; give a model of square ones")
     weights = _read_file(files[0])
     if "avmae" not in config:
         return _foreign(path, weights, config)
@@ -165,7 +172,7 @@ def _read_file(path: Path) -> Mapping[str, Any]:
 
 
 def _foreign(path: Path, state: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> Checkpoint:
-    renamed = rename(state, str(path))
+    renamed = rename(state, str(path), config)
     description = describe(renamed, config)
     if config and not config.get("norm_pix_loss", True) and "decoders.video.head.weight" in renamed.weights:
         # transformers then predicts pixels in [0, 1], and we pixels as they come in.
@@ -176,7 +183,8 @@ def _foreign(path: Path, state: Mapping[str, Any], config: Mapping[str, Any] | N
         )
         renamed.weights[f"{head}.weight"] = renamed.weights[f"{head}.weight"] / std[:, None]
         renamed.weights[f"{head}.bias"] = (renamed.weights[f"{head}.bias"] - mean) / std
-    return Checkpoint(path, renamed.layout, description, renamed.weights, renamed.unexpected)
+    stated = "num_attention_heads" in (config or {})
+    return Checkpoint(path, renamed.layout, description, renamed.weights, renamed.unexpected, stated)
 
 
 def load_model(path: str | Path) -> MaskedAutoencoder | Classifier:
@@ -248,8 +256,8 @@ def start_from(network: MaskedAutoencoder | Classifier, path: str | Path) -> Mat
         path: anything that `read_checkpoint` reads.
 
     Raises:
-        InputError: less than 90 % of those parts is matched by name and shape, or they were trained with another kind
-            of positions; the network is unchanged then.
+        InputError: less than 90 % of those parts is matched by name and shape, or they were trained with another number
+            of heads or another kind of positions; the network is unchanged then.
     """
     checkpoint = read_checkpoint(path)
     weights = {name: _fit(name, value, network) for name, value in checkpoint.weights.items()}
@@ -288,6 +296,11 @@ def start_from(network: MaskedAutoencoder | Classifier, path: str | Path) -> Mat
         if kernel is not None and kernel.dim() != 4 and encoder.positions_kind != kind:
             trained = f"{path} ({checkpoint.layout}) was trained with model.positions={kind}"
             raise InputError(f"{trained}, not {encoder.positions_kind}: choose the same here")
+        heads = checkpoint.config["size"].get("heads")
+        if kernel is not None and checkpoint.heads_stated and heads != encoder.heads:
+            # The tensors fit all the same, and would compute something else.
+            trained = f"{path} ({checkpoint.layout}) was trained with size.heads={heads}"
+            raise InputError(f"{trained}, not {encoder.heads}: choose the same here")
     network.load_state_dict(matched, strict=False)
     groups = [matched, missing, unexpected, reshaped]
     rows = [
