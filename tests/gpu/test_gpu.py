@@ -68,7 +68,7 @@ def test_compiled_equals_eager(device: str, kind: str) -> None:
     for network in (eager, compiled):
         result = network(clips, masks).loss if kind == "autoencoder" else network(clips).square().sum()
         result.backward()
-        network.result = float(result)
+        network.result = float(result.detach())
     assert compiled.result == pytest.approx(eager.result, rel=1e-4)
     for (name, one), other in zip(eager.named_parameters(), compiled.parameters(), strict=True):
         if one.grad is not None:
