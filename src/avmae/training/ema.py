@@ -26,6 +26,7 @@ class AveragedWeights(WeightAveraging):
     """
 
     _average_model: AveragedModel | None
+    _latest_update_step: int
 
     def __init__(self, decay: float = 0.9999) -> None:
         if not 0 <= decay < 1:
