@@ -166,7 +166,8 @@ class Task(L.LightningModule):
             self.skipped = shared.bool()
         skip_if(self.skipped, optimizer)
         self.log("train/grad_norm", norm)
-        self.log("train/lr", max(group["lr"] for group in optimizer.param_groups))
+        # As a number, Lightning would copy it to the device and wait for that.
+        self.log("train/lr", torch.tensor(max(group["lr"] for group in optimizer.param_groups)))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what the network can be built from, what was loaded, and the metrics."""
