@@ -130,12 +130,13 @@ def classify(
     trainer.test(task, datamodule=datamodule, verbose=False)
 
     results, classes = task.results, datamodule.classes
-    predictions, sounding = results.pop("predictions").cpu(), results.pop("sounding").cpu()
+    predictions, sounding = results.pop("predictions"), torch.from_numpy(results.pop("sounding"))
     labels = [entry.label for entry in datamodule.splits.test]
     counts = confusion(predictions, labels, len(classes))
     clips, hits, by_class = counts.sum(1), counts.diagonal(), per_class(counts, classes)
     # Whole classes, of UCF101 the 51 with sound and the 50 without: a few silent clips do not leave their class.
-    heard = torch.bincount(torch.tensor(labels)[sounding & (predictions >= 0)], minlength=len(classes)) * 2 > clips
+    scored = torch.from_numpy(predictions) >= 0
+    heard = torch.bincount(torch.tensor(labels)[sounding & scored], minlength=len(classes)) * 2 > clips
     for name, chosen in (("sound_classes", heard), ("silent_classes", ~heard & (clips > 0))):
         if chosen.any():
             results[f"{name}/top1"] = float(hits[chosen].sum() / clips[chosen].sum())
