@@ -199,6 +199,12 @@ def _starts(run_dir: str | Path) -> list[dict[str, Any]]:
     return json.loads(file.read_text()) if file.is_file() else []
 
 
+def started_in(ckpt: str | Path) -> str | None:
+    """The folder in which the run of a checkpoint was last started, which its relative paths start from, if known."""
+    starts = _starts(Path(ckpt).expanduser().absolute().parent.parent)
+    return starts[-1].get("folder") if starts else None
+
+
 def record_environment(run_dir: str | Path, resumed: str | None) -> None:
     """Add this start to the run's `environment.json`: when, where, how it was called, with what.
 

@@ -4,6 +4,7 @@ import gc
 import json
 import re
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from avmae.errors import InputError
 from avmae.runs import own_checkpoint, record_environment, resume_checkpoint
 from avmae.terminal import printable
 
+RECIPE = ("mask", "augment", "optim", "task", "trainer")
+"""Parts of the config that a checkpoint keeps so that a resumed run can say what has changed."""
 LOST = "Connection (closed|reset) by peer|Timed out waiting|Broken pipe|timed out after"
 """What gloo and NCCL say when another process, or the way to it, is gone."""
 
@@ -119,6 +122,7 @@ def run(config: dict[str, Any]) -> dict[str, float]:
 
     from avmae.clip import ClipSpec
     from avmae.data.augment import AugmentSpec
+    from avmae.data.paths import absolute
     from avmae.models.autoencoder import MaskedAutoencoder
     from avmae.models.build import MaskSpec, ModelSpec, SizeSpec, build_autoencoder, build_classifier
     from avmae.models.classifier import Classifier
@@ -150,7 +154,8 @@ def run(config: dict[str, Any]) -> dict[str, float]:
         raise InputError(f"objective={config['objective']} needs validation clips, such as data.val_groups=2 gives")
 
     torch.manual_seed(seed)
-    model_config: dict[str, Any] = {key: config[key] for key in ("clip", "model", "size", "data", "seed")}
+    model_config: dict[str, Any] = {key: config[key] for key in ("clip", "model", "size", "seed")}
+    model_config |= {"data": absolute(config["data"]), "recipe": {key: deepcopy(config[key]) for key in RECIPE}}
     if task_config["name"] == "pretrain":
         network: MaskedAutoencoder | Classifier = build_autoencoder(clip, model, size, mask)
         model_config |= {"task": "pretrain", "mask": config["mask"]}
