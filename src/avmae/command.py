@@ -367,6 +367,17 @@ def run_folder(logs: str, name: str, resume: str | None) -> str:
         fail(error)
 
 
+def sweep_folder(logs: str, name: str, resume: str | None) -> str:
+    """Where a sweep writes: a new folder, or with ``resume=last`` that of the newest sweep of the name."""
+    if resume != "last":
+        return claimed(f"{logs}/{name}/{datetime.now():%Y-%m-%d_%H-%M-%S}_sweep")
+    # They are named by their time.
+    found = sorted(path for path in Path(logs, name).glob("*_sweep*") if path.is_dir())
+    if not found:
+        fail(InputError(f"resume=last: no sweep under {logs}/{name}; start without resume="))
+    return str(found[-1])
+
+
 def claimed(folder: str) -> str:
     """Make a new folder, by another name if what began in the same second has this one."""
     # Torchrun's processes share one, where none of them was told a name.
@@ -587,5 +598,5 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
 
 
 OmegaConf.register_new_resolver("run_folder", run_folder, use_cache=True, replace=True)
-OmegaConf.register_new_resolver("claimed", claimed, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("sweep_folder", sweep_folder, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("requeued", requeued, use_cache=True, replace=True)

@@ -84,7 +84,9 @@ def resume_checkpoint(logs: str, name: str, resume: str) -> Path:
         return path.absolute()
     found = _checkpoints(logs, name, requeued=resume == "requeued")
     if not found:
-        raise InputError(f"resume=last: no checkpoint under {logs}/{name}; start without resume=, or give a path")
+        swept = any(Path(logs, name).glob(f"*_sweep*/*/checkpoints/{LAST}"))
+        hint = "its jobs are a sweep's, which goes on with -m" if swept else "start without resume="
+        raise InputError(f"resume=last: no checkpoint of a run under {logs}/{name}; {hint}, or give a path")
     newest = max(found, key=lambda path: path.stat().st_mtime).parent
     if (sound := newest_sound(newest)) is not None:
         return sound

@@ -8,6 +8,9 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
 from avmae.command import (
     command,
     construct,
@@ -20,7 +23,7 @@ from avmae.command import (
     started,
 )
 from avmae.errors import InputError
-from avmae.runs import own_checkpoint, record_environment, resume_checkpoint
+from avmae.runs import newest_sound, own_checkpoint, record_environment, resume_checkpoint
 from avmae.terminal import printable
 
 RECIPE = ("mask", "augment", "optim", "task", "trainer")
@@ -36,11 +39,16 @@ def main(config: dict[str, Any]) -> dict[str, float] | float:
     Returns:
         All metrics by name, or of ``objective=NAME`` that one.
     """
-    if own := own_checkpoint(config["run_dir"]):
-        config["resume"] = str(own)
+    own = own_checkpoint(config["run_dir"])
+    rerun = config["resume"] == "last" and HydraConfig.get().mode == RunMode.MULTIRUN
+    if own is None and rerun:
+        # Of a sweep, each job goes on with what it left, and one that never began begins.
+        own = newest_sound(Path(config["run_dir"], "checkpoints"))
+    if own or rerun:
+        config["resume"] = own and str(own)
         for logger in config["logger"].values():
             if "resume" in logger:
-                logger["resume"] = str(own)
+                logger["resume"] = config["resume"]
     elif config["resume"]:
         config["resume"] = str(resume_checkpoint(config["logs"], config["name"], config["resume"]))
     if first_process():
