@@ -1,6 +1,7 @@
 """Weights from files, ours and others'. Nothing is unpickled but tensors and plain data."""
 
 import argparse
+import errno
 import json
 import math
 import pathlib
@@ -14,7 +15,8 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
@@ -87,6 +89,27 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             state = state[key]
             break
     return _foreign(path, state)
+
+
+def write_safetensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write a safetensors file that is whole or not there, with the rights that a new file gets.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.touch()
+        # The library's own file could be read by its owner alone.
+        mode = temporary.stat().st_mode
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:
+            raise OSError(errno.EIO, str(error), str(path)) from error
+        temporary.chmod(mode)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _read_folder(path: Path) -> Checkpoint:
