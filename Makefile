@@ -1,16 +1,21 @@
-# make demo   pretrain, fine-tune, evaluate and reconstruct on the embedded miniature data set, in some minutes
-# make test   the whole test suite
-# make check  lint, types, import floors, documentation
+# make demo       pretrain, fine-tune, evaluate and reconstruct on the embedded miniature data set, in some minutes
+# make test       the whole test suite
+# make test-gpu   what needs a GPU, alone; fails where there is none
+# make check      lint, types, import floors, documentation
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test check install clean
+.PHONY: demo test test-gpu check install clean
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+
+test-gpu: $(INSTALLED)
+	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "torch finds no GPU with CUDA here")'
+	$(BIN)/python -m pytest -m gpu tests/gpu
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

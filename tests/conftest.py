@@ -2,6 +2,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from avmae.data.embedded.synthetic import write_synthetic
 
@@ -33,3 +34,12 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("ucf") / "miniature"
     write_synthetic(root, groups=10, clips_per_group=1, classes=4, seconds=1.5, workers=1)
     return root
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what needs a GPU where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a GPU with CUDA, and torch finds none: make test-gpu"))

@@ -46,7 +46,8 @@ def test_objectives_besides_reconstruction_are_trained_and_logged(pretrained: Pa
     parts = sum(summary[f"train/loss_{name}"] for name in ("video", "audio"))
     # The sound's part is a mean over sounding clips, so it counts by their share of the batch in the loss.
     assert summary["train/loss"] < parts + 0.1 * summary["train/loss_contrast"] + 1e-3
-    assert 0 <= summary["val/knn_top1"] <= 1
+    # Of the four validation clips, each once.
+    assert summary["val/knn_top1"] in (0, 0.25, 0.5, 0.75, 1)
     absent = load(pretrained)["state_dict"]["network.encoder.modalities.video.absent"]
     assert absent.any(), "the token in place of hidden pictures was never trained"
 
@@ -68,7 +69,8 @@ def test_a_pretraining_is_evaluated_by_retrieval(pretrained: Path, tmp_path: Pat
     # Half of the 28 test clips of the miniature have sound; 14 are too few for r10 to be less than r5.
     assert results["clips"] == 14
     for way in ("video_to_audio", "audio_to_video"):
-        assert 0 <= results[f"{way}/r1"] <= results[f"{way}/r5"] <= results[f"{way}/r10"] <= 1
+        found = [14 * results[f"{way}/r{k}"] for k in (1, 5, 10)]
+        assert found == pytest.approx(sorted(map(round, found)), abs=1e-4), "whole clips, and more among more"
     assert "28 test clips, 5 x 3 views each (segments x crops)" in printed
     assert "retrieval among 14 test clips with sound" in printed
 
@@ -339,7 +341,7 @@ def test_systems_are_compared_under_one_mask_on_every_video_of_a_folder(
     for figures in sounding.values():
         # Patches' true mean and deviation can only help.
         assert figures["video/psnr_hidden_true_statistics"] > figures["video/psnr_hidden_visible_statistics"]
-        assert -1 <= figures["video/ssim_hidden_true_statistics"] <= 1
+        assert figures["video/ssim_hidden_true_statistics"] != figures["video/ssim_hidden_visible_statistics"]
     silent = json.loads((tmp_path / "out/CartwheelSpins/clip/metrics.json").read_text())["systems"]
     assert silent["avmae"]["audio/masked_mse"] is None
     wavs = sorted(path.name for path in (tmp_path / "out/BounceBell/clip").glob("*.wav"))

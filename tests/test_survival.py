@@ -1,6 +1,7 @@
 """Kills, signals, full disks, losses that are no numbers, and processes that die or hang: what is left of the run."""
 
 import csv
+import errno
 import json
 import os
 import resource
@@ -10,11 +11,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from commands import CALLBACKS, ENVIRONMENT, error, start_train, train
@@ -69,21 +71,17 @@ def trained(folder: Path, rows: int) -> Callable[[], bool]:
     return lambda: any(len(file.read_text().splitlines()) > rows for file in folder.glob("*/metrics.csv"))
 
 
-def children(pid: int) -> list[int]:
-    return [int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
-
-
 def descendants(pid: int) -> list[int]:
-    return [found for child in children(pid) for found in (child, *descendants(child))]
+    return [process.pid for process in psutil.Process(pid).children(recursive=True)]
 
 
 def running(pids: list[int]) -> list[int]:
     """Those that are there, zombies apart."""
-    return [
-        pid
-        for pid in pids
-        if (stat := Path(f"/proc/{pid}/stat")).exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
-    ]
+    found = []
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):
+            found += [pid] if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE else []
+    return found
 
 
 def gone(pids: list[int]) -> bool:
@@ -138,9 +136,8 @@ def submitted(process: subprocess.Popen) -> list[int]:
     """The processes in which submitit runs the jobs of a multirun."""
     found = []
     for pid in descendants(process.pid):
-        with suppress(FileNotFoundError):
-            arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            found += [pid] if b"submitit.core._submit" in arguments else []
+        with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            found += [pid] if "submitit.core._submit" in psutil.Process(pid).cmdline() else []
     return found
 
 
@@ -505,11 +502,26 @@ def clip(miniature: Path, tmp_path: Path) -> Path:
     return sorted((root / "UCF-101").glob("*/*_g08_*.avi"))[0]
 
 
-def block(clip: Path, reader: int, process: subprocess.Popen, output: Path) -> None:
-    """Let opening a clip hang, as a file on a dead server does, and wait until the reading process is there."""
-    os.mkfifo(clip.with_suffix(".fifo"))
-    clip.with_suffix(".fifo").replace(clip)
-    wait_for(lambda: Path(f"/proc/{reader}/wchan").read_text() == "wait_for_partner", process, output)
+@contextmanager
+def block(clip: Path, process: subprocess.Popen, output: Path) -> Iterator[None]:
+    """Let reading a clip hang, as of a file on a dead server, once the reading process has come to it."""
+    fifo = clip.with_suffix(".fifo")
+    os.mkfifo(fifo)
+    fifo.replace(clip)
+    while True:
+        assert process.poll() is None, output.read_text()
+        try:
+            # Only where a process has the other end.
+            writer = os.open(clip, os.O_WRONLY | os.O_NONBLOCK)
+            break
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            time.sleep(0.005)
+    try:
+        yield
+    finally:
+        os.close(writer)
 
 
 @pytest.mark.parametrize("fate", ["hangs", "dies"])
@@ -522,10 +534,12 @@ def test_a_reading_process_that_fails_ends_the_run_with_its_clip(
     process = start(*arguments, miniature=root)
     wait_for(trained(tmp_path / "logs/run", 3), process, output)
     (reader,) = descendants(process.pid)
-    block(clip, reader, process, output)
-    if fate == "dies":
-        os.kill(reader, signal.SIGKILL)
-    assert process.wait(120) == 1, output.read_text()
+    with block(clip, process, output):
+        if fate == "dies":
+            os.kill(reader, signal.SIGKILL)
+        assert process.wait(120) == 1, output.read_text()
+        if sys.platform == "linux":
+            assert gone([reader]), "there the kernel ends it, hanging as it is"
     message = error(output.read_text())
     assert f"reading process 0 of 1 (pid {reader}), reading {clip} for" in message
     assert ("no batch came for 3 s (data.timeout)" if fate == "hangs" else "ended by SIGKILL") in message
@@ -541,10 +555,9 @@ def test_a_training_process_that_dies_ends_all_and_is_named(start: Start, miniat
     family = descendants(process.pid)
     # What a process put into its own environment shows in the processes that it started.
     (second,) = {
-        pid
-        for pid in children(process.pid)
-        for reader in children(pid)
-        if b"\0RANK=1\0" in Path(f"/proc/{reader}/environ").read_bytes()
+        reader.ppid()
+        for reader in map(psutil.Process, family)
+        if reader.ppid() != process.pid and reader.environ().get("RANK") == "1"
     }
     os.kill(second, signal.SIGKILL)
     assert process.wait(120) == 1, output.read_text()

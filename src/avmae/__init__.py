@@ -1,11 +1,24 @@
 """avmae learns video representations from pictures and sound."""
 
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from avmae.data.read import read_clip
     from avmae.models.weights import load_model
+
+
+def _show(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+# So Python calls a program that is not found yet: a command starts, and Ctrl-C may come before its imports are done.
+if sys.argv[:1] == ["-m"]:
+    sys.excepthook = _show
 
 try:
     __version__ = version("avmae")

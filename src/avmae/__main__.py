@@ -1,5 +1,7 @@
 """`python -m avmae`: which commands there are."""
 
+import signal
+
 COMMANDS = {
     "prepare": "check every file of a data set by decoding it; write a packed copy",
     "stats": "mean and deviation of pixels and spectrograms, for the clip config",
@@ -18,6 +20,8 @@ COMMANDS = {
 
 def main() -> None:
     """Print a line for each command."""
+    # Of `head`, as programs of the shell do.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     for name, purpose in COMMANDS.items():
         print(f"python -m avmae.{name:<12} {purpose}")
     print("\nEach explains itself: python -m avmae.train -h")

@@ -1,13 +1,20 @@
 """`python -m avmae.evaluate ckpt=PATH data.root=DIR`: what a checkpoint reaches on test clips."""
 
-import errno
 import json
 import os
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from avmae.cli.command import command, evaluation_data, precision, print_table, quiet_libraries
+from avmae.cli.command import (
+    check_writable,
+    chosen_data,
+    command,
+    evaluation_data,
+    precision,
+    print_table,
+    quiet_libraries,
+)
 from avmae.errors import InputError
 
 
@@ -22,13 +29,9 @@ def main(config: dict[str, Any]) -> None:
     above = Path(os.path.commonpath([file.parent for file in own])) / "results.json"
     output = Path(config["output"] or above).expanduser()
     # Before the hours that scoring may take.
-    try:
-        if config["output"]:
-            output.parent.mkdir(parents=True, exist_ok=True)
-        if output.parent.exists() and not os.access(output if output.exists() else output.parent, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as error:
-        raise InputError(f"output={output} cannot be written: {error.strerror}; choose another") from error
+    for file in {*(own if separate else ()), output}:
+        if config["output"] or file.parent.exists():
+            check_writable(file)
     results = [score(path, config) for path in paths]
     names = list(dict.fromkeys(name for result in results for name in result if isinstance(result[name], float)))
     # Not all have all: checkpoints of different kinds are scored differently.
@@ -66,15 +69,15 @@ def score(ckpt: str, config: dict[str, Any]) -> dict[str, Any]:
     if isinstance(asked, str) and asked != "all":
         asked = [asked]
     degradations = all_degradations() if asked == "all" else [Degradation.parse(str(text)) for text in asked]
-    settings = read_checkpoint(ckpt).config
     model = load_model(ckpt)
+    settings, given = chosen_data(read_checkpoint(ckpt).config, config["data"])
     if settings.get("data", {}).get("_target_") == "avmae.data.datamodule.CSVDataModule":
         # What it was trained on may be elsewhere, and a list for the test need not have all classes.
         data = {key: value for key, value in settings["data"].items() if key not in ("train", "val")}
-        known = {"classes": settings["class_names"]} if "class_names" in settings else {}
+        known = {"classes": settings["class_names"]} if "class_names" in settings and not data.get("classes") else {}
         settings = settings | {"data": data | known}
     # Sound is read whatever the system, for results are told apart by whether a clip has it.
-    datamodule = evaluation_data(settings, config["data"], ["video", "audio"])
+    datamodule = evaluation_data(settings, given, ["video", "audio"], ckpt)
     datamodule.require_test()
     views = f"{datamodule.segments} x {datamodule.crops} views each (segments x crops)"
     print(f"{len(datamodule.splits.test)} test clips, {views}")
@@ -131,12 +134,13 @@ def classify(
     trainer.test(task, datamodule=datamodule, verbose=False)
 
     results, classes = task.results, datamodule.classes
-    predictions, sounding = results.pop("predictions").cpu(), results.pop("sounding").cpu()
+    predictions, sounding = results.pop("predictions"), torch.from_numpy(results.pop("sounding"))
     labels = [entry.label for entry in datamodule.splits.test]
     counts = confusion(predictions, labels, len(classes))
     clips, hits, by_class = counts.sum(1), counts.diagonal(), per_class(counts, classes)
     # Whole classes, of UCF101 the 51 with sound and the 50 without: a few silent clips do not leave their class.
-    heard = torch.bincount(torch.tensor(labels)[sounding & (predictions >= 0)], minlength=len(classes)) * 2 > clips
+    scored = torch.from_numpy(predictions) >= 0
+    heard = torch.bincount(torch.tensor(labels)[sounding & scored], minlength=len(classes)) * 2 > clips
     for name, chosen in (("sound_classes", heard), ("silent_classes", ~heard & (clips > 0))):
         if chosen.any():
             results[f"{name}/top1"] = float(hits[chosen].sum() / clips[chosen].sum())

@@ -12,12 +12,11 @@ from avmae.errors import InputError
 def main(config: dict[str, Any]) -> None:
     """Write weights and config, and a classifier's program; see `python -m avmae.export --help`."""
     import torch
-    from safetensors.torch import save_file
 
     from avmae.models.classifier import Classifier
     from avmae.models.layouts import to_transformers, transformers_config
     from avmae.models.tokens import grid_positions
-    from avmae.models.weights import load_model, read_checkpoint
+    from avmae.models.weights import load_model, read_checkpoint, write_safetensors
 
     checkpoint = read_checkpoint(config["ckpt"])
     model = load_model(config["ckpt"])
@@ -33,7 +32,7 @@ def main(config: dict[str, Any]) -> None:
         weights = to_transformers(weights, checkpoint.config["model"]["video_patch"])
     try:
         output.mkdir(parents=True, exist_ok=True)
-        save_file(weights, output / "model.safetensors", {"format": "pt"})
+        write_safetensors(weights, output / "model.safetensors", {"format": "pt"})
         content = json.dumps((theirs or {}) | {"avmae": checkpoint.config}, indent=2)
         (output / "config.json").write_text(content + "\n", encoding="utf-8")
     except OSError as error:

@@ -4,7 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from avmae.cli.command import command, evaluation_data, precision, print_table, quiet_libraries
+from avmae.cli.command import (
+    check_writable,
+    chosen_data,
+    command,
+    evaluation_data,
+    precision,
+    print_table,
+    quiet_libraries,
+)
 from avmae.errors import InputError
 
 
@@ -17,10 +25,9 @@ def main(config: dict[str, Any]) -> None:
     the clips' paths and the classes' names as JSON in its metadata.
     """
     import torch
-    from safetensors.torch import save_file
 
     from avmae.evaluation.embedding import embed
-    from avmae.models.weights import load_model, read_checkpoint
+    from avmae.models.weights import load_model, read_checkpoint, write_safetensors
     from avmae.training.callbacks import knn_votes
 
     quiet_libraries()
@@ -29,9 +36,11 @@ def main(config: dict[str, Any]) -> None:
         raise InputError(f"output={output} must end in .safetensors, for that is what is written")
     if not output.parent.is_dir():
         raise InputError(f"output={output}: the folder {output.parent} does not exist; make it or choose another")
+    check_writable(output)
     settings = read_checkpoint(config["ckpt"]).config
     model = load_model(config["ckpt"])
-    datamodule = evaluation_data(settings, config["data"], model.encoder.modalities)
+    settings, given = chosen_data(settings, config["data"])
+    datamodule = evaluation_data(settings, given, model.encoder.modalities, config["ckpt"])
     tensors, clips = {}, {}
     for part in ("train", "val", "test"):
         entries = getattr(datamodule.splits, part)
@@ -43,10 +52,10 @@ def main(config: dict[str, Any]) -> None:
             tensors[f"{part}/labels"] = torch.tensor([entry.label for entry in entries])[scored]
             clips[part] = [str(entry.path) for entry, kept in zip(entries, scored.tolist(), strict=True) if kept]
     metadata = {"clips": json.dumps(clips), "classes": json.dumps(datamodule.classes), "ckpt": str(config["ckpt"])}
-    save_file(tensors, output, metadata)
+    write_safetensors(tensors, output, metadata)
     print_table(["part", "clips"], [[part, str(len(paths))] for part, paths in clips.items()])
     print(f"each the mean of {datamodule.segments} x {datamodule.crops} views (segments x crops)")
-    if {"train", "test"} <= clips.keys():
+    if clips.get("train") and clips.get("test"):
         bank = torch.nn.functional.normalize(tensors["train/features"], dim=1)
         votes = knn_votes(
             tensors["test/features"],

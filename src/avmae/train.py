@@ -5,8 +5,12 @@ import json
 import re
 import sys
 from collections.abc import Collection
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 
 from avmae.cli.command import (
     command,
@@ -20,8 +24,10 @@ from avmae.cli.command import (
     started,
 )
 from avmae.errors import InputError, printable
-from avmae.runs.folder import own_checkpoint, record_environment, resume_checkpoint
+from avmae.runs.folder import newest_sound, own_checkpoint, record_environment, resume_checkpoint
 
+RECIPE = ("mask", "augment", "optim", "task", "trainer")
+"""Parts of the config that a checkpoint keeps so that a resumed run can say what has changed."""
 LOST = "Connection (closed|reset) by peer|Timed out waiting|Broken pipe|timed out after"
 """What gloo and NCCL say when another process, or the way to it, is gone."""
 
@@ -33,11 +39,16 @@ def main(config: dict[str, Any]) -> dict[str, float] | float:
     Returns:
         All metrics by name, or of ``objective=NAME`` that one.
     """
-    if own := own_checkpoint(config["run_dir"]):
-        config["resume"] = str(own)
+    own = own_checkpoint(config["run_dir"])
+    rerun = config["resume"] == "last" and HydraConfig.get().mode == RunMode.MULTIRUN
+    if own is None and rerun:
+        # Of a sweep, each job goes on with what it left, and one that never began begins.
+        own = newest_sound(Path(config["run_dir"], "checkpoints"))
+    if own or rerun:
+        config["resume"] = own and str(own)
         for logger in config["logger"].values():
             if "resume" in logger:
-                logger["resume"] = str(own)
+                logger["resume"] = config["resume"]
     elif config["resume"]:
         config["resume"] = str(resume_checkpoint(config["logs"], config["name"], config["resume"]))
     if first_process():
@@ -131,6 +142,7 @@ def run(config: dict[str, Any]) -> dict[str, float]:
 
     from avmae.clip import ClipSpec
     from avmae.data.augment import AugmentSpec
+    from avmae.data.paths import absolute
     from avmae.models.autoencoder import MaskedAutoencoder
     from avmae.models.build import MaskSpec, ModelSpec, SizeSpec, build_autoencoder, build_classifier
     from avmae.models.classifier import Classifier
@@ -162,7 +174,8 @@ def run(config: dict[str, Any]) -> dict[str, float]:
         raise InputError(f"objective={config['objective']} needs validation clips, such as data.val_groups=2 gives")
 
     torch.manual_seed(seed)
-    model_config: dict[str, Any] = {key: config[key] for key in ("clip", "model", "size", "data", "seed")}
+    model_config: dict[str, Any] = {key: config[key] for key in ("clip", "model", "size", "seed")}
+    model_config |= {"data": absolute(config["data"]), "recipe": {key: deepcopy(config[key]) for key in RECIPE}}
     if task_config["name"] == "pretrain":
         network: MaskedAutoencoder | Classifier = build_autoencoder(clip, model, size, mask)
         model_config |= {"task": "pretrain", "mask": config["mask"]}

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from avmae.training.classification import ClipScores
+from avmae.training.classification import ClipScores, confusion, per_class
 
 
 def batch(clip_id: list[int], label: list[int], has_audio: list[bool] | None = None) -> dict:
@@ -44,3 +44,31 @@ def test_top5_counts_and_subsets_that_are_empty_are_left_out() -> None:
     assert result["top1"] == 0.0
     assert result["top5"] == pytest.approx(0.5)
     assert "sound/top1" not in result
+
+
+@pytest.mark.parametrize("clips", [0, 1, 3])
+@pytest.mark.parametrize("classes", [1, 2, 7])
+def test_sets_of_any_size_are_scored(clips: int, classes: int) -> None:
+    scores = ClipScores(clips, classes)
+    labels = [classes - 1] * clips
+    if clips:
+        # Right, but for the last clip where there is another class.
+        logits = torch.nn.functional.one_hot(torch.tensor([*labels[1:], 0]), classes).float()
+        scores.update(logits, batch(list(range(clips)), labels))
+    result = scores.compute()
+    right = clips if classes == 1 else max(0, clips - 1)
+    assert result.get("top1") == (pytest.approx(right / clips) if clips else None)
+    counts = confusion(result["predictions"], labels, classes)
+    assert counts.shape == (classes, classes)
+    assert (int(counts.sum()), int(counts.diagonal().sum())) == (clips, right)
+    found = per_class(counts, [f"class {number}" for number in range(classes)])
+    assert [line["clips"] for line in found.values()] == ([clips] if clips else [])
+
+
+def test_a_test_without_a_readable_clip_has_no_accuracy() -> None:
+    scores = ClipScores(clips=2, classes=3)
+    scores.update(torch.zeros(2, 3), batch([-1, -1], [0, 1]))
+    result = scores.compute()
+    assert (result["clips"], result["unscored"], result["predictions"].tolist()) == (0, 2, [-1, -1])
+    assert "top1" not in result
+    assert not confusion(result["predictions"], [0, 1], 3).any()

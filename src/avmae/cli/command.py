@@ -9,6 +9,7 @@ import logging
 import multiprocessing
 import os
 import re
+import select
 import signal
 import sys
 import tempfile
@@ -19,7 +20,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime
 from itertools import chain, count
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from types import NoneType
+from typing import Any, NoReturn, TypeVar, get_args
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -29,8 +31,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from avmae.cli.help import page
+from avmae.cli.numbers import refuse_words
+from avmae.data.paths import PATHS
 from avmae.errors import InputError, Interrupted, printable
-from avmae.runs.folder import queue_again, requeued, resume_checkpoint, slurm_step, torchrun_id
+from avmae.runs.folder import queue_again, requeued, resume_checkpoint, slurm_step, started_in, torchrun_id
 from avmae.runs.launch import end_with_parent
 
 # Read when torch loads GNU's OpenMP. By default its threads spin for milliseconds while they wait, which takes the
@@ -40,6 +44,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 CONF = str(Path(__file__).parents[1] / "conf")
+PRINTING = {"-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "--version"}
+"""Flags with which a command prints, and does nothing else."""
+SHARED = ("fold", "val_groups", "batch_size", "workers", "segments", "crops", "timeout")
+"""Settings of data that say the same of any kind of them."""
+SAME_KIND = ("val_share", "only", "train_share")
 Spec = TypeVar("Spec")
 
 
@@ -68,11 +77,17 @@ def command(config_name: str) -> Callable[[Callable[[dict[str, Any]], Any]], Cal
                 if unknown:
                     raise InputError(f"unknown key {unknown[0]}; the keys are {', '.join(sorted(map(str, cfg)))}")
                 config = plain(cfg)
+                refuse_words(config, _files(config_name))
                 config["run_dir"] = HydraConfig.get().runtime.output_dir
-                return function(config)
+                result = function(config)
+                sys.stdout.flush()
+                return result
             except (InputError, InstantiationException, OSError) as error:
+                if isinstance(error, BrokenPipeError) and _nobody_reads():
+                    raise SystemExit(128 + signal.SIGPIPE) from None
                 full = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-                if isinstance(error, OSError) and error.errno not in full:
+                # One that names a file says what is wrong with it.
+                if isinstance(error, OSError) and error.errno not in full and error.filename is None:
                     raise
                 if HydraConfig.get().mode == RunMode.MULTIRUN:
                     fail_job(error)
@@ -80,9 +95,20 @@ def command(config_name: str) -> Callable[[Callable[[dict[str, Any]], Any]], Cal
 
         @functools.wraps(function)
         def entry() -> Any:
+            if not PRINTING.isdisjoint(sys.argv[1:]):
+                # As programs of the shell end where nobody reads on.
+                signal.signal(signal.SIGPIPE, signal.SIG_DFL)
             if {"-h", "--help"}.isdisjoint(sys.argv[1:]):
                 try:
                     return main()
+                except (KeyboardInterrupt, SystemExit) as error:
+                    # Lightning makes an exit with 1 of Ctrl-C.
+                    if not isinstance(error.__context__ if isinstance(error, SystemExit) else error, KeyboardInterrupt):
+                        raise
+                    print("interrupted", file=sys.stderr)
+                    # What torch has to say at exit.
+                    logging.disable()
+                    raise SystemExit(128 + signal.SIGINT) from None
                 finally:
                     SweepTable.finish()
             try:
@@ -93,6 +119,27 @@ def command(config_name: str) -> Callable[[Callable[[dict[str, Any]], Any]], Cal
         return entry
 
     return decorate
+
+
+def _files(config_name: str) -> dict[Path, str]:
+    """The config files that a command's settings come from, and the key below which each one's are."""
+    files = {Path(CONF, f"{config_name}.yaml"): ""}
+    for group, choice in HydraConfig.get().runtime.choices.items():
+        # A user's own may lie elsewhere.
+        if not group.startswith("hydra/") and (file := Path(CONF, group, f"{choice}.yaml")).is_file():
+            files[file] = f"{group}."
+    return files
+
+
+def _nobody_reads() -> bool:
+    """Whether what is printed goes to a pipe that has no reader any more, as of `head`; then it is thrown away."""
+    stream = select.poll()
+    stream.register(sys.stdout.fileno(), 0)
+    if not stream.poll(0):
+        return False
+    # Or Python would try again at exit, and complain.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -180,6 +227,25 @@ def _message(error: Exception) -> str:
     return printable(message)
 
 
+def check_writable(file: Path, key: str = "output") -> None:
+    """Find out whether a file can be written, before the hours that it takes to have something to write.
+
+    Raises:
+        InputError: it cannot.
+    """
+    try:
+        if file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # Whatever forbids it: rights, a read-only disk, a folder that is none.
+        with tempfile.NamedTemporaryFile(dir=file.parent, prefix="."):
+            pass
+        if file.exists():
+            file.open("ab").close()
+    except OSError as error:
+        raise InputError(f"{key}={file} cannot be written: {error.strerror}; choose another") from error
+
+
 def spec(cls: type[Spec], key: str, values: Mapping[str, Any]) -> Spec:
     """Build a settings class from a config node.
 
@@ -191,9 +257,11 @@ def spec(cls: type[Spec], key: str, values: Mapping[str, Any]) -> Spec:
     if unknown:
         raise InputError(f"unknown key {key}.{unknown[0]}; {key} has {', '.join(names)}")
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-        value = values.get(field.name)
-        if field.type in (int, float) and isinstance(value, str):
+        value, kinds = values.get(field.name), {*get_args(field.type)} or {field.type}
+        if kinds <= {int, float, NoneType} and isinstance(value, str):
             raise InputError(f"{key}.{field.name} must be a number, not '{value}'")
+        if kinds <= {int, NoneType} and isinstance(value, float):
+            raise InputError(f"{key}.{field.name} must be a whole number, not {value}")
     return cls(**values)
 
 
@@ -203,6 +271,8 @@ def construct(key: str, config: Mapping[str, Any], **objects: Any) -> Any:
     Raises:
         InputError: a key that the target does not take.
     """
+    if not config.get("_target_"):
+        raise InputError(f"{key}: choose a kind, as {key}=ucf101")
     # Partial, or Hydra would turn settings objects into configs.
     target = hydra.utils.instantiate(config, _partial_=True, _convert_="all")
     try:
@@ -210,6 +280,8 @@ def construct(key: str, config: Mapping[str, Any], **objects: Any) -> Any:
     except TypeError as error:
         if "unexpected keyword argument" in str(error):
             raise InputError(f"unknown key in {key}: {str(error).split('()')[-1].strip()}") from error
+        if missing := re.search(r"missing \d+ required positional arguments?: '(\w+)'", str(error)):
+            raise InputError(f"{key}.{missing[1]} must be given") from error
         raise
     except ValueError as error:
         if isinstance(error, InputError):
@@ -217,7 +289,29 @@ def construct(key: str, config: Mapping[str, Any], **objects: Any) -> Any:
         raise InputError(f"{key}: {str(error).splitlines()[0]}") from error
 
 
-def evaluation_data(settings: Mapping[str, Any], given: Mapping[str, Any], modalities: Collection[str]) -> Any:
+def chosen_data(settings: dict[str, Any], data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `evaluation_data` takes, where the command line may choose another kind of data by `data=KIND`.
+
+    Another kind brings its own defaults, but which fold is tested, and how clips are read and scored, is as in the
+    checkpoint unless the command line names it; of the same kind also which classes and which share of them.
+
+    Args:
+        settings: the checkpoint's config.
+        data: the command's.
+    """
+    job = HydraConfig.get()
+    if job.runtime.choices["data"] == "checkpoint":
+        return settings, data
+    typed = {word.lstrip("+").split("=")[0] for word in job.overrides.task}
+    own, target = settings.get("data", {}), data["_target_"]
+    kept = SHARED + (SAME_KIND if target == own.get("_target_") else ())
+    taken = {key: own[key] for key in kept if key in own and key in data and f"data.{key}" not in typed}
+    return {**settings, "data": {**data, **taken}}, {"_target_": target}
+
+
+def evaluation_data(
+    settings: Mapping[str, Any], given: Mapping[str, Any], modalities: Collection[str], ckpt: str | Path | None = None
+) -> Any:
     """The data module of a checkpoint, changed by what is given; UCF101 where the checkpoint is another project's.
 
     Another data module than the checkpoint's reads as much at once and scores as many views, of other projects'
@@ -227,6 +321,7 @@ def evaluation_data(settings: Mapping[str, Any], given: Mapping[str, Any], modal
         settings: the checkpoint's config.
         given: the command's `data`; None keeps what the checkpoint says.
         modalities: of the model.
+        ckpt: the checkpoint's path, to say where it was trained if its data are not found.
     """
     from avmae.clip import ClipSpec
 
@@ -235,15 +330,40 @@ def evaluation_data(settings: Mapping[str, Any], given: Mapping[str, Any], modal
     if given.get("_target_", data.get("_target_")) != data.get("_target_"):
         data = {key: data[key] for key in ("segments", "crops", "batch_size", "workers") if key in data}
     refuse_foreign_code(data | {k: v for k, v in given.items() if k == "_target_"}, trusted=given.get("_target_"))
-    if "root" not in data | given and "test" not in data | given:
-        raise InputError("the checkpoint names no data; give data.root=DIR, the folder of UCF101")
+    if "root" not in data | given and "train" not in data | given and "test" not in given:
+        raise InputError("the checkpoint names no data; give data.root=DIR, the folder of UCF101, or data=KIND as well")
     if "root" in given and "://" not in str(given["root"]) and not Path(given["root"]).expanduser().is_dir():
         raise InputError(f"data.root={given['root']} is not a folder; give the data set's")
     if data.get("manifest") and not Path(data["manifest"]).expanduser().is_file():
         # It is where training ran; all that is lost is which clips of train and val cannot be read.
         data = data | {"manifest": None}
+    refuse_lost_data({key: value for key, value in data.items() if key not in given}, ckpt)
     clip = ClipSpec(**settings["clip"])
     return construct("data", data | given, clip=clip, audio="audio" in modalities, seed=settings["seed"])
+
+
+def refuse_lost_data(data: Mapping[str, Any], ckpt: str | Path | None) -> None:
+    """Say where the data of a checkpoint may be found, if they are not where it says.
+
+    Args:
+        data: the checkpoint's, but for what is given anew.
+        ckpt: its path.
+
+    Raises:
+        InputError: there is nothing at one of its paths.
+    """
+    # The embedded data sets are written where they are missing.
+    paths = {key: data.get(key) for key in PATHS if not (key == "root" and "groups" in data)}
+    for key, path in paths.items():
+        if not isinstance(path, str) or "://" in path or Path(path).expanduser().exists():
+            continue
+        folder = None if ckpt is None else started_in(ckpt)
+        hint = f"; training was started in {folder}" if folder and not Path(path).is_absolute() else ""
+        there = os.path.join(folder or "", path)
+        raise InputError(
+            f"the checkpoint's data.{key}={path} is not there{hint}; give data.{key}="
+            f"{there if os.path.exists(there) else 'PATH'}"
+        )
 
 
 def refuse_foreign_code(data: Mapping[str, Any], trusted: str | None = None) -> None:
@@ -288,6 +408,17 @@ def run_folder(logs: str, name: str, resume: str | None) -> str:
         fail(error)
 
 
+def sweep_folder(logs: str, name: str, resume: str | None) -> str:
+    """Where a sweep writes: a new folder, or with ``resume=last`` that of the newest sweep of the name."""
+    if resume != "last":
+        return claimed(f"{logs}/{name}/{datetime.now():%Y-%m-%d_%H-%M-%S}_sweep")
+    # They are named by their time.
+    found = sorted(path for path in Path(logs, name).glob("*_sweep*") if path.is_dir())
+    if not found:
+        fail(InputError(f"resume=last: no sweep under {logs}/{name}; start without resume="))
+    return str(found[-1])
+
+
 def claimed(folder: str) -> str:
     """Make a new folder, by another name if what began in the same second has this one."""
     # Torchrun's processes share one, where none of them was told a name.
@@ -298,9 +429,9 @@ def claimed(folder: str) -> str:
             Path(folder + suffix).mkdir(parents=True)
         except FileExistsError:
             continue
-        except OSError:
-            # Hydra makes it itself, and says why it cannot.
-            pass
+        except OSError as error:
+            # See `run_folder`.
+            fail(InputError(f"{folder} cannot be made: {error.strerror}; choose another logs="))
         return folder + suffix
     raise AssertionError("numbers do not end")
 
@@ -508,5 +639,5 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
 
 
 OmegaConf.register_new_resolver("run_folder", run_folder, use_cache=True, replace=True)
-OmegaConf.register_new_resolver("claimed", claimed, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("sweep_folder", sweep_folder, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("requeued", requeued, use_cache=True, replace=True)

@@ -37,7 +37,9 @@ def page(conf: str, name: str, overrides: list[str]) -> str:
         lines += ["", "Choices, as GROUP=CHOICE (* now):"]
         wide = max(map(len, chosen))
         for group, choice in sorted(chosen.items()):
-            names = sorted(file.stem for file in Path(conf, group).glob("*.yaml"))
+            # What a checkpoint says is a choice for commands that have one.
+            stems = {file.stem for file in Path(conf, group).glob("*.yaml")}
+            names = sorted(stems - ({"checkpoint"} - {choice}))
             lines.append(f"  {group:<{wide}}  {', '.join(f'{n}*' if n == choice else n for n in names)}")
     lines += ["", "Settings, as KEY=VALUE:"]
     required = values.pop("requires", [])

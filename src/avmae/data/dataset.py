@@ -97,19 +97,20 @@ class ClipDataset(Dataset[Sample]):
         rng = np.random.default_rng(request.seed)
         if self.augment is None:
             return self._test_sample(request)
-        index, unreadable = request.index, []
+        index, unreadable, last = request.index, list[str](), None
         for _ in range(TRIES):
             try:
                 window = self._read(index, rng.random())
             except MediaError as error:
-                unreadable.append(str(error))
+                # A clip that takes another's place has a window of its own to be counted for.
+                unreadable, last = unreadable or [str(error)], error
                 index = int(rng.integers(len(self.entries)))
                 continue
             spec, short_side = self.augment, min(window.frames.shape[1:3])
             boxes = [training_box(rng, spec, window.aspect, short_side, self.clip.size) for _ in range(spec.repeats)]
             seeds = [int(seed) for seed in rng.integers(2**48, size=spec.repeats)]
             return make_sample(window, boxes, self.entries[index].label, index, 0, unreadable, seeds)
-        raise MediaError(f"{TRIES} clips in a row cannot be read; the last: {unreadable[-1]}")
+        raise MediaError(f"{TRIES} clips in a row cannot be read; the last: {last}")
 
     def _test_sample(self, request: Request) -> Sample:
         position = 0.5 if self.segments == 1 else request.segment / (self.segments - 1)

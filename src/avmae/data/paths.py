@@ -1,9 +1,25 @@
 """Paths that come from a file: a list, a manifest, an index."""
 
 import functools
+import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from avmae.errors import InputError
+
+PATHS = ("root", "train", "val", "test")
+"""Settings of data modules that name a file or a folder."""
+
+
+def absolute(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a data module, their paths as they are from any folder; addresses stay."""
+    return {
+        key: os.path.abspath(os.path.expanduser(value))
+        if key in PATHS and isinstance(value, str) and "://" not in value
+        else value
+        for key, value in settings.items()
+    }
 
 
 @functools.lru_cache(maxsize=4096)

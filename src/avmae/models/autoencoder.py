@@ -31,19 +31,31 @@ class Decoder(nn.Module):
         depth: blocks.
         heads: of each block.
         positions: see `grid_positions`.
+        norm_eps: of the blocks' norms and of the one before them.
+        last_norm_eps: of the norm before the head.
     """
 
     positions: Tensor
 
-    def __init__(self, grid: Grid, encoder_dim: int, dim: int, depth: int, heads: int, positions: str = "flat") -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        encoder_dim: int,
+        dim: int,
+        depth: int,
+        heads: int,
+        positions: str = "flat",
+        norm_eps: float = 1e-6,
+        last_norm_eps: float = 1e-6,
+    ) -> None:
         super().__init__()
         self.grid = grid
-        self.encoder_norm = nn.LayerNorm(encoder_dim, eps=1e-6)
+        self.encoder_norm = nn.LayerNorm(encoder_dim, eps=norm_eps)
         self.project = nn.Linear(encoder_dim, dim, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(dim))
         self.register_buffer("positions", grid_positions(grid.size, dim, positions), persistent=False)
-        self.blocks = Transformer(dim, depth, heads)
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.blocks = Transformer(dim, depth, heads, norm_eps=norm_eps)
+        self.norm = nn.LayerNorm(dim, eps=last_norm_eps)
         self.head = nn.Linear(dim, grid.patch_dim)
 
     def forward(self, tokens: Tensor, mask: Mask) -> Tensor:

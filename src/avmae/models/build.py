@@ -35,6 +35,8 @@ class ModelSpec:
         checkpointing: recompute activations in the backward pass.
         normalize_target: see `MaskedAutoencoder`.
         loss_weights: by modality, 1 by default.
+        norm_eps: of all norms but the fusion's and the last; official VideoMAE has 1e-6, transformers' states its own.
+        last_norm_eps: of the norm before the classifier's or a decoder's head; 1e-5 in transformers' VideoMAE.
 
     Raises:
         InputError: the settings contradict each other.
@@ -53,6 +55,8 @@ class ModelSpec:
     checkpointing: bool = False
     normalize_target: bool = True
     loss_weights: Mapping[str, float] = field(default_factory=dict)
+    norm_eps: float = 1e-6
+    last_norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
         for name in ("modalities", "video_patch", "audio_patch", "may_lack"):
@@ -145,6 +149,7 @@ def _encoder(clip: ClipSpec, model: ModelSpec, size: SizeSpec) -> Encoder:
             may_be_absent=name in model.may_lack and len(model.modalities) > 1,
             checkpointing=model.checkpointing,
             positions=model.positions,
+            norm_eps=model.norm_eps,
         )
         for name, grid in _grids(clip, model).items()
     }
@@ -162,7 +167,14 @@ def build_autoencoder(clip: ClipSpec, model: ModelSpec, size: SizeSpec, mask: Ma
     encoder = _encoder(clip, model, size)
     decoders = {
         name: Decoder(
-            modality.grid, size.dim, size.decoder_dim, size.decoder_depth, size.decoder_heads, model.positions
+            modality.grid,
+            size.dim,
+            size.decoder_dim,
+            size.decoder_depth,
+            size.decoder_heads,
+            model.positions,
+            model.norm_eps,
+            model.last_norm_eps,
         )
         for name, modality in encoder.modalities.items()
     }
@@ -196,7 +208,8 @@ def build_classifier(
     """The model of fine-tuning and probing, freshly initialised from torch's global random state."""
     if pool not in ("mean", "attention"):
         raise InputError(f"task.pool={pool} is unknown; choose mean or attention")
-    network = Classifier(_encoder(clip, model, size), classes, dropout, pool, size.heads, frozen)
+    encoder = _encoder(clip, model, size)
+    network = Classifier(encoder, classes, dropout, pool, size.heads, frozen, model.last_norm_eps)
     network.clip = clip
     return network
 

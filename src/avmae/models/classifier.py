@@ -26,6 +26,7 @@ class Classifier(nn.Module):
         pool: `mean`, or `attention` of one learned query (as V-JEPA's attentive probe).
         heads: of that attention.
         frozen: leave the encoder as it is and train what follows it.
+        norm_eps: of the norm before the head.
     """
 
     clip: ClipSpec
@@ -39,13 +40,14 @@ class Classifier(nn.Module):
         pool: str = "mean",
         heads: int = 1,
         frozen: bool = False,
+        norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
         self.encoder = encoder.requires_grad_(not frozen)
         self.classes, self.frozen = classes, frozen
         attended = encoder.modalities if pool == "attention" else []
         self.poolings = nn.ModuleDict({n: AttentionPoolLatent(encoder.dim, num_heads=heads) for n in attended})
-        self.norms = nn.ModuleDict({name: nn.LayerNorm(encoder.dim, eps=1e-6) for name in encoder.modalities})
+        self.norms = nn.ModuleDict({name: nn.LayerNorm(encoder.dim, eps=norm_eps) for name in encoder.modalities})
         self.dropout = nn.Dropout(dropout)
         self.heads = nn.ModuleDict({name: nn.Linear(encoder.dim, classes) for name in encoder.modalities})
         for module in self.encoder.modules():

@@ -1,10 +1,12 @@
 """Tokens of each modality, encoded and fused: the part that pretraining leaves behind."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from timm.layers import LayerNorm
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -20,8 +22,9 @@ class PartialBlock(Block):
     which AdamW would scale up to steps of full size.
     """
 
-    def __init__(self, dim: int, heads: int, drop_path: float = 0.0) -> None:
-        super().__init__(dim=dim, num_heads=heads, qkv_bias=False, drop_path=drop_path)
+    def __init__(self, dim: int, heads: int, drop_path: float = 0.0, norm_eps: float = 1e-6) -> None:
+        norm = partial(LayerNorm, eps=norm_eps)
+        super().__init__(dim=dim, num_heads=heads, qkv_bias=False, drop_path=drop_path, norm_layer=norm)
         self.attn.q_bias = nn.Parameter(torch.zeros(dim))
         self.attn.v_bias = nn.Parameter(torch.zeros(dim))
 
@@ -38,9 +41,17 @@ class PartialBlock(Block):
 class Transformer(nn.Sequential):
     """A stack of timm's pre-norm blocks, the drop path rate rising linearly to ``drop_path`` (VideoMAE, MAE, DeiT)."""
 
-    def __init__(self, dim: int, depth: int, heads: int, drop_path: float = 0.0, checkpointing: bool = False) -> None:
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        heads: int,
+        drop_path: float = 0.0,
+        checkpointing: bool = False,
+        norm_eps: float = 1e-6,
+    ) -> None:
         rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
-        super().__init__(*(PartialBlock(dim, heads, rate) for rate in rates))
+        super().__init__(*(PartialBlock(dim, heads, rate, norm_eps) for rate in rates))
         self.checkpointing = checkpointing
 
     def forward(self, x: Tensor, skip: int = 0) -> Tensor:
@@ -66,6 +77,7 @@ class ModalityEncoder(nn.Module):
         may_be_absent: clips may lack this modality; their tokens are one learned token instead.
         checkpointing: recompute activations in the backward pass to save memory.
         positions: see `grid_positions`.
+        norm_eps: of the blocks' norms.
     """
 
     positions: Tensor
@@ -80,14 +92,15 @@ class ModalityEncoder(nn.Module):
         may_be_absent: bool = False,
         checkpointing: bool = False,
         positions: str = "flat",
+        norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        self.grid, self.positions_kind = grid, positions
+        self.grid, self.heads, self.positions_kind = grid, heads, positions
         self.embed = nn.Linear(grid.patch_dim, dim)
         self.absent = nn.Parameter(torch.zeros(dim)) if may_be_absent else None
         # Kept in checkpoints: where the weights came from an image model, so did the positions.
         self.register_buffer("positions", grid_positions(grid.size, dim, positions))
-        self.blocks = Transformer(dim, depth, heads, drop_path, checkpointing)
+        self.blocks = Transformer(dim, depth, heads, drop_path, checkpointing, norm_eps)
 
     def forward(self, patches: Tensor, visible: Tensor | None = None, present: Tensor | None = None) -> Tensor:
         """Encode the tokens that can be seen.

@@ -60,7 +60,7 @@ def _hf_blocks(theirs: str, ours: str) -> tuple[tuple[str, str], ...]:
     return (
         (rf"{theirs}\.(\d+)\.layernorm_before\.(\w+)", rf"{ours}.\1.norm1.\2"),
         (rf"{theirs}\.(\d+)\.attention\.attention\.(\w+\.\w+)", rf"{ours}.\1.attn.\2"),
-        # What transformers 5 calls query.bias, but still writes as before.
+        # How transformers writes them; 5.6 to 5.17 write query.bias, key.bias and value.bias.
         (rf"{theirs}\.(\d+)\.attention\.attention\.([qv])_bias", rf"{ours}.\1.attn.\2_bias"),
         (rf"{theirs}\.(\d+)\.attention\.output\.dense\.(\w+)", rf"{ours}.\1.attn.proj.\2"),
         (rf"{theirs}\.(\d+)\.layernorm_after\.(\w+)", rf"{ours}.\1.norm2.\2"),
@@ -69,6 +69,8 @@ def _hf_blocks(theirs: str, ours: str) -> tuple[tuple[str, str], ...]:
         (rf"{theirs}\.(\d+)\.(.+)", rf"{ours}.\1.\2"),
     )
 
+
+TRANSFORMERS = "VideoMAE of transformers"
 
 LAYOUTS = (
     Layout(
@@ -86,7 +88,7 @@ LAYOUTS = (
     ),
     Layout("official VideoMAE classifier", "patch_embed.proj.weight", 5, 3, (*_vit("video"), *_HEAD)),
     Layout(
-        "VideoMAE of transformers",
+        TRANSFORMERS,
         "videomae.embeddings.patch_embeddings.projection.weight",
         5,
         3,
@@ -145,15 +147,17 @@ class Renamed:
     unexpected: list[str]
 
 
-def rename(foreign: Mapping[str, Any], source: str) -> Renamed:
+def rename(foreign: Mapping[str, Any], source: str, hf: Mapping[str, Any] | None = None) -> Renamed:
     """Recognise the layout of a state dict and give its weights our names.
 
     Args:
         foreign: tensors by name; other values are left aside.
         source: the file, for messages.
+        hf: transformers' ``config.json``, where there is one.
 
     Raises:
-        InputError: no layout fits, and the nearest is named; or a tensor makes the encoder another than ours.
+        InputError: no layout fits, and the nearest is named; a tensor makes the encoder another than ours; or biases
+            of attention are missing that the model was trained with.
     """
     tensors = {WRAPPERS.sub("", name): value for name, value in foreign.items() if isinstance(value, Tensor)}
     if "embeddings.patch_embeddings.projection.weight" in tensors:
@@ -166,7 +170,7 @@ def rename(foreign: Mapping[str, Any], source: str) -> Renamed:
     else:
         raise InputError(_no_layout(tensors, source))
     weights: Weights = {}
-    unexpected = []
+    named, unexpected = {}, []
     for name, value in tensors.items():
         ours = _ours(name, layout)
         if _BEFORE_BLOCKS.fullmatch(name) if ours is None else ".blocks." in ours and not _IN_BLOCKS.fullmatch(ours):
@@ -178,8 +182,10 @@ def rename(foreign: Mapping[str, Any], source: str) -> Renamed:
             # A head without this norm reads the first token; ours reads the mean token.
             unexpected.append(name)
         else:
-            weights[ours] = value
-    return Renamed(layout.name, _scaled(_attention(weights)), unexpected)
+            weights[ours], named[ours] = value, name
+    joined = _attention(weights)
+    _require_biases(joined, named, f"{source} ({layout.name})", layout.name == TRANSFORMERS, hf or {})
+    return Renamed(layout.name, _scaled(_unbiased(joined)), unexpected)
 
 
 def _ours(name: str, layout: Layout) -> str | None:
@@ -207,7 +213,7 @@ def _no_layout(tensors: Weights, source: str) -> str:
 
 
 def _attention(weights: Weights) -> Weights:
-    """Query, key and value joined into one matrix, and biases for query and value.
+    """Query, key and value joined into one matrix, and the biases of query and value apart.
 
     A key bias is left out: it adds the same to all logits of a query, and softmax does not see it.
     """
@@ -225,12 +231,53 @@ def _attention(weights: Weights) -> Weights:
             joined |= {f"{stem}.attn.q_bias": of_query, f"{stem}.attn.v_bias": of_value}
         elif kind not in ("key.weight", "value.weight", "key.bias"):
             joined[name] = value.flatten() if name.endswith("mask_token") else value
-    for name in [name for name in joined if name.endswith(".attn.qkv.weight")]:
-        for bias in ("q_bias", "v_bias"):
-            # Models trained without these biases compute what zeros would.
-            dim = joined[name].shape[0] // 3
-            joined.setdefault(name.removesuffix("qkv.weight") + bias, joined[name].new_zeros(dim))
     return joined
+
+
+def _biases(joined: Weights) -> dict[str, str]:
+    """The names of all biases of query and value that the blocks can have, each with the matrix that it belongs to."""
+    matrices = [name for name in joined if name.endswith(".attn.qkv.weight")]
+    return {name.removesuffix("qkv.weight") + bias: name for name in matrices for bias in ("q_bias", "v_bias")}
+
+
+def _require_biases(
+    joined: Weights, named: Mapping[str, str], source: str, theirs: bool, hf: Mapping[str, Any]
+) -> None:
+    """Refuse weights that lack biases they were trained with.
+
+    Args:
+        joined: what `_attention` gives.
+        named: the file's names by ours.
+        source: the file, for messages.
+        theirs: the layout is transformers', whose models have the biases unless the config says otherwise.
+        hf: transformers' ``config.json``.
+    """
+    biases = _biases(joined)
+    lacking = [name for name in biases if name not in joined]
+    stated = theirs and hf.get("qv_bias", hf.get("qkv_bias", True))
+    if lacking and (stated or len(lacking) < len(biases)):
+        matrix, bias = biases[lacking[0]], lacking[0].rpartition(".")[2]
+        known = next(named[n] for n in (matrix, matrix.replace("qkv.weight", "query.weight")) if n in named)
+        stem = known.removesuffix(".weight").rpartition(".")[0]
+        without = '; of a model trained without them, config.json says "qkv_bias": false' if theirs else ""
+        raise InputError(
+            f"{source} lacks {len(lacking)} of the {len(biases)} biases of attention, {stem}.{bias} among them, and "
+            f"would compute something else; give the file that it was made from{without}"
+        )
+    version = re.match(r"5\.(\d+)\.", str(hf.get("transformers_version", "")))
+    found = [joined[name] for name in biases if name in joined]
+    if theirs and version and 6 <= int(version[1]) <= 17 and found and not any(bias.any() for bias in found):
+        raise InputError(
+            f"{source} has zeros for all biases of attention: transformers {hf['transformers_version']}, which wrote "
+            "it, loses those of folders of other versions; make it again from the original with transformers 5.18 or "
+            "later"
+        )
+
+
+def _unbiased(joined: Weights) -> Weights:
+    """With zeros where there are no biases, which compute what a model trained without them does."""
+    zeros = {bias: joined[name].new_zeros(joined[name].shape[0] // 3) for bias, name in _biases(joined).items()}
+    return zeros | joined
 
 
 def _scaled(weights: Weights) -> Weights:
@@ -262,9 +309,12 @@ def describe(renamed: Renamed, hf: Mapping[str, Any] | None = None) -> dict[str,
     dim = kernel.shape[0]
     patch = tuple(kernel.shape[2:]) if kernel.dim() == 5 else (1, *kernel.shape[2:])
     apart = kernel.dim() == 4
-    decoder_dim = (
-        weights["decoders.video.project.weight"].shape[0] if "decoders.video.project.weight" in weights else 64
-    )
+    project = weights.get("decoders.video.project.weight")
+    decoder_dim = 64 if project is None else project.shape[0]
+    decoder_heads = HEADS.get(decoder_dim, max(1, decoder_dim // 64))
+    if project is not None:
+        # Every config of transformers has a decoder's heads, also beside a classifier's weights.
+        decoder_heads = hf.get("decoder_num_attention_heads", decoder_heads)
     depth = _depth(weights, "encoder.modalities.video.blocks")
     model = ModelSpec(
         "imagemae" if apart else "videomae",
@@ -273,6 +323,9 @@ def describe(renamed: Renamed, hf: Mapping[str, Any] | None = None) -> dict[str,
         video_patch=patch,
         frames_apart=apart,
         normalize_target=hf.get("norm_pix_loss", True),
+        norm_eps=hf.get("layer_norm_eps", 1e-12 if renamed.layout == TRANSFORMERS else 1e-6),
+        # transformers leaves the norms before its heads at torch's default, whatever the config says.
+        last_norm_eps=1e-5 if renamed.layout == TRANSFORMERS else 1e-6,
     )
     size = SizeSpec(
         name=NAMES.get((dim, depth), f"{dim}x{depth}"),
@@ -282,9 +335,10 @@ def describe(renamed: Renamed, hf: Mapping[str, Any] | None = None) -> dict[str,
         audio_depth=depth,
         decoder_dim=decoder_dim,
         decoder_depth=_depth(weights, "decoders.video.blocks"),
-        decoder_heads=hf.get("decoder_num_attention_heads", HEADS.get(decoder_dim, max(1, decoder_dim // 64))),
+        decoder_heads=decoder_heads,
     )
-    clip = ClipSpec(frames=hf.get("num_frames", 16), size=hf.get("image_size", 224))
+    side = hf.get("image_size", 224)
+    clip = ClipSpec(frames=hf.get("num_frames", 16), size=side[0] if isinstance(side, list) else side)
     config: dict[str, Any] = {
         "clip": dataclasses.asdict(clip),
         "model": dataclasses.asdict(model),
@@ -293,7 +347,7 @@ def describe(renamed: Renamed, hf: Mapping[str, Any] | None = None) -> dict[str,
     }
     if "heads.video.weight" in weights:
         classes = weights["heads.video.weight"].shape[0]
-        names = {int(label): name for label, name in hf.get("id2label", {}).items()}
+        names = {int(label): name for label, name in (hf.get("id2label") or {}).items()}
         config |= {"task": "classify", "classes": classes, "dropout": 0.0}
         return config | {"class_names": [names.get(label, f"class {label}") for label in range(classes)]}
     # transformers can train without the norm before the decoder (use_mean_pooling); there is no such model here.
@@ -340,7 +394,7 @@ def transformers_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
         "decoder_num_hidden_layers": size["decoder_depth"],
         "decoder_num_attention_heads": size["decoder_heads"],
         "decoder_intermediate_size": 4 * size["decoder_dim"],
-        "layer_norm_eps": 1e-6,
+        "layer_norm_eps": model.get("norm_eps", 1e-6),
         "norm_pix_loss": model["normalize_target"],
         # Without it, their encoder ends in a norm: the one before our decoder.
         "use_mean_pooling": config["task"] == "classify",

@@ -1,6 +1,7 @@
 """Weights from files, ours and others'. Nothing is unpickled but tensors and plain data."""
 
 import argparse
+import errno
 import json
 import math
 import pathlib
@@ -14,7 +15,8 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
@@ -49,6 +51,7 @@ class Checkpoint:
         config: plain data: clip, model, size, task, and what the task needs.
         weights: by name in the network.
         unexpected: names in the file that have no place in any network of ours.
+        heads_stated: the file says how many heads a block has, which its tensors do not tell.
     """
 
     path: Path
@@ -56,6 +59,7 @@ class Checkpoint:
     config: dict[str, Any]
     weights: dict[str, Tensor]
     unexpected: list[str] = field(default_factory=list)
+    heads_stated: bool = True
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -87,6 +91,27 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     return _foreign(path, state)
 
 
+def write_safetensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write a safetensors file that is whole or not there, with the rights that a new file gets.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.touch()
+        # The library's own file could be read by its owner alone.
+        mode = temporary.stat().st_mode
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:
+            raise OSError(errno.EIO, str(error), str(path)) from error
+        temporary.chmod(mode)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def _read_folder(path: Path) -> Checkpoint:
     files = [path / name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).is_file()]
     try:
@@ -103,6 +128,11 @@ def _read_folder(path: Path) -> Checkpoint:
     kind = config.get("model_type", "videomae")
     if kind != "videomae" and "avmae" not in config:
         raise InputError(f"{path} holds a {kind} of transformers; of its models avmae reads videomae")
+    act, sides = config.get("hidden_act", "gelu"), config.get("image_size", 224)
+    if act != "gelu":
+        raise InputError(f"{path} has hidden_act={act}, but avmae's blocks have gelu; give a model with gelu")
+    if isinstance(sides, list) and len(set(sides)) > 1:
+        raise InputError(f"{path} has image_size={sides}, but avmae's frames are square; give a model of square ones")
     weights = _read_file(files[0])
     if "avmae" not in config:
         return _foreign(path, weights, config)
@@ -165,7 +195,7 @@ def _read_file(path: Path) -> Mapping[str, Any]:
 
 
 def _foreign(path: Path, state: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> Checkpoint:
-    renamed = rename(state, str(path))
+    renamed = rename(state, str(path), config)
     description = describe(renamed, config)
     if config and not config.get("norm_pix_loss", True) and "decoders.video.head.weight" in renamed.weights:
         # transformers then predicts pixels in [0, 1], and we pixels as they come in.
@@ -176,7 +206,8 @@ def _foreign(path: Path, state: Mapping[str, Any], config: Mapping[str, Any] | N
         )
         renamed.weights[f"{head}.weight"] = renamed.weights[f"{head}.weight"] / std[:, None]
         renamed.weights[f"{head}.bias"] = (renamed.weights[f"{head}.bias"] - mean) / std
-    return Checkpoint(path, renamed.layout, description, renamed.weights, renamed.unexpected)
+    stated = "num_attention_heads" in (config or {})
+    return Checkpoint(path, renamed.layout, description, renamed.weights, renamed.unexpected, stated)
 
 
 def load_model(path: str | Path) -> MaskedAutoencoder | Classifier:
@@ -248,8 +279,8 @@ def start_from(network: MaskedAutoencoder | Classifier, path: str | Path) -> Mat
         path: anything that `read_checkpoint` reads.
 
     Raises:
-        InputError: less than 90 % of those parts is matched by name and shape, or they were trained with another kind
-            of positions; the network is unchanged then.
+        InputError: less than 90 % of those parts is matched by name and shape, or they were trained with another number
+            of heads or another kind of positions; the network is unchanged then.
     """
     checkpoint = read_checkpoint(path)
     weights = {name: _fit(name, value, network) for name, value in checkpoint.weights.items()}
@@ -288,6 +319,11 @@ def start_from(network: MaskedAutoencoder | Classifier, path: str | Path) -> Mat
         if kernel is not None and kernel.dim() != 4 and encoder.positions_kind != kind:
             trained = f"{path} ({checkpoint.layout}) was trained with model.positions={kind}"
             raise InputError(f"{trained}, not {encoder.positions_kind}: choose the same here")
+        heads = checkpoint.config["size"].get("heads")
+        if kernel is not None and checkpoint.heads_stated and heads != encoder.heads:
+            # The tensors fit all the same, and would compute something else.
+            trained = f"{path} ({checkpoint.layout}) was trained with size.heads={heads}"
+            raise InputError(f"{trained}, not {encoder.heads}: choose the same here")
     network.load_state_dict(matched, strict=False)
     groups = [matched, missing, unexpected, reshaped]
     rows = [

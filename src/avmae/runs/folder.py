@@ -84,7 +84,9 @@ def resume_checkpoint(logs: str, name: str, resume: str) -> Path:
         return path.absolute()
     found = _checkpoints(logs, name, requeued=resume == "requeued")
     if not found:
-        raise InputError(f"resume=last: no checkpoint under {logs}/{name}; start without resume=, or give a path")
+        swept = any(Path(logs, name).glob(f"*_sweep*/*/checkpoints/{LAST}"))
+        hint = "its jobs are a sweep's, which goes on with -m" if swept else "start without resume="
+        raise InputError(f"resume=last: no checkpoint of a run under {logs}/{name}; {hint}, or give a path")
     newest = max(found, key=lambda path: path.stat().st_mtime).parent
     if (sound := newest_sound(newest)) is not None:
         return sound
@@ -197,6 +199,12 @@ def _checkpoints(logs: str, name: str, requeued: bool) -> list[Path]:
 def _starts(run_dir: str | Path) -> list[dict[str, Any]]:
     file = Path(run_dir, ENVIRONMENT)
     return json.loads(file.read_text()) if file.is_file() else []
+
+
+def started_in(ckpt: str | Path) -> str | None:
+    """The folder in which the run of a checkpoint was last started, which its relative paths start from, if known."""
+    starts = _starts(Path(ckpt).expanduser().absolute().parent.parent)
+    return starts[-1].get("folder") if starts else None
 
 
 def record_environment(run_dir: str | Path, resumed: str | None) -> None:

@@ -9,9 +9,8 @@ import lightning as L
 import rich.progress
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ProgressBar
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 from torchmetrics import MeanMetric
 
 from avmae.data.datamodule import Batch
@@ -61,6 +60,8 @@ class Throughput(Callback):
 class UnreadableClips(Callback):
     """Names clips that could not be read at the end of each epoch, and stops a run in which too many are.
 
+    All processes count together and stop together.
+
     Args:
         max_share: of all windows read in an epoch, a validation or a test that may fail.
     """
@@ -70,15 +71,23 @@ class UnreadableClips(Callback):
         self._failed: dict[str, list[str]] = {"training": [], "validation": [], "test": []}
         self._read = dict.fromkeys(self._failed, 0)
 
-    def _count(self, part: str, batch: Batch) -> None:
+    def _count(self, trainer: L.Trainer, part: str, batch: Batch, batches: int) -> None:
         self._failed[part] += batch["unreadable"]
         self._read[part] += batch["windows"]
-        # Enough to tell a bad data set from a bad clip, long before a large epoch ends.
-        if self._read[part] >= 200 and len(self._failed[part]) > 2 * self.max_share * self._read[part]:
-            self._report(part)
+        # After the same batches on all processes, which have equally many, and ever more rarely.
+        if batches & (batches - 1) == 0:
+            self._judge(trainer, part, ended=False)
 
-    def _report(self, part: str) -> None:
-        failed, read = self._failed[part], self._read[part]
+    def _judge(self, trainer: L.Trainer, part: str, ended: bool = True) -> None:
+        """Decide by what all processes together could not read, so that all go on or none does."""
+        own = self._failed[part], self._read[part]
+        every = [own] * trainer.world_size
+        if trainer.world_size > 1:
+            torch.distributed.all_gather_object(every, own)
+        failed, read = [message for messages, _ in every for message in messages], sum(windows for _, windows in every)
+        # Enough to tell a bad data set from a bad clip, long before a large epoch ends.
+        if not ended and (read < 200 or len(failed) <= 2 * self.max_share * read):
+            return
         self._failed[part], self._read[part] = [], 0
         if not failed:
             return
@@ -90,34 +99,35 @@ class UnreadableClips(Callback):
                 f"{text}\nmore than callbacks.unreadable.max_share={self.max_share:g} of the data cannot be read; "
                 "repair it, take the clips off the lists, or raise the share"
             )
-        print(f"skipped: {printable(text)}", file=sys.stderr)
+        if trainer.is_global_zero:
+            print(f"skipped: {printable(text)}", file=sys.stderr)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        self._count("training", batch)
+        self._count(trainer, "training", batch, batch_idx + 1)
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int, *_: int
     ) -> None:
-        self._count("validation", batch)
+        self._count(trainer, "validation", batch, batch_idx + 1)
 
     def on_test_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int, *_: int
     ) -> None:
-        self._count("test", batch)
+        self._count(trainer, "test", batch, batch_idx + 1)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say what was skipped."""
-        self._report("training")
+        self._judge(trainer, "training")
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say what was not scored."""
-        self._report("validation")
+        self._judge(trainer, "validation")
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say what was not scored."""
-        self._report("test")
+        self._judge(trainer, "test")
 
 
 class OnlineKNN(Callback):
@@ -207,18 +217,6 @@ def knn_votes(queries: Tensor, features: Tensor, labels: Tensor, classes: int, k
         nearest = similarity.topk(min(k, len(labels)))
         vote.scatter_add_(1, labels[nearest.indices].clamp(min=0), (nearest.values / t).exp())
     return votes
-
-
-class AveragedWeights(EMAWeightAveraging):
-    """Lightning's moving average of the weights, which are the model once training has ended."""
-
-    _average_model: AveragedModel | None
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Make them the model also where no step was left to train, and leave alone what a test loads."""
-        if stage == "fit" and self._average_model is not None:
-            self._copy_average_to_current(pl_module)
-            self._average_model = None
 
 
 class Progress(ProgressBar):

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
 from avmae.data.datamodule import Batch
 from avmae.data.degrade import next_sounding
@@ -56,29 +56,27 @@ class ClipScores(Metric):
 
         Returns:
             `top1`, `top5` (0-d float tensors; of each non-empty subset with the prefix `sound/` or `silent/`), `clips`
-            and `unscored` (counts), `predictions` (clips,) int64 with -1 for clips without a score, and `sounding`
-            (clips,) bool.
+            and `unscored` (counts), and as NumPy arrays `predictions` (clips,) int64 with -1 for clips without a score,
+            and `sounding` (clips,) bool.
         """
         seen = self.views > 0
         scores = self.scores / self.views.clamp(min=1)[:, None]
+        # Not torchmetrics' functions, which do not take one class.
+        best = scores.topk(min(5, self.classes)).indices
+        hits = best == self.labels[:, None]
         result: dict[str, Any] = {"clips": int(seen.sum()), "unscored": int((~seen).sum())}
         subsets = {"": seen, "sound/": seen & (self.sounding > 0), "silent/": seen & (self.sounding == 0)}
         for prefix, rows in subsets.items():
             if rows.any():
                 for k in (1, 5):
-                    result[f"{prefix}top{k}"] = multiclass_accuracy(
-                        scores[rows],
-                        self.labels[rows],
-                        num_classes=self.classes,
-                        average="micro",
-                        top_k=min(k, self.classes),
-                    )
-        result["predictions"] = torch.where(seen, scores.argmax(-1), -1)
-        result["sounding"] = self.sounding > 0
+                    result[f"{prefix}top{k}"] = hits[rows, :k].any(1).float().mean()
+        # Arrays, for of tensors torchmetrics would take the axis away where there is one clip.
+        result["predictions"] = torch.where(seen, best[:, 0], -1).cpu().numpy()
+        result["sounding"] = (self.sounding > 0).cpu().numpy()
         return result
 
 
-def confusion(predictions: Tensor, labels: Sequence[int], classes: int) -> Tensor:
+def confusion(predictions: NDArray[np.int64], labels: Sequence[int], classes: int) -> Tensor:
     """Count clips by true class and predicted class: (classes, classes) int64, on the CPU.
 
     Args:
@@ -86,9 +84,9 @@ def confusion(predictions: Tensor, labels: Sequence[int], classes: int) -> Tenso
         labels: of the clips.
         classes: how many there are.
     """
-    predicted, true = predictions.cpu(), torch.tensor(labels)
+    predicted, true = torch.from_numpy(predictions), torch.tensor(labels, dtype=torch.int64)
     kept = predicted >= 0
-    return multiclass_confusion_matrix(predicted[kept], true[kept], classes)
+    return (true * classes + predicted)[kept].bincount(minlength=classes**2).view(classes, classes)
 
 
 def per_class(counts: Tensor, names: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -1,7 +1,7 @@
 """What pretraining and classification share: optimiser, schedule, sharding, and randomness by step."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import IntEnum
 from typing import Any
 
@@ -9,6 +9,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from timm.models.vision_transformer import Block
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
@@ -18,10 +19,11 @@ from avmae.models.autoencoder import MaskedAutoencoder
 from avmae.models.classifier import Classifier
 from avmae.training.nonfinite import skip_if
 from avmae.training.optim import OptimSpec, build_optimizer, warmup_cosine
-from avmae.training.report import StepReport
 
 CHOICE = ("fold", "val_groups", "val_share", "only", "train_share")
 """Settings of data modules that decide which clips are trained on."""
+GROUPS = ("kind", "layer_decay")
+"""Settings of the optimiser without which a checkpoint's state of it means something else."""
 
 
 class Stream(IntEnum):
@@ -48,10 +50,13 @@ class Task(L.LightningModule):
         compile: compile the network in place, so that its weights keep their names; a name is torch.compile's backend.
 
     Attributes:
-        report: of the step under way; `skipped` in it says whether loss or gradient were not finite.
+        report: of the step under way.
+        skipped: 0-d bool, whether the last optimiser step was left out because its loss or gradient was not finite.
         loaded: names of the network's tensors that came from weights when the run began; layer decay is theirs.
         resumed_metrics: of the checkpoint that the run goes on from.
     """
+
+    skipped: Tensor
 
     def __init__(
         self,
@@ -65,7 +70,7 @@ class Task(L.LightningModule):
         self.network, self.optim, self.config, self.seed = network, optim, dict(config), seed
         self.loaded: frozenset[str] = frozenset()
         self.resumed_metrics: dict[str, float] = {}
-        self.report = StepReport()
+        self._changed: list[str] = []
         if compile:
             network.compile(backend="inductor" if compile is True else compile)
 
@@ -91,6 +96,18 @@ class Task(L.LightningModule):
                 fully_shard(block, mesh=mesh)
             fully_shard(self.network, mesh=mesh)
             self._sharded = True
+
+    def on_train_start(self) -> None:
+        """Have the optimiser follow settings that were changed on resuming; the checkpoint brought those before."""
+        if not self._changed:
+            return
+        optimizer, schedule = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
+        assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
+        schedule.base_lrs = [group["initial_lr"] for group in self._groups]
+        rates = [lr * schedule.lr_lambdas[0](schedule.last_epoch) for lr in schedule.base_lrs]
+        for group, now, lr in zip(optimizer.param_groups, self._groups, rates, strict=True):
+            group.update({**now, "lr": lr})
+        schedule._last_lr = rates
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed dropout and drop path by step and process."""
@@ -131,6 +148,7 @@ class Task(L.LightningModule):
             decay = f"layer decay {self.optim.layer_decay:g} of what was loaded"
             self.print(decay if self.loaded else "no layer decay, for no weights were loaded: training is from scratch")
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(self.optim, steps))
+        self._groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_before_backward(self, loss: Tensor) -> None:
@@ -148,11 +166,12 @@ class Task(L.LightningModule):
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         sums, means = self.report.reduce(self.trainer.world_size)
         # The gradient is that of all processes, a loss of one.
-        skipped = (sums["lost"] > 0) | ~norm.isfinite()
-        skip_if(skipped, optimizer)
-        self.report.hand_over(sums | {"skipped": skipped})
-        self.log_dict(means | {"train/grad_norm": norm})
-        self.log("train/lr", max(group["lr"] for group in optimizer.param_groups))
+        self.skipped = (sums["lost"] > 0) | ~norm.isfinite()
+        skip_if(self.skipped, optimizer)
+        self.report.hand_over(sums | {"skipped": self.skipped})
+        # As a number, Lightning would copy the rate to the device and wait for that.
+        rate = torch.tensor(max(group["lr"] for group in optimizer.param_groups))
+        self.log_dict(means | {"train/grad_norm": norm, "train/lr": rate})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what the network can be built from, what was loaded, and the metrics."""
@@ -161,14 +180,15 @@ class Task(L.LightningModule):
         checkpoint["metrics"] = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the metrics.
+        """Take up the metrics; say where the run goes on, and with which changed settings.
 
         Raises:
-            InputError: the checkpoint is of a run with another model, window, seed or choice of clips.
+            InputError: the checkpoint is of a run with another model, window, seed, choice of clips or optimiser.
         """
         before, now = (
             {f"{part}.{key}": value for part in ("model", "size", "clip") for key, value in config[part].items()}
             | {f"data.{key}": config["data"][key] for key in CHOICE if key in config["data"]}
+            | {f"optim.{key}": value for key, value in _recipe(config, "optim").items() if key in GROUPS}
             | {"seed": config["seed"]}
             for config in (checkpoint["config"], self.config)
         )
@@ -180,3 +200,24 @@ class Task(L.LightningModule):
                     "or start a new run from its weights with ckpt="
                 )
         self.resumed_metrics = checkpoint.get("metrics", {})
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.print(f"resuming {self.trainer.ckpt_path} after step {checkpoint['global_step']}")
+            old, new = (
+                dict(_flat({"data": config["data"], **config.get("recipe", {})}))
+                for config in (checkpoint["config"], self.config)
+            )
+            self._changed = [key for key in old if key in new and old[key] != new[key]]
+            for key in self._changed:
+                self.print(f"changed: {key}: {old[key]} -> {new[key]}")
+
+
+def _recipe(config: Mapping[str, Any], part: str) -> dict[str, Any]:
+    return config.get("recipe", {}).get(part, {})
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
