@@ -117,9 +117,11 @@ def classify(
     import lightning as L
     import torch
 
-    from avmae.training.callbacks import Progress, UnreadableClips
-    from avmae.training.classification import Classification, confusion, per_class
+    from avmae.evaluation.scores import confusion, per_class
+    from avmae.training.classification import Classification
     from avmae.training.optim import OptimSpec
+    from avmae.training.progress import Progress
+    from avmae.training.unreadable import UnreadableClips
 
     trainer = L.Trainer(
         accelerator=config["accelerator"],

@@ -27,8 +27,8 @@ def main(config: dict[str, Any]) -> None:
     import torch
 
     from avmae.evaluation.embedding import embed
+    from avmae.evaluation.probes import knn_votes
     from avmae.models.weights import load_model, read_checkpoint, write_safetensors
-    from avmae.training.callbacks import knn_votes
 
     quiet_libraries()
     output = Path(config["output"]).expanduser()

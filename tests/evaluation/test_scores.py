@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from avmae.training.classification import ClipScores, confusion, per_class
+from avmae.evaluation.scores import ClipScores, confusion, per_class
 
 
 def batch(clip_id: list[int], label: list[int], has_audio: list[bool] | None = None) -> dict:

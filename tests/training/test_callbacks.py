@@ -8,8 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from avmae.evaluation.probes import knn_votes
 from avmae.training import callbacks
-from avmae.training.callbacks import OnlineKNN, Progress, Throughput, figures, knn_votes
+from avmae.training.knn import OnlineKNN
+from avmae.training.progress import Progress, figures
+from avmae.training.throughput import Throughput
 
 FEATURES = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [-1.0, 0.0]])
 LABELS = torch.tensor([0, 1, 2, 0])

@@ -19,7 +19,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from avmae.cli.command import CONF
 from avmae.runs.environment import code_version
-from avmae.training.callbacks import duration
+from avmae.training.progress import duration
 from avmae.viewing.plots import confusion_figure
 
 EPOCHS = ("trainer.max_epochs=2", "trainer.log_every_n_steps=1", "model.drop_path=0.5", "hydra.run.dir=run")

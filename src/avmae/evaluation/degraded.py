@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from avmae.data.datamodule import Batch, ClipDataModule
 from avmae.data.degrade import SEVERITIES, Degradation
 from avmae.evaluation.embedding import autocast, choose_device, refuse_unreadable
+from avmae.evaluation.scores import ClipScores
 from avmae.models.autoencoder import MaskedAutoencoder, normalize_patches
 from avmae.models.classifier import Classifier
 from avmae.models.masking import Mask
 from avmae.models.tokens import gather_tokens
-from avmae.training.classification import ClipScores
 
 Row = dict[str, Any]
 """`degradation` (its kind, or clean), `severity` (1 for kinds that have none), `subset` (all, sound or silent clips),

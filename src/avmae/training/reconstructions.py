@@ -1,6 +1,5 @@
-"""What one wants to see of a run: reconstructions while pretraining, confusions of a classifier."""
+"""Reconstructions of the same clips while pretraining."""
 
-import csv
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,6 @@ from PIL import Image
 from avmae.data.decode.window import Window, read_window
 from avmae.errors import InputError, MediaError
 from avmae.models.autoencoder import MaskedAutoencoder
-from avmae.training.classification import Classification, confusion, per_class
-from avmae.training.loggers import log_picture, log_table
 from avmae.viewing.reconstruction import Comparison, compare
 
 TIMES = 20
@@ -145,27 +142,3 @@ class Reconstructions(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_metrics(media, step)
-
-
-class Confusion(Callback):
-    """After a test, what is taken for what: `confusion.png`, `per_class.csv` in the run's folder, and the loggers."""
-
-    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.is_global_zero or not isinstance(pl_module, Classification):
-            return
-        # Here, for pretraining draws none and need not load matplotlib.
-        from avmae.viewing.plots import confusion_figure, write_png
-
-        splits, names = trainer.datamodule.splits, trainer.datamodule.classes
-        counts = confusion(pl_module.results["predictions"], [entry.label for entry in splits.test], len(names))
-        folder = Path(trainer.default_root_dir)
-        write_png(confusion_figure(counts.tolist(), names), folder / "confusion.png")
-        header, rows = (
-            ["class", "top1", "clips"],
-            [[n, s["top1"], s["clips"]] for n, s in per_class(counts, names).items()],
-        )
-        with (folder / "per_class.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([header, *rows])
-        picture = Image.open(folder / "confusion.png").convert("RGB")
-        log_picture(trainer.loggers, "test/confusion", picture, trainer.global_step)
-        log_table(trainer.loggers, "test/per_class", header, rows, trainer.global_step)

@@ -1,0 +1,36 @@
+"""What a tested classifier takes for what."""
+
+import csv
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from PIL import Image
+
+from avmae.evaluation.scores import confusion, per_class
+from avmae.training.classification import Classification
+from avmae.training.loggers import log_picture, log_table
+
+
+class Confusion(Callback):
+    """After a test, what is taken for what: `confusion.png`, `per_class.csv` in the run's folder, and the loggers."""
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.is_global_zero or not isinstance(pl_module, Classification):
+            return
+        # Here, for pretraining draws none and need not load matplotlib.
+        from avmae.viewing.plots import confusion_figure, write_png
+
+        splits, names = trainer.datamodule.splits, trainer.datamodule.classes
+        counts = confusion(pl_module.results["predictions"], [entry.label for entry in splits.test], len(names))
+        folder = Path(trainer.default_root_dir)
+        write_png(confusion_figure(counts.tolist(), names), folder / "confusion.png")
+        header, rows = (
+            ["class", "top1", "clips"],
+            [[n, s["top1"], s["clips"]] for n, s in per_class(counts, names).items()],
+        )
+        with (folder / "per_class.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([header, *rows])
+        picture = Image.open(folder / "confusion.png").convert("RGB")
+        log_picture(trainer.loggers, "test/confusion", picture, trainer.global_step)
+        log_table(trainer.loggers, "test/per_class", header, rows, trainer.global_step)
