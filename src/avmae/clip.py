@@ -26,13 +26,15 @@ class ClipSpec:
         size: height and width of the square picture, in pixels.
         sample_rate: of the mono sound, in Hz.
         mel_bins: height of the log-mel spectrogram.
+        filter_bank: `mel`, or `kaldi`, on which AudioMAE was trained; see `avmae.data.spectrogram`.
         pixel_mean: per RGB channel, of pixels in [0, 1].
         pixel_std: per RGB channel, of pixels in [0, 1].
         mel_mean: of the natural-log mel power spectrogram.
         mel_std: of the natural-log mel power spectrogram.
 
     Raises:
-        InputError: a count, rate or deviation is not positive, or the window is too short for one spectrogram patch.
+        InputError: a count, rate or deviation is not positive, the filter bank is unknown, or the window is too short
+            for one spectrogram patch.
     """
 
     frames: int = 16
@@ -41,6 +43,7 @@ class ClipSpec:
     size: int = 224
     sample_rate: int = 16_000
     mel_bins: int = 128
+    filter_bank: str = "mel"
     pixel_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     pixel_std: tuple[float, ...] = (0.229, 0.224, 0.225)
     mel_mean: float = -6.0
@@ -50,6 +53,8 @@ class ClipSpec:
         for name in ("frames", "stride", "fps", "size", "sample_rate", "mel_bins", "mel_std"):
             if not getattr(self, name) > 0:
                 raise InputError(f"clip.{name} must be positive, not {getattr(self, name)}")
+        if self.filter_bank not in ("mel", "kaldi"):
+            raise InputError(f"clip.filter_bank={self.filter_bank} is unknown; choose mel or kaldi")
         object.__setattr__(self, "pixel_mean", tuple(self.pixel_mean))
         object.__setattr__(self, "pixel_std", tuple(self.pixel_std))
         if len(self.pixel_mean) != 3 or len(self.pixel_std) != 3 or not all(s > 0 for s in self.pixel_std):
