@@ -396,6 +396,36 @@ class TestImages:
             logits = load_model(path)({"video": still, "has_audio": torch.tensor([False, False])})
             torch.testing.assert_close(logits, theirs(image), rtol=1e-4, atol=1e-4)
 
+    @pytest.mark.parametrize("writer", ["timm", "transformers", "a processor that does not normalise"])
+    def test_pixels_normalised_as_a_folder_says_give_the_same(self, writer: str, tmp_path: Path) -> None:
+        mean, std = [0.5, 0.4, 0.6], [0.5, 0.5, 0.25]
+        if writer == "timm":
+            theirs = vit().state_dict()
+            config = {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {"mean": mean, "std": std}}
+            save_file(theirs, tmp_path / "model.safetensors")
+            (tmp_path / "config.json").write_text(json.dumps(config))
+            network, embed = autoencoder("imagemae"), vit().patch_embed
+        else:
+            model = foreign(VideoMAEForPreTraining)
+            model.save_pretrained(tmp_path)
+            stated = {"image_mean": mean, "image_std": std, "do_normalize": writer == "transformers"}
+            (tmp_path / "preprocessor_config.json").write_text(json.dumps(stated))
+            network, embed = autoencoder("videomae"), model.videomae.embeddings.patch_embeddings
+            if writer != "transformers":
+                mean, std = [0.0] * 3, [1.0] * 3
+            assert load_model(tmp_path).clip.pixel_mean == tuple(mean)
+        start_from(network, tmp_path)
+        pixels = torch.rand(2, 3, CLIP.frames, CLIP.size, CLIP.size)
+        ours, given = (
+            (pixels - torch.tensor(m).view(3, 1, 1, 1)) / torch.tensor(s).view(3, 1, 1, 1)
+            for m, s in ((CLIP.pixel_mean, CLIP.pixel_std), (mean, std))
+        )
+        encoder, given = network.encoder.modalities["video"], given.transpose(1, 2)
+        with torch.no_grad():
+            tokens = encoder.embed(encoder.grid.patchify(ours).flatten(2))
+            expected = embed(given.flatten(0, 1) if writer == "timm" else given)
+        torch.testing.assert_close(tokens, expected, rtol=1e-4, atol=1e-5)
+
     def test_a_folder_of_timm_is_a_start(self, tmp_path: Path) -> None:
         save_file(vit().state_dict(), tmp_path / "model.safetensors")
         (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_tiny_patch16_224", "num_classes": 5}))

@@ -160,6 +160,8 @@ def _read_file(path: Path) -> Mapping[str, Any]:
 def _foreign(path: Path, state: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> Checkpoint:
     renamed = rename(state, str(path))
     description = describe(renamed, config)
+    if "video_patch" in description["model"]:
+        description["clip"] |= _pixel_statistics(path, config)
     if config and not config.get("norm_pix_loss", True) and "decoders.video.head.weight" in renamed.weights:
         # transformers then predicts pixels in [0, 1], and we pixels as they come in.
         clip, head = ClipSpec(**description["clip"]), "decoders.video.head"
@@ -170,6 +172,22 @@ def _foreign(path: Path, state: Mapping[str, Any], config: Mapping[str, Any] | N
         renamed.weights[f"{head}.weight"] = renamed.weights[f"{head}.weight"] / std[:, None]
         renamed.weights[f"{head}.bias"] = (renamed.weights[f"{head}.bias"] - mean) / std
     return Checkpoint(path, renamed.layout, description, renamed.weights, renamed.unexpected)
+
+
+def _pixel_statistics(path: Path, config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """By what a folder says that pixels are normalised: timm's in its config, transformers' beside it."""
+    stated = (config or {}).get("pretrained_cfg", {})
+    mean, std = stated.get("mean"), stated.get("std")
+    processor = path / "preprocessor_config.json"
+    if processor.is_file():
+        try:
+            stated = json.loads(processor.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{processor} is damaged: {error}") from error
+        mean, std = stated.get("image_mean"), stated.get("image_std")
+        if not stated.get("do_normalize", True):
+            mean, std = (0.0,) * 3, (1.0,) * 3
+    return {"pixel_mean": mean, "pixel_std": std} if mean and std else {}
 
 
 def load_model(path: str | Path) -> MaskedAutoencoder | Classifier:
