@@ -58,14 +58,16 @@ class LogMel(nn.Module):
     hold no frequency at all. With `kaldi` it is what AudioMAE was trained on.
     """
 
+    mel: KaldiMel | MelSpectrogram
+
     def __init__(self, clip: ClipSpec) -> None:
         super().__init__()
-        self.clip, self.kaldi = clip, clip.filter_bank == "kaldi"
+        self.clip = clip
         window = round(WINDOW_SECONDS * clip.sample_rate)
-        self.mel: nn.Module = (
-            KaldiMel(clip)
-            if self.kaldi
-            else MelSpectrogram(
+        if clip.filter_bank == "kaldi":
+            self.mel = KaldiMel(clip)
+        else:
+            self.mel = MelSpectrogram(
                 sample_rate=clip.sample_rate,
                 n_fft=4 * window,
                 win_length=window,
@@ -73,30 +75,30 @@ class LogMel(nn.Module):
                 n_mels=clip.mel_bins,
                 pad_mode="constant",
             )
-        )
 
     def forward(self, waveform: Tensor) -> Tensor:
         """(B, samples) float32 in [-1, 1] to (B, 1, L, F) float32: L spectrogram frames of F mel bins."""
         # Outside autocast: powers of quiet sound underflow in half precision.
         with torch.autocast(waveform.device.type, enabled=False):
             power = self.mel(waveform.float())[..., : self.clip.spectrogram_frames]
-            level = power.clamp(min=KALDI_FLOOR).log() if self.kaldi else (power + FLOOR).log()
-            return (level - self.clip.mel_mean).div(self.clip.mel_std).transpose(1, 2).unsqueeze(1)
+            floored = power.clamp(min=KALDI_FLOOR) if isinstance(self.mel, KaldiMel) else power + FLOOR
+            return (floored.log() - self.clip.mel_mean).div(self.clip.mel_std).transpose(1, 2).unsqueeze(1)
 
     def invert(self, logmel: Tensor) -> Tensor:
         """A sound that has about this spectrogram, phases by Griffin and Lim (1984): (B, 1, L, F) to (B, samples).
 
         It lasts from the middle of the first spectrogram frame to the middle of the last.
         """
+        mel, response = self.mel, torch.ones(1)
+        if isinstance(mel, KaldiMel):
+            spectrum, bands, floor = mel, mel.bands, KALDI_FLOOR
+            response = torch.fft.rfft(torch.tensor([1.0, -PREEMPHASIS]), mel.n_fft).abs().square()
+        else:
+            spectrum, bands, floor = mel.spectrogram, mel.mel_scale.fb.T, FLOOR
         level = logmel[:, 0].float() * self.clip.mel_std + self.clip.mel_mean
-        power = level.exp().sub(KALDI_FLOOR if self.kaldi else FLOOR).clamp(min=0).transpose(1, 2)
-        spectrum = self.mel if self.kaldi else self.mel.spectrogram
-        bands = self.mel.bands if self.kaldi else self.mel.mel_scale.fb.T
-        # Of all spectra that have this power, the one of least squares.
-        linear = (torch.linalg.pinv(bands).to(power) @ power).clamp(min=0)
-        if self.kaldi:
-            response = torch.fft.rfft(power.new_tensor([1.0, -PREEMPHASIS]), spectrum.n_fft)
-            linear = linear / response.abs().square()[:, None]
+        power = level.exp().sub(floor).clamp(min=0).transpose(1, 2)
+        # Of all spectra that have this power, the one of least squares, without the emphasis.
+        linear = (torch.linalg.pinv(bands).to(power) @ power).clamp(min=0) / response.to(power)[:, None]
         vocoder = GriffinLim(
             spectrum.n_fft,
             win_length=spectrum.win_length,

@@ -45,7 +45,8 @@ def interpolated_positions(
         grids: by modality, that they were trained on.
         network: that is to get them.
     """
-    tables, own = {}, network.state_dict()
+    tables: dict[str, Tensor] = {}
+    own = network.state_dict()
     for modality, encoder in network.encoder.modalities.items():
         old, new = grids.get(modality), encoder.grid
         # An image's table has no time to interpolate.
@@ -77,7 +78,7 @@ def renormalized(weights: Mapping[str, Tensor], trained: ClipSpec, network: Netw
         trained: the normalisation they were trained with.
         network: that is to get them.
     """
-    changed = {}
+    changed: dict[str, Tensor] = {}
     for modality in network.encoder.modalities:
         (mean, std), (own_mean, own_std) = (_statistics(clip, modality) for clip in (trained, network.clip))
         if torch.equal(mean, own_mean) and torch.equal(std, own_std):

@@ -261,8 +261,12 @@ def describe(renamed: Renamed, hf: Mapping[str, Any] | None = None) -> dict[str,
     hf, weights = hf or {}, renamed.weights
     kernel = weights.get("encoder.modalities.video.embed.weight")
     if kernel is None:
-        clip = dataclasses.asdict(AUDIOMAE)
-        return {"task": "encoder", "clip": clip, "model": {"name": renamed.layout}, "size": {"name": "its own"}}
+        return {
+            "task": "encoder",
+            "clip": dataclasses.asdict(AUDIOMAE),
+            "model": {"name": renamed.layout},
+            "size": {"name": "its own"},
+        }
     dim = kernel.shape[0]
     patch = tuple(kernel.shape[2:]) if kernel.dim() == 5 else (1, *kernel.shape[2:])
     apart = kernel.dim() == 4
