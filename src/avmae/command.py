@@ -228,6 +228,13 @@ def _message(error: Exception) -> str:
     return printable(message)
 
 
+def check_counts(config: Mapping[str, Any], *keys: str) -> None:
+    """Raise an InputError unless settings are whole numbers from 1, or null where the config file says so."""
+    for key in keys:
+        if config[key] is not None and (not isinstance(config[key], int) or config[key] < 1):
+            raise InputError(f"{key}={config[key]} must be a whole number from 1")
+
+
 def check_writable(file: Path, key: str = "output") -> None:
     """Find out whether a file can be written, before the hours that it takes to have something to write.
 
