@@ -16,7 +16,7 @@ import tempfile
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import chain, count
 from pathlib import Path
@@ -646,6 +646,12 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
         print("  ".join([row[0].ljust(len(first)), *rest]))
 
 
+def if_may_lack_audio(value: Any, modalities: Sequence[str], may_lack: Sequence[str]) -> Any:
+    """A recipe's share of clips that lose their audio; 0 for systems without audio, or without a token in its place."""
+    return value if "audio" in modalities and "audio" in may_lack else 0.0
+
+
 OmegaConf.register_new_resolver("run_folder", run_folder, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("sweep_folder", sweep_folder, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("requeued", requeued, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("if_may_lack_audio", if_may_lack_audio, replace=True)
