@@ -258,7 +258,7 @@ def construct(key: str, config: Mapping[str, Any], **objects: Any) -> Any:
         raise InputError(f"{key}: {str(error).splitlines()[0]}") from error
 
 
-def chosen_data(settings: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+def chosen_data(settings: dict[str, Any], data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What `evaluation_data` takes, where the command line may choose another kind of data by `data=KIND`.
 
     Another kind brings its own defaults, but which fold is tested, and how clips are read and scored, is as in the
