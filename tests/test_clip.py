@@ -66,3 +66,8 @@ def test_lists_as_they_come_from_files_make_the_same_clip() -> None:
     clip = ClipSpec(**plain)
     assert clip == ClipSpec()
     assert hash(clip) == hash(ClipSpec())
+
+
+def test_an_unknown_filter_bank_is_named() -> None:
+    with pytest.raises(InputError, match=r"clip\.filter_bank=bark is unknown; choose mel or kaldi"):
+        ClipSpec(filter_bank="bark")

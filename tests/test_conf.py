@@ -208,6 +208,21 @@ def test_the_documented_recipes_are_those_of_the_config_files(recipe: str) -> No
     assert len(keys) == len(set(keys)) > 25
 
 
+@pytest.mark.parametrize(
+    ("overrides", "share"),
+    [
+        (["experiment=finetune"], 0.5),
+        (["experiment=finetune_ucf101", "model=avmae_concat"], 0.5),
+        (["experiment=finetune_ucf101", "model=videomae"], 0),
+        (["experiment=finetune_ucf101", "model.may_lack=[]"], 0),
+        (["experiment=finetune_ucf101", "task.drop_audio=0.1"], 0.1),
+        (["experiment=probe_ucf101", "ckpt=PATH"], 0),
+    ],
+)
+def test_fine_tuning_drops_audio_where_there_is_some_and_it_may_be_absent(overrides: list[str], share: float) -> None:
+    assert composed("data.root=DIR", *overrides)["task"]["drop_audio"] == share
+
+
 def test_an_installed_wheel_runs_from_any_folder(tmp_path: Path) -> None:
     source = Path(__file__).parents[1]
     build = "import sys; from hatchling.builders.wheel import *; print(*WheelBuilder('.').build(directory=sys.argv[1]))"

@@ -232,7 +232,7 @@ class TestAManifestElsewhere:
 
     def test_a_checkpoint_is_scored_where_it_is_not(self, lists: Path) -> None:
         target = "avmae.data.datamodule.CSVDataModule"
-        data = {"_target_": target, "test": str(lists / "list.txt"), "manifest": "gone/m.parquet"}
+        data = {"_target_": target, "root": None, "test": str(lists / "list.txt"), "manifest": "gone/m.parquet"}
         settings = {"data": data, "clip": {}, "seed": 0}
         assert len(evaluation_data(settings, {}, ["video"]).splits.test) == 3
 

@@ -31,13 +31,15 @@ class ClipSpec:
             empty for 15/14 of `size` (240 at 224, UCF101's own) and four times that.
         sample_rate: of the mono sound, in Hz.
         mel_bins: height of the log-mel spectrogram.
+        filter_bank: `mel`, or `kaldi`, on which AudioMAE was trained; see `avmae.data.spectrogram`.
         pixel_mean: per RGB channel, of pixels in [0, 1].
         pixel_std: per RGB channel, of pixels in [0, 1].
         mel_mean: of the natural-log mel power spectrogram.
         mel_std: of the natural-log mel power spectrogram.
 
     Raises:
-        InputError: a count, rate or deviation is not positive, or the window is too short for one spectrogram patch.
+        InputError: a count, rate or deviation is not positive, the filter bank is unknown, or the window is too short
+            for one spectrogram patch.
     """
 
     frames: int = 16
@@ -47,6 +49,7 @@ class ClipSpec:
     canvas: tuple[int, ...] = ()
     sample_rate: int = 16_000
     mel_bins: int = 128
+    filter_bank: str = "mel"
     pixel_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     pixel_std: tuple[float, ...] = (0.229, 0.224, 0.225)
     mel_mean: float = -6.0
@@ -60,6 +63,8 @@ class ClipSpec:
         object.__setattr__(self, "canvas", tuple(self.canvas or (short, CANVAS_ASPECT * short)))
         if len(self.canvas) != 2 or not 0 < self.canvas[0] <= self.canvas[1]:
             raise InputError(f"clip.canvas takes a short and a long side, such as [240, 960], not {list(self.canvas)}")
+        if self.filter_bank not in ("mel", "kaldi"):
+            raise InputError(f"clip.filter_bank={self.filter_bank} is unknown; choose mel or kaldi")
         object.__setattr__(self, "pixel_mean", tuple(self.pixel_mean))
         object.__setattr__(self, "pixel_std", tuple(self.pixel_std))
         if len(self.pixel_mean) != 3 or len(self.pixel_std) != 3 or not all(s > 0 for s in self.pixel_std):

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from avmae.cli.command import command, print_table
+from avmae.cli.command import check_counts, command, print_table
 from avmae.errors import InputError, printable
 
 
@@ -18,9 +18,7 @@ def main(config: dict[str, Any]) -> None:
 
     if config["format"] not in ("table", "json"):
         raise InputError(f"format={config['format']} is unknown; choose table or json")
-    for key in ("top", "segments", "crops"):
-        if not isinstance(config[key], int) or config[key] < 1:
-            raise InputError(f"{key}={config[key]} must be a whole number from 1")
+    check_counts(config, "top", "segments", "crops")
     model, settings = load_classifier(config["ckpt"])
     clip, segments = model.clip, config["segments"]
     probabilities, has_audio = [], False

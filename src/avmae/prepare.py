@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from avmae.cli.command import command, construct, print_table, spec
+from avmae.cli.command import check_counts, command, construct, print_table, spec
 from avmae.errors import InputError, printable
 
 
@@ -19,6 +19,7 @@ def main(config: dict[str, Any]) -> None:
     from avmae.clip import ClipSpec
     from avmae.data.manifest import NAME, read_manifest, update_manifest
 
+    check_counts(config, "processes")
     data = config["data"]
     # Made once even where lists are read below: it writes the embedded data set if that is asked for.
     # What it is about to write need not be there yet.

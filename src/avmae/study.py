@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from avmae.cli.command import command, construct, evaluation_data, precision, print_table, quiet_libraries
+from avmae.cli.command import check_counts, command, construct, evaluation_data, precision, print_table, quiet_libraries
 from avmae.clip import ClipSpec
 from avmae.errors import InputError
 from avmae.runs.folder import newest_sound
@@ -60,6 +60,7 @@ class Training:
 def main(config: dict[str, Any]) -> None:
     """Train, test, tabulate; see `python -m avmae.study --help`."""
     quiet_libraries()
+    check_counts(config, "jobs")
     study = config["study"]
     if study["quick"]:
         study |= QUICK

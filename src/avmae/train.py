@@ -39,6 +39,8 @@ def main(config: dict[str, Any]) -> dict[str, float] | float:
     Returns:
         All metrics by name, or of ``objective=NAME`` that one.
     """
+    if not isinstance(config["seed"], int) or config["seed"] < 0:
+        raise InputError(f"seed={config['seed']} must be a whole number from 0")
     own = own_checkpoint(config["run_dir"])
     rerun = config["resume"] == "last" and HydraConfig.get().mode == RunMode.MULTIRUN
     if own is None and rerun:
@@ -109,6 +111,8 @@ def accumulation(clips: int, config: dict[str, Any]) -> int:
     """
     batch, trainer = config["data"]["batch_size"], config["trainer"]
     processes = trainer["devices"] * trainer["num_nodes"]
+    if not isinstance(clips, int):
+        raise InputError(f"trainer.clips_per_step={clips} must be a whole number, or null")
     if trainer["accumulate_grad_batches"] != 1:
         raise InputError(
             f"trainer.accumulate_grad_batches={trainer['accumulate_grad_batches']} and trainer.clips_per_step={clips} "

@@ -25,7 +25,7 @@ from systems import (
 )
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, interpolate
 from transformers import PreTrainedModel, VideoMAEForPreTraining, VideoMAEForVideoClassification, VideoMAEModel
 from videomae import foreign, to_ours
 
@@ -35,7 +35,7 @@ from avmae.models.autoencoder import MaskedAutoencoder
 from avmae.models.build import ModelSpec, SizeSpec, build_autoencoder, build_classifier
 from avmae.models.classifier import Classifier
 from avmae.models.masking import Mask
-from avmae.models.tokens import gather_tokens
+from avmae.models.tokens import gather_tokens, sincos_positions
 from avmae.models.weights import load_model, read_checkpoint, start_from
 
 every_precision = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-5)])
@@ -396,6 +396,36 @@ class TestImages:
             logits = load_model(path)({"video": still, "has_audio": torch.tensor([False, False])})
             torch.testing.assert_close(logits, theirs(image), rtol=1e-4, atol=1e-4)
 
+    @pytest.mark.parametrize("writer", ["timm", "transformers", "a processor that does not normalise"])
+    def test_pixels_normalised_as_a_folder_says_give_the_same(self, writer: str, tmp_path: Path) -> None:
+        mean, std = [0.5, 0.4, 0.6], [0.5, 0.5, 0.25]
+        if writer == "timm":
+            theirs = vit().state_dict()
+            config = {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {"mean": mean, "std": std}}
+            save_file(theirs, tmp_path / "model.safetensors")
+            (tmp_path / "config.json").write_text(json.dumps(config))
+            network, embed = autoencoder("imagemae"), vit().patch_embed
+        else:
+            model = foreign(VideoMAEForPreTraining)
+            model.save_pretrained(tmp_path)
+            stated = {"image_mean": mean, "image_std": std, "do_normalize": writer == "transformers"}
+            (tmp_path / "preprocessor_config.json").write_text(json.dumps(stated))
+            network, embed = autoencoder("videomae"), model.videomae.embeddings.patch_embeddings
+            if writer != "transformers":
+                mean, std = [0.0] * 3, [1.0] * 3
+            assert load_model(tmp_path).clip.pixel_mean == tuple(mean)
+        start_from(network, tmp_path)
+        pixels = torch.rand(2, 3, CLIP.frames, CLIP.size, CLIP.size)
+        ours, given = (
+            (pixels - torch.tensor(m).view(3, 1, 1, 1)) / torch.tensor(s).view(3, 1, 1, 1)
+            for m, s in ((CLIP.pixel_mean, CLIP.pixel_std), (mean, std))
+        )
+        encoder, given = network.encoder.modalities["video"], given.transpose(1, 2)
+        with torch.no_grad():
+            tokens = encoder.embed(encoder.grid.patchify(ours).flatten(2))
+            expected = embed(given.flatten(0, 1) if writer == "timm" else given)
+        torch.testing.assert_close(tokens, expected, rtol=1e-4, atol=1e-5)
+
     def test_a_folder_of_timm_is_a_start(self, tmp_path: Path) -> None:
         save_file(vit().state_dict(), tmp_path / "model.safetensors")
         (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_tiny_patch16_224", "num_classes": 5}))
@@ -405,18 +435,22 @@ class TestImages:
             load_model(tmp_path)
 
 
+AUDIOMAE: dict[str, Any] = {"filter_bank": "kaldi", "mel_mean": -4.2677393, "mel_std": 2 * 4.5689974}
+
+
 def spectrogram_vit(frames: int = 96) -> VisionTransformer:
     return vit(img_size=(frames, 128), patch_size=16, in_chans=1, depth=SIZE.audio_depth)
 
 
 class TestSound:
     def test_an_audiomae_fills_the_sound_encoder_and_nothing_else(self, tmp_path: Path) -> None:
-        clip = dataclasses.replace(CLIP, mel_bins=128)
+        clip = dataclasses.replace(CLIP, mel_bins=128, **AUDIOMAE)
         theirs, network = spectrogram_vit(), build_autoencoder(clip, SYSTEMS["avmae"], SIZE, MASK).eval()
         torch.save({"model": theirs.state_dict()}, tmp_path / "pretrained.pth")
         before = copied(network)
         match = start_from(network, tmp_path / "pretrained.pth")
         assert "(AudioMAE)" in match.title
+        assert not any("spectrograms" in note for note in match.notes)
         ours, audio = network.encoder.modalities["audio"], torch.randn(2, 1, clip.spectrogram_frames, 128)
         tokens = ours.embed(ours.grid.patchify(audio).flatten(2))
         with torch.no_grad():
@@ -428,6 +462,21 @@ class TestSound:
         for name, value in network.state_dict().items():
             if not name.startswith("encoder.modalities.audio."):
                 assert torch.equal(value, before[name]), name
+
+    def test_its_normalisation_becomes_part_of_the_embedding_and_another_filter_bank_is_said(
+        self, tmp_path: Path
+    ) -> None:
+        clip = dataclasses.replace(CLIP, mel_bins=128, mel_mean=-6.0, mel_std=4.0)
+        theirs, network = spectrogram_vit(frames=64), build_autoencoder(clip, SYSTEMS["avmae"], SIZE, MASK)
+        torch.save(theirs.state_dict(), tmp_path / "pretrained.pth")
+        notes = start_from(network, tmp_path / "pretrained.pth").notes
+        ours, level = network.encoder.modalities["audio"], 4 * torch.randn(2, 1, 64, 128) - 5
+        with torch.no_grad():
+            tokens = ours.embed(ours.grid.patchify((level + 6) / 4).flatten(2))
+            expected = theirs.patch_embed((level - AUDIOMAE["mel_mean"]) / AUDIOMAE["mel_std"])
+        torch.testing.assert_close(tokens, expected, rtol=1e-4, atol=1e-5)
+        said = "the audio encoder was trained on other spectrograms, with clip.filter_bank=kaldi: choose the same here"
+        assert said in notes
 
     def test_a_shorter_table_is_stretched(self, tmp_path: Path) -> None:
         theirs, network = spectrogram_vit(frames=32), autoencoder("avmae")
@@ -519,7 +568,7 @@ class TestRefusals:
 
 @pytest.mark.parametrize("origin", ["ours", "transformers"])
 @pytest.mark.parametrize("change", [{"frames": 8}, {"size": 48}], ids=str)
-def test_another_number_of_frames_or_resolution_has_its_own_positions(
+def test_positions_are_interpolated_for_another_resolution_or_a_longer_clip(
     origin: str, change: dict[str, int], tmp_path: Path
 ) -> None:
     if origin == "ours":
@@ -530,11 +579,37 @@ def test_another_number_of_frames_or_resolution_has_its_own_positions(
         theirs: PreTrainedModel = foreign(VideoMAEForPreTraining)
         theirs.save_pretrained(tmp_path)
         path, weights = tmp_path, to_ours(theirs.state_dict())
-    network = build_classifier(dataclasses.replace(CLIP, **change), SYSTEMS["videomae"], SIZE, 5)
-    before = copied(network)
-    start_from(network, path)
+    network = build_autoencoder(dataclasses.replace(CLIP, **change), SYSTEMS["videomae"], SIZE, MASK)
+    assert start_from(network, path).notes == []
+    new = network.encoder.modalities["video"].grid.size
     for name, value in network.state_dict().items():
         if name.endswith(".positions"):
-            assert torch.equal(value, before[name])
-        elif name.startswith("encoder."):
+            cells = sincos_positions(2 * 4 * 4, value.shape[1]).T.reshape(1, -1, 2, 4, 4)
+            expected = interpolate(cells, new, mode="trilinear")[0].flatten(1).T
+            torch.testing.assert_close(value, expected)
+        else:
             assert torch.equal(value, weights[name]), name
+    again = load_model(save(tmp_path / "next.ckpt", network, "videomae"))
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in network.state_dict().items())
+
+
+def test_a_shorter_clip_has_the_first_positions_in_time(tmp_path: Path) -> None:
+    path = save(tmp_path / "last.ckpt", model := autoencoder("avmae"), "avmae")
+    network = build_autoencoder(dataclasses.replace(CLIP, frames=2, stride=8), SYSTEMS["avmae"], SIZE, MASK)
+    start_from(network, path)
+    for ours, trained in ((network.encoder.modalities, model.encoder.modalities), (network.decoders, model.decoders)):
+        for name in ("video", "audio"):
+            table = ours[name].positions
+            assert torch.equal(table, trained[name].positions[: len(table)])
+    assert len(network.encoder.modalities["video"].positions) == 16
+
+
+def test_as_many_tokens_in_another_order_have_other_positions(tmp_path: Path) -> None:
+    path = save(tmp_path / "last.ckpt", autoencoder("videomae"), "videomae")
+    clip = dataclasses.replace(CLIP, frames=16, size=16)
+    network = build_autoencoder(clip, SYSTEMS["videomae"], SIZE, MASK)
+    computed = network.encoder.modalities["video"].positions.clone()
+    start_from(network, path)
+    table = network.encoder.modalities["video"].positions
+    assert table.shape == computed.shape
+    assert not torch.allclose(table, computed, atol=0.1)

@@ -1,5 +1,6 @@
 import dataclasses
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,47 @@ class TestStartFrom:
             start_from(network, path)
         assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
         start_from(classifier("videomae", positions="axes"), path)
+
+    @pytest.mark.parametrize("plain", [False, True])
+    def test_another_normalisation_becomes_part_of_the_first_and_last_layers(self, plain: bool, tmp_path: Path) -> None:
+        system = dataclasses.replace(SYSTEMS["avmae"], normalize_target=not plain)
+        clip = dataclasses.replace(
+            CLIP, pixel_mean=(0.5, 0.4, 0.6), pixel_std=(0.5, 0.25, 0.4), mel_mean=-4.0, mel_std=9.0
+        )
+        trained = disturbed(build_autoencoder(CLIP, system, SIZE, MASK)).eval()
+        config = config_of(trained, "avmae")
+        config["model"]["normalize_target"] = not plain
+        network = build_autoencoder(clip, system, SIZE, MASK).eval()
+        start_from(network, save(tmp_path / "last.ckpt", trained, config=config))
+        clips, masks = batch((True, True)), draw(trained)
+        statistics = {
+            name: [torch.tensor(x).view(-1, *[1] * dims) for x in values]
+            for name, dims, values in (
+                ("video", 3, (CLIP.pixel_mean, CLIP.pixel_std, clip.pixel_mean, clip.pixel_std)),
+                ("audio", 2, (CLIP.mel_mean, CLIP.mel_std, clip.mel_mean, clip.mel_std)),
+            )
+        }
+        same = {
+            n: (clips[n] * std + mean - new_mean) / new_std for n, (mean, std, new_mean, new_std) in statistics.items()
+        }
+        with torch.no_grad():
+            expected, found = trained(clips, masks).predictions, network(clips | same, masks).predictions
+        for name, (mean, std, new_mean, new_std) in statistics.items():
+            value = expected[name]
+            if plain:
+                mean, std, new_mean, new_std = (x.flatten() for x in (mean, std, new_mean, new_std))
+                value = (value * std + mean - new_mean) / new_std
+            torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-3)
+
+    def test_a_decoder_without_its_table_has_the_computed_one(self, tmp_path: Path) -> None:
+        network = disturbed(autoencoder("avmae"))
+        older = {k: v for k, v in network.state_dict().items() if not re.fullmatch(r"decoders\.\w+\.positions", k)}
+        assert len(older) == len(network.state_dict()) - 2
+        state = {f"network.{name}": value for name, value in older.items()}
+        loaded = load_model(save(tmp_path / "last.ckpt", network, state_dict=state))
+        assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in network.state_dict().items())
+        # As a resumed run does.
+        autoencoder("avmae", seed=1).load_state_dict(older)
 
     def test_a_deeper_model_is_refused(self, tmp_path: Path) -> None:
         path = save(tmp_path / "last.ckpt", autoencoder("videomae"), "videomae")

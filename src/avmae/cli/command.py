@@ -16,7 +16,7 @@ import tempfile
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import chain, count
 from pathlib import Path
@@ -225,6 +225,13 @@ def _message(error: Exception) -> str:
     # What torch makes of an error in a reading process: its traceback, which ends with the message.
     message = re.sub(r"Caught \w+ in DataLoader worker.*\n[\w.]*Error: ", "", message, flags=re.DOTALL).rstrip()
     return printable(message)
+
+
+def check_counts(config: Mapping[str, Any], *keys: str) -> None:
+    """Raise an InputError unless settings are whole numbers from 1, or null where the config file says so."""
+    for key in keys:
+        if config[key] is not None and (not isinstance(config[key], int) or config[key] < 1):
+            raise InputError(f"{key}={config[key]} must be a whole number from 1")
 
 
 def check_writable(file: Path, key: str = "output") -> None:
@@ -638,6 +645,12 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
         print("  ".join([row[0].ljust(len(first)), *rest]))
 
 
+def if_may_lack_audio(value: Any, modalities: Sequence[str], may_lack: Sequence[str]) -> Any:
+    """A recipe's share of clips that lose their audio; 0 for systems without audio, or without a token in its place."""
+    return value if "audio" in modalities and "audio" in may_lack else 0.0
+
+
 OmegaConf.register_new_resolver("run_folder", run_folder, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("sweep_folder", sweep_folder, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("requeued", requeued, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("if_may_lack_audio", if_may_lack_audio, replace=True)

@@ -151,6 +151,9 @@ class ClipDataModule(L.LightningDataModule):
         super().__init__()
         if not 0 < train_share <= 1:
             raise InputError(f"data.train_share={train_share} must be above 0 and at most 1")
+        counts = (batch_size, workers, segments, crops)
+        if not all(isinstance(count, int) for count in counts):
+            raise InputError("data: batch_size, workers, segments and crops are whole numbers")
         if batch_size < 1 or workers < 0 or segments < 1 or crops < 1 or timeout < 0:
             raise InputError("data: batch_size, segments and crops are at least 1, workers and timeout at least 0")
         if only is not None:

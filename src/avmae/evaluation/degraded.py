@@ -33,7 +33,8 @@ class _HiddenError(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("sums", torch.zeros(2, 2))
+        # What audio changes early in training is lost in the rounding of a float32 sum.
+        self.register_buffer("sums", torch.zeros(2, 2, dtype=torch.float64))
 
     def update(self, model: MaskedAutoencoder, batch: Batch, clean: Batch) -> None:
         clips = clean["label"].shape[0]
@@ -42,8 +43,8 @@ class _HiddenError(nn.Module):
         target = gather_tokens(model.encoder.patchify(clean)["video"], masks["video"].hidden)
         if model.normalize_target:
             target, _, _ = normalize_patches(target)
-        error = (prediction - target).square().reshape(clips, -1).mean(1)
-        scored = (clean["clip_id"] >= 0).float()
+        error = (prediction - target).square().reshape(clips, -1).mean(1, dtype=torch.float64)
+        scored = (clean["clip_id"] >= 0).double()
         self.sums.index_add_(0, clean["has_audio"].long(), torch.stack([error * scored, scored], 1))
 
     def compute(self) -> dict[str, float]:

@@ -53,10 +53,16 @@ class Decoder(nn.Module):
         self.encoder_norm = nn.LayerNorm(encoder_dim, eps=norm_eps)
         self.project = nn.Linear(encoder_dim, dim, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(dim))
-        self.register_buffer("positions", grid_positions(grid.size, dim, positions), persistent=False)
+        # Kept in checkpoints: weights that were trained on another grid bring its table, interpolated.
+        self.register_buffer("positions", grid_positions(grid.size, dim, positions))
         self.blocks = Transformer(dim, depth, heads, norm_eps=norm_eps)
         self.norm = nn.LayerNorm(dim, eps=last_norm_eps)
         self.head = nn.Linear(dim, grid.patch_dim)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # Earlier versions did not keep the table, which was the computed one.
+        state_dict.setdefault(f"{prefix}positions", self.positions)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(self, tokens: Tensor, mask: Mask) -> Tensor:
         """Predict from (B, V, encoder_dim) the hidden patches (B, H, P, C)."""

@@ -214,6 +214,19 @@ def build_classifier(
     return network
 
 
+def grids_from_config(config: Mapping[str, Any]) -> tuple[ClipSpec, dict[str, Grid]]:
+    """The windows that the model of a checkpoint's config takes, and how it cuts each modality.
+
+    Raises:
+        InputError: a key is missing or unknown.
+    """
+    try:
+        clip, model = ClipSpec(**config["clip"]), ModelSpec(**config["model"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"the config does not describe a model of this version: {error}") from error
+    return clip, _grids(clip, model)
+
+
 def build_from_config(config: Mapping[str, Any]) -> MaskedAutoencoder | Classifier:
     """The model that a checkpoint's config (plain data: clip, model, size, and mask or classes) describes.
 

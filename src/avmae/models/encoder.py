@@ -98,7 +98,7 @@ class ModalityEncoder(nn.Module):
         self.grid, self.heads, self.positions_kind = grid, heads, positions
         self.embed = nn.Linear(grid.patch_dim, dim)
         self.absent = nn.Parameter(torch.zeros(dim)) if may_be_absent else None
-        # Kept in checkpoints: where the weights came from an image model, so did the positions.
+        # Kept in checkpoints: where the weights came from an image model or another grid, so did the positions.
         self.register_buffer("positions", grid_positions(grid.size, dim, positions))
         self.blocks = Transformer(dim, depth, heads, drop_path, checkpointing, norm_eps)
 

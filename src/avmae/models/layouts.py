@@ -121,6 +121,9 @@ LAYOUTS = (
 )
 
 
+AUDIOMAE = ClipSpec(filter_bank="kaldi", mel_mean=-4.2677393, mel_std=2 * 4.5689974)
+"""The spectrogram that AudioMAE was trained on: AudioSet's statistics in its ``main_pretrain.py``."""
+
 _IN_BLOCKS = re.compile(
     r".+\.blocks\.\d+\.(?:(?:norm[12]|attn\.(?:qkv|query|key|value|proj)|mlp\.fc[12])\.(?:weight|bias)|attn\.[qv]_bias"
     r"|gamma_[12])"
@@ -305,7 +308,12 @@ def describe(renamed: Renamed, hf: Mapping[str, Any] | None = None) -> dict[str,
     hf, weights = hf or {}, renamed.weights
     kernel = weights.get("encoder.modalities.video.embed.weight")
     if kernel is None:
-        return {"task": "encoder", "model": {"name": renamed.layout}, "size": {"name": "its own"}}
+        return {
+            "task": "encoder",
+            "clip": dataclasses.asdict(AUDIOMAE),
+            "model": {"name": renamed.layout},
+            "size": {"name": "its own"},
+        }
     dim = kernel.shape[0]
     patch = tuple(kernel.shape[2:]) if kernel.dim() == 5 else (1, *kernel.shape[2:])
     apart = kernel.dim() == 4

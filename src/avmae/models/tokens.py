@@ -114,6 +114,16 @@ def grid_positions(size: tuple[int, ...], dim: int, kind: str = "flat") -> Tenso
     return F.pad(torch.cat(columns, 1), (0, dim - share * len(size)))
 
 
+def resample_positions(table: Tensor, size: tuple[int, ...], new_size: tuple[int, ...]) -> Tensor:
+    """A position table (tokens, dim) of a grid of ``size`` tokens for one of ``new_size``: (new tokens, dim) float32.
+
+    Every place has the mean of the codes around it in the old grid, linear along each axis, as learned tables of image
+    models are resampled (Dosovitskiy et al. 2021, 3.2). `flat` codes of another grid would number other places.
+    """
+    cells = table.float().T.unflatten(1, size)[None]
+    return F.interpolate(cells, new_size, mode="bilinear" if len(size) == 2 else "trilinear")[0].flatten(1).T
+
+
 def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
     """Pick (B, K, ...) out of (B, N, ...) by index (B, K) int64."""
     expanded = index.reshape(*index.shape, *([1] * (tokens.dim() - 2))).expand(-1, -1, *tokens.shape[2:])

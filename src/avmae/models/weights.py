@@ -14,19 +14,17 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from avmae.clip import ClipSpec
 from avmae.errors import InputError
 from avmae.models.autoencoder import MaskedAutoencoder
-from avmae.models.build import build_from_config
+from avmae.models.build import build_from_config, grids_from_config
 from avmae.models.classifier import Classifier
+from avmae.models.fit import fit, interpolated_positions, renormalized
 from avmae.models.layouts import describe, rename
-from avmae.models.tokens import Grid, grid_positions, sincos_positions
 from avmae.runs.folder import SHARDED
 
 MIN_MATCHED = 0.9
@@ -34,11 +32,6 @@ CONTAINERS = ("module", "model", "state_dict")
 """Keys under which DeepSpeed, VideoMAE and others keep the weights."""
 MODEL = "model."
 """What the model's names in a sharded checkpoint start with; see `FSDP2Strategy`."""
-TIME_SHARE = 0.1
-"""Of the time code that is added to an image model's positions: enough to tell frames apart, while tokens stay close to
-what the model has learned to read."""
-AUDIOMAE_BANDS = 8
-"""Of AudioMAE's tokens: 128 mel bins in patches of 16."""
 
 
 @dataclass(frozen=True)
@@ -197,6 +190,8 @@ def _read_file(path: Path) -> Mapping[str, Any]:
 def _foreign(path: Path, state: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> Checkpoint:
     renamed = rename(state, str(path), config)
     description = describe(renamed, config)
+    if "video_patch" in description["model"]:
+        description["clip"] |= _pixel_statistics(path, config)
     if config and not config.get("norm_pix_loss", True) and "decoders.video.head.weight" in renamed.weights:
         # transformers then predicts pixels in [0, 1], and we pixels as they come in.
         clip, head = ClipSpec(**description["clip"]), "decoders.video.head"
@@ -208,6 +203,22 @@ def _foreign(path: Path, state: Mapping[str, Any], config: Mapping[str, Any] | N
         renamed.weights[f"{head}.bias"] = (renamed.weights[f"{head}.bias"] - mean) / std
     stated = "num_attention_heads" in (config or {})
     return Checkpoint(path, renamed.layout, description, renamed.weights, renamed.unexpected, stated)
+
+
+def _pixel_statistics(path: Path, config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """By what a folder says that pixels are normalised: timm's in its config, transformers' beside it."""
+    stated = (config or {}).get("pretrained_cfg", {})
+    mean, std = stated.get("mean"), stated.get("std")
+    processor = path / "preprocessor_config.json"
+    if processor.is_file():
+        try:
+            stated = json.loads(processor.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{processor} is damaged: {error}") from error
+        mean, std = stated.get("image_mean"), stated.get("image_std")
+        if not stated.get("do_normalize", True):
+            mean, std = (0.0,) * 3, (1.0,) * 3
+    return {"pixel_mean": mean, "pixel_std": std} if mean and std else {}
 
 
 def load_model(path: str | Path) -> MaskedAutoencoder | Classifier:
@@ -233,7 +244,7 @@ def load_model(path: str | Path) -> MaskedAutoencoder | Classifier:
         )
     model = build_from_config(checkpoint.config)
     own = model.state_dict()
-    weights = {name: _fit(name, value, model) for name, value in checkpoint.weights.items()}
+    weights = {name: fit(name, value, model) for name, value in checkpoint.weights.items()}
     wrong = [f"{name} is missing" for name in own if name not in weights and not name.endswith(".positions")]
     for name, value in weights.items():
         if name not in own:
@@ -271,8 +282,9 @@ def start_from(network: MaskedAutoencoder | Classifier, path: str | Path) -> Mat
 
     Of the encoder, the parts count that the file has: a `videomae` fills the pictures' part of an `avmae`. An image
     model's patch kernel is spread over the frames of a tubelet, so that a still clip gives what the image gave
-    (Carreira & Zisserman 2017). Fixed position tables are recomputed for another number of frames or another size;
-    learned ones are interpolated. A head for another number of classes stays as it was drawn.
+    (Carreira & Zisserman 2017). Tables of positions, fixed and learned, are interpolated for another size or a longer
+    clip. Where inputs are normalised by another mean and standard deviation than the weights were trained with, the
+    first layer takes up the difference. A head for another number of classes stays as it was drawn.
 
     Args:
         network: autoencoder or classifier, changed in place.
@@ -283,9 +295,12 @@ def start_from(network: MaskedAutoencoder | Classifier, path: str | Path) -> Mat
             of heads or another kind of positions; the network is unchanged then.
     """
     checkpoint = read_checkpoint(path)
-    weights = {name: _fit(name, value, network) for name, value in checkpoint.weights.items()}
-    weights |= _learned_positions(checkpoint, network)
-    # Where the file has no table of positions, the computed one is right.
+    kind = checkpoint.config["model"].get("positions", "flat")
+    clip, grids = grids_from_config(checkpoint.config)
+    weights = {name: fit(name, value, network) for name, value in checkpoint.weights.items()}
+    weights |= interpolated_positions(checkpoint.weights, kind, grids, network)
+    weights |= renormalized(weights, clip, network)
+    # Where there is no table of positions, the computed one is right.
     own = {k: v for k, v in network.state_dict().items() if k in weights or not k.endswith(".positions")}
     matched = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
     reshaped = [name for name in weights if name in own and name not in matched]
@@ -312,7 +327,6 @@ def start_from(network: MaskedAutoencoder | Classifier, path: str | Path) -> Mat
             f"{', for example ' + shapes[0] if shapes else ''}; it was made with model={model} size={size}"
             f"{_shape(checkpoint.config)}: choose the same here"
         )
-    kind = checkpoint.config["model"].get("positions", "flat")
     for modality, encoder in network.encoder.modalities.items():
         kernel = checkpoint.weights.get(f"encoder.modalities.{modality}.embed.weight")
         # Image and spectrogram models, whose kernels have four axes, bring tables of their own.
@@ -333,10 +347,21 @@ def start_from(network: MaskedAutoencoder | Classifier, path: str | Path) -> Mat
     notes = [f"left as it was, for the shape differs: {line}" for line in shapes[:4]]
     if len(shapes) > 4:
         notes.append(f"left as they were, for the shape differs: {len(shapes) - 4} more")
+    if "encoder.modalities.audio" in parts:
+        notes += _other_sound(clip, network.clip)
     if checkpoint.unexpected:
         notes.append(f"not used: {', '.join(checkpoint.unexpected[:8])}{', ...' if checkpoint.unexpected[8:] else ''}")
     title = f"weights from {path} ({checkpoint.layout}): {share:.0%} of the encoder"
     return Match(title, rows, notes, frozenset(matched))  # type: ignore[arg-type]
+
+
+def _other_sound(trained: ClipSpec, clip: ClipSpec) -> list[str]:
+    """What makes the spectrogram another than the one that weights were trained on, and no layer can take up."""
+    keys = ("filter_bank", "sample_rate", "mel_bins")
+    differing = [f"clip.{key}={getattr(trained, key)}" for key in keys if getattr(trained, key) != getattr(clip, key)]
+    if not differing:
+        return []
+    return [f"the audio encoder was trained on other spectrograms, with {', '.join(differing)}: choose the same here"]
 
 
 def _shape(config: Mapping[str, Any]) -> str:
@@ -351,58 +376,3 @@ def _shape(config: Mapping[str, Any]) -> str:
 def _part(name: str) -> str:
     """`encoder.modalities.video`, `encoder.fusion`, `decoders.video`, `heads.video` and so on."""
     return ".".join(name.split(".")[: 3 if name.startswith("encoder.modalities.") else 2])
-
-
-def _fit(name: str, value: Tensor, network: MaskedAutoencoder | Classifier) -> Tensor:
-    """A foreign kernel or position table for the grid of its modality; anything else as it is."""
-    for modality, encoder in network.encoder.modalities.items():
-        if name == f"encoder.modalities.{modality}.embed.weight" and value.dim() > 2:
-            return _fit_kernel(value, encoder.grid.patch)
-        if name == f"encoder.modalities.{modality}.positions" and value.dim() == 3:
-            return _fit_positions(value, encoder.grid)
-    return value
-
-
-def _learned_positions(checkpoint: Checkpoint, network: MaskedAutoencoder | Classifier) -> dict[str, Tensor]:
-    """Tables that a checkpoint of ours has from an image model, interpolated for other grids than its own."""
-    tables = {}
-    for modality, encoder in network.encoder.modalities.items():
-        name = f"encoder.modalities.{modality}.positions"
-        table = checkpoint.weights.get(name)
-        if table is None or table.dim() != 2 or table.shape[0] == encoder.grid.tokens:
-            continue
-        # Without memory, and without drawing from the random state.
-        with torch.device("meta"):
-            size = build_from_config(checkpoint.config).encoder.modalities[modality].grid.size
-        table = table.float()
-        computed = grid_positions(size, table.shape[1], checkpoint.config["model"].get("positions", "flat"))
-        if len(size) == len(encoder.grid.size) and not torch.allclose(table, computed, atol=1e-5):
-            cells = table.T.unflatten(1, size)[None]
-            mode = "bilinear" if len(size) == 2 else "trilinear"
-            tables[name] = F.interpolate(cells, encoder.grid.size, mode=mode)[0].flatten(1).T
-    return tables
-
-
-def _fit_kernel(kernel: Tensor, patch: tuple[int, ...]) -> Tensor:
-    """A convolution's kernel (dim, C, *patch) as rows (dim, P x C), in which channels run fastest."""
-    if kernel.dim() - 2 < len(patch):
-        kernel = kernel.unsqueeze(2).repeat_interleave(patch[0], 2) / patch[0]
-    return kernel.movedim(1, -1).flatten(1)
-
-
-def _fit_positions(table: Tensor, grid: Grid) -> Tensor:
-    """An image or spectrogram model's positions (1, N or 1 + N, dim), a class token's first, for a grid of ours."""
-    count, height = table.shape[1], grid.size[-2]
-    if len(grid.size) == 2:
-        # A spectrogram, of more or less time. Tokens are 160 ms apart in both, so the first rows fit.
-        rows, width = count // AUDIOMAE_BANDS, AUDIOMAE_BANDS
-        table = table[:, count - rows * width :][:, : height * width]
-        rows = min(rows, height)
-    else:
-        rows = width = math.isqrt(count)
-        table = table[:, count - rows * width :]
-    table = resample_abs_pos_embed(table, list(grid.size[-2:]), [rows, width], num_prefix_tokens=0)[0]
-    if len(grid.size) == 2 or grid.size[0] == 1:
-        return table
-    time = TIME_SHARE * sincos_positions(grid.size[0], table.shape[1])
-    return (table[None] + time[:, None]).flatten(0, 1)

@@ -105,7 +105,12 @@ class FSDP2Strategy(ModelParallelStrategy):
         checkpoint, shards = shards_of(path)
         weights = get_model_state_dict(self.model)
         states = [get_optimizer_state_dict(self.model, optimizer) for optimizer in self.optimizers]
-        dcp.load(_flatten(weights, states), storage_reader=dcp.HuggingFaceStorageReader(str(shards)))
+        reader = dcp.HuggingFaceStorageReader(str(shards))
+        known = reader.read_metadata().state_dict_metadata
+        tensors = _flatten(weights, states)
+        # Earlier versions did not keep the decoders' positions, which were the computed ones.
+        wanted = {name: x for name, x in tensors.items() if name in known or not name.endswith(".positions")}
+        dcp.load(wanted, storage_reader=reader)
         set_model_state_dict(self.model, weights)
         for optimizer, state, groups in zip(self.optimizers, states, checkpoint["param_groups"], strict=False):
             set_optimizer_state_dict(
