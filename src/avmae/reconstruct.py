@@ -50,8 +50,8 @@ def main(config: dict[str, Any]) -> None:
     read = [(file.name, metrics) for file, metrics in found.items() if not isinstance(metrics, MediaError)]
     rows = [{"file": file, "system": name} | values for file, metrics in read for name, values in metrics.items()]
     names = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [[f"{v:.4g}" if isinstance(v := row.get(name), float) else v or "-" for name in names] for row in rows]
-    print_table(names, cells)
+    values = [[row.get(name) for name in names] for row in rows]
+    print_table(names, [[f"{v:.4g}" if isinstance(v, float) else v or "-" for v in row] for row in values])
     for error in (error for error in found.values() if isinstance(error, MediaError)):
         print(printable(f"skipped: {error}"))
     print(f"wrote {config['output']}: reconstruction.mp4, reconstruction.png, metrics.json, and audio as WAV")
