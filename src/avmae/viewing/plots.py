@@ -134,7 +134,7 @@ def curves_figure(name: str, curves: Sequence[Curve]) -> Figure:
 def dependence_figure(
     points: Sequence[Point], xlabel: str, metric: str, labels: bool = False, lines: Sequence[str] | None = None
 ) -> Figure:
-    """Values against what they depend on, a line each kind, with the deviation where there are replicates.
+    """Values against what they depend on, a line each kind, with the standard deviation where there are replicates.
 
     Args:
         points: in any order.
@@ -187,7 +187,7 @@ def study_figure(
     degradations: Sequence[str] | None = None,
     labels: bool = True,
 ) -> Figure:
-    """A metric against severity: a panel for each degradation, a line for each system, deviation over seeds.
+    """A metric against severity: a panel for each degradation, a line for each system, standard deviation over seeds.
 
     Rows of no degradation (`CLEAN`) are the start of every line; severities follow in the order of the rows. Systems
     under several conditions (any further key that varies, such as `split`) are lines of their own. All panels have one
