@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -13,9 +13,6 @@ from avmae.cli.command import CONF, command
 from avmae.errors import InputError
 from avmae.runs.history import flat
 
-if TYPE_CHECKING:
-    from avmae.viewing.report import Page
-
 
 def report(
     input: str | Path | Sequence[str | Path],
@@ -24,8 +21,11 @@ def report(
     reconstructions: str | Path | None = None,
     embed_mb: float = 8,
     clips: int = 6,
-) -> "Page":
+) -> Any:
     """Gather what lies in folders of runs, sweeps and studies, and write the page; see `python -m avmae.report -h`.
+
+    Returns:
+        The `avmae.viewing.report.Page`.
 
     Raises:
         InputError: a folder holds nothing that could be shown, a number is wrong, or the file cannot be written.
@@ -55,8 +55,8 @@ def main(config: dict[str, Any]) -> None:
     """Write the page, and print what is missing or broken."""
     page = report(**{key: value for key, value in config.items() if key != "run_dir"})
     print(*page.notes, sep="\n", end="\n" * bool(page.notes))
-    output = Path(config["output"]).expanduser()
-    print(f"wrote {output}: {page.counted}{', ' * bool(page.counted)}{output.stat().st_size / 1e6:.1f} MB")
+    size = Path(config["output"]).expanduser().stat().st_size / 1e6
+    print(f"wrote {config['output']}: {page.counted}{', ' * bool(page.counted)}{size:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -180,9 +180,9 @@ class MaskedAutoencoder(nn.Module):
     ) -> dict[str, Tensor]:
         """The whole clip, visible patches as they are and masked ones as predicted, by modality (B, C, *shape).
 
-        A model trained on normalised targets predicts each patch but for its mean and standard deviation. `true` takes
-        these from the masked patches themselves, as the papers' figures do; `visible` estimates them from the visible patches
-        around, so nothing masked is used.
+        A model trained on normalised targets predicts each patch up to its mean and standard deviation. `true` takes
+        these from the masked patches themselves, as the papers' figures do; `visible` estimates them from the visible
+        patches around, so nothing masked is used.
 
         Args:
             batch: what `forward` took.

@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def info_nce(video: Tensor, audio: Tensor, paired: Tensor, temperature: float) -> Tensor:
-    """InfoNCE in both directions over the clips with both modalities shown (CAV-MAE equation 7, averaged over directions).
+    """InfoNCE in both directions over the clips that show both modalities (CAV-MAE equation 7, their mean).
 
     Args:
         video: (B, dim), one vector a clip; B counts the clips of all processes.

@@ -243,10 +243,12 @@ def reconstruction(folder: Path, embed_mb: float) -> Shown:
             notes.append(f"{file} has {size:.1f} MB and was left out; embed_mb={size + 1:.0f} includes it")
         embedded = bool(size) and size <= embed_mb
         found.append(f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}" if embedded else "")
+    video, sheet = found
     return Shown(
         Path(content["input"]).name + (f", epoch {epoch}" if epoch >= 0 else ""),
         ", ".join(f"{key} {as_text(value)}" for key, value in content["mask"].items()),
-        *found,
+        video,
+        sheet,
         notes,
         metrics_table("system", content["systems"]),
     )
