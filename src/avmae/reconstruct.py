@@ -52,9 +52,8 @@ def main(config: dict[str, Any]) -> None:
     names = list(dict.fromkeys(name for row in rows for name in row))
     values = [[row.get(name) for name in names] for row in rows]
     print_table(names, [[f"{v:.4g}" if isinstance(v, float) else v or "-" for v in row] for row in values])
-    for error in (error for error in found.values() if isinstance(error, MediaError)):
-        print(printable(f"skipped: {error}"))
-    print(f"wrote {config['output']}: reconstruction.mp4, reconstruction.png, metrics.json, and audio as WAV")
+    skipped = [printable(f"skipped: {error}\n") for error in found.values() if isinstance(error, MediaError)]
+    print(*skipped, f"wrote {config['output']}: reconstruction.mp4, .png, metrics.json, and audio as WAV", sep="")
 
 
 if __name__ == "__main__":

@@ -42,11 +42,7 @@ def report(
     with nullcontext() if GlobalHydra().is_initialized() else initialize_config_dir(CONF, version_base="1.3"):
         defaults: Any = OmegaConf.to_container(compose("train"))
     page = build_page(inputs, elsewhere or None, embed_mb, clips, flat(defaults))
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(page.render(), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"output={file} cannot be written: {error.strerror}; choose another") from error
+    page.write(file)
     return page
 
 

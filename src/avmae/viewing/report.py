@@ -78,6 +78,14 @@ class Page:
         )
         return environment.get_template("report.html").render(page=self)
 
+    def write(self, file: Path) -> None:
+        """Write `render()`; an InputError says that it cannot be written."""
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(self.render(), encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"output={file} cannot be written: {error.strerror}; choose another") from error
+
 
 def build_page(
     inputs: Sequence[Path], reconstructions: Path | None, embed_mb: float, clips: int, defaults: Mapping[str, Any]

@@ -8,20 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from avmae.runs.history import Run, flat, read_reconstruction
-from avmae.viewing.plots import (
-    CLEAN,
-    POINTS,
-    Curve,
-    Point,
-    colours,
-    confusion_figure,
-    curves_figure,
-    dependence_figure,
-    study_conditions,
-    study_figure,
-    study_points,
-    svg,
-)
+from avmae.viewing import plots
 from avmae.viewing.tables import Cell, Table, as_text, metric, metrics_table, study_table
 
 TITLES = {
@@ -151,13 +138,13 @@ def sweep_plots(sections: Sequence[RunSection], names: Sequence[str]) -> Plots:
         if name == "train/loss" and "val/loss" in names:
             continue
         points = [
-            Point(line, s.run.swept_value(axis), s.run.final[name], s.link.href, "" if kinds else s.colour)
+            plots.Point(line, s.run.swept_value(axis), s.run.final[name], s.link.href, "" if kinds else s.colour)
             for s, line in zip(sections, line_of, strict=True)
             if name in s.run.final
         ]
         part, _, rest = name.partition("/")
         title = f"{TITLES.get(rest, rest)}, {PARTS.get(part, part)}"
-        panels.append((title, svg(dependence_figure(points, axis, name, lines=lines))))
+        panels.append((title, plots.svg(plots.dependence_figure(points, axis, name, lines=lines))))
     note = "Each point is a job and links to its section."
     if "seed" in jobs[0].swept and axis != "seed":
         note += " Mean and sample standard deviation over seeds."
@@ -173,12 +160,14 @@ def curve_plots(sections: Sequence[RunSection], named: bool) -> Plots:
     shown, folded = list[tuple[str, str]](), list[tuple[str, str]]()
     for name in sorted(names, key=lambda n: (SHOWN.index(n) if n in SHOWN else len(SHOWN), n)):
         curves = [
-            Curve(s.colour, s.run.curves.get(f"train/{name}", []), s.run.curves.get(f"val/{name}", []))
+            plots.Curve(s.colour, s.run.curves.get(f"train/{name}", []), s.run.curves.get(f"val/{name}", []))
             for s in sections
         ]
-        (shown if name in SHOWN else folded).append((TITLES.get(name, name), svg(curves_figure(name, curves))))
+        (shown if name in SHOWN else folded).append(
+            (TITLES.get(name, name), plots.svg(plots.curves_figure(name, curves)))
+        )
     note = "Where both are known, thin lines are training and lines with dots are validation."
-    averaged = -(-max(len(points) for s in sections for points in s.run.curves.values()) // POINTS)
+    averaged = -(-max(len(points) for s in sections for points in s.run.curves.values()) // plots.POINTS)
     if averaged > 1:
         note += f" Lines show means over up to {averaged} logged values."
     links = [section.link for section in sections] if named else []
@@ -187,19 +176,23 @@ def curve_plots(sections: Sequence[RunSection], named: bool) -> Plots:
 
 def study_plots(rows: Sequence[Mapping[str, Any]]) -> list[Plots]:
     """Each metric of a study under each of its conditions."""
-    keys, parts = study_conditions(rows), dict[tuple[Any, ...], list[Mapping[str, Any]]]()
+    keys, parts = plots.study_conditions(rows), dict[tuple[Any, ...], list[Mapping[str, Any]]]()
     for row in rows:
         parts.setdefault((row["metric"], *(row.get(key) for key in keys)), []).append(row)
     sections = []
     for (name, *values), chosen in parts.items():
+        kinds = plots.study_points(chosen, name)
         conditions = [f"{key} {value}" for key, value in zip(keys, values, strict=True) if value is not None]
         sections.append(
             Plots(
                 f"Study: {', '.join([name, *conditions])}",
                 legend(list(dict.fromkeys(str(row["system"]) for row in chosen))),
-                [(kind, svg(study_figure(chosen, name, [kind], labels=False))) for kind in study_points(chosen, name)],
+                [
+                    (kind, plots.svg(plots.study_figure(chosen, name, [kind], labels=False)))
+                    for kind in plots.study_points(chosen, name)
+                ],
                 "Means, and sample standard deviations where there are several seeds.",
-                table=study_table(name, chosen, CLEAN),
+                table=study_table(name, chosen, plots.CLEAN),
             )
         )
     return sections
@@ -226,7 +219,7 @@ def evaluation(run: Run) -> Evaluation | None:
             if clips:
                 classes.append((name, counts[label] / clips, clips, f"{count} as {names[other]}" if count else ""))
         classes.sort(key=lambda row: -row[1])
-        return Evaluation(metrics, classes, svg(confusion_figure(confusion, names)))
+        return Evaluation(metrics, classes, plots.svg(plots.confusion_figure(confusion, names)))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         run.notes.append(f"results.json is not what avmae.evaluate writes ({type(error).__name__}: {error})")
         return None
@@ -262,7 +255,7 @@ def epoch_of(folder: Path) -> int:
 
 def legend(lines: Sequence[str]) -> list[Cell]:
     """The names of lines in their colours."""
-    return [Cell(line, colour=colour) for line, colour in zip(lines, colours(len(lines)), strict=True)]
+    return [Cell(line, colour=colour) for line, colour in zip(lines, plots.colours(len(lines)), strict=True)]
 
 
 def swept_axis(jobs: Sequence[Run]) -> str:
