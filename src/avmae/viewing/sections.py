@@ -181,7 +181,6 @@ def study_plots(rows: Sequence[Mapping[str, Any]]) -> list[Plots]:
         parts.setdefault((row["metric"], *(row.get(key) for key in keys)), []).append(row)
     sections = []
     for (name, *values), chosen in parts.items():
-        kinds = plots.study_points(chosen, name)
         conditions = [f"{key} {value}" for key, value in zip(keys, values, strict=True) if value is not None]
         sections.append(
             Plots(
