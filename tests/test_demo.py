@@ -2,7 +2,6 @@
 
 import base64
 import html
-import inspect
 import io
 import json
 import os
@@ -17,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import av
 import httpx
@@ -27,9 +27,8 @@ from files import save
 from media_files import write_media
 from systems import CLIP, autoencoder, classifier, disturb
 
-from avmae.demo import main, serve
+from avmae.demo import demo
 from avmae.errors import InputError
-from avmae.viewing.viewer import Viewer
 
 pytest.importorskip("gradio", reason="pip install 'avmae[demo]'")
 gradio_client = pytest.importorskip("gradio_client")
@@ -186,6 +185,7 @@ def test_paths_and_addresses_of_a_client_are_not_read(server: Server, clip: Path
         str(uploads),
         f"file://{clip}",
         f"{server.url}/gradio_api/info",
+        "https://example.com/clip.mp4",
         "concat:/etc/passwd",
     ]
     before = {path for path in uploads.rglob("*") if path.is_file()}
@@ -194,6 +194,7 @@ def test_paths_and_addresses_of_a_client_are_not_read(server: Server, clip: Path
         assert not works, path
         assert "root:" not in str(message)
     assert {path for path in uploads.rglob("*") if path.is_file()} == before, "nothing was copied or fetched"
+    assert "example.com" not in (server.folder / "watched.txt").read_text()
 
 
 @pytest.mark.parametrize(
@@ -267,8 +268,8 @@ def test_it_connects_to_nothing_and_leaves_nothing(clip: Path, tmp_path: Path) -
     server = start(tmp_path, "host=0.0.0.0")
     assert "warning: host=0.0.0.0" in (tmp_path / "printed.txt").read_text()
     port = server.url.rsplit(":", 1)[1]
-    with pytest.raises(InputError, match=f"port {port}; choose another"):
-        serve(Viewer(f"{tmp_path}/last.ckpt", None, 1), tmp_path, "127.0.0.1", int(port), 1)
+    with mock.patch.dict(os.environ), pytest.raises(InputError, match=f"port {port}; choose another"):
+        demo(tmp_path / "last.ckpt", port=int(port)).__enter__()
     assert server.show(server.upload(clip).json()[0])[0]
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(30) == 0
@@ -281,7 +282,6 @@ def test_it_connects_to_nothing_and_leaves_nothing(clip: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("changes", [{"max_mb": 0}, {"max_minutes": "x"}, {"port": "abc"}, {"port": 70_000}], ids=str)
 def test_bad_settings_are_named(changes: dict[str, Any]) -> None:
-    config = {"ckpt": "x", "classifier": None, "host": "127.0.0.1", "port": None, "max_mb": 1, "max_minutes": 1}
     ((key, value),) = changes.items()
     with pytest.raises(InputError, match=f"{key}={value}"):
-        inspect.unwrap(main)(config | changes)
+        demo("x", **changes).__enter__()

@@ -181,7 +181,7 @@ def test_a_sweep_of_two_processes_keeps_its_jobs_apart_and_ends_with_a_table(min
     ("overrides", "named"),
     [
         (["mask.ratio=1.0"], "mask.ratio"),
-        (["mask.ratio=0.01"], "leaves nothing hidden"),
+        (["mask.ratio=0.01"], "leaves nothing masked"),
         (["mask.video=stripes"], "mask.video=stripes"),
         (["+nonsense=1"], "nonsense"),
         (["+optim.momentum=0.9"], "optim.momentum"),

@@ -4,14 +4,14 @@ import signal
 
 COMMANDS = {
     "prepare": "check every file of a data set by decoding it; write a packed copy",
-    "stats": "mean and deviation of pixels and spectrograms, for the clip config",
+    "stats": "mean and standard deviation of pixels and spectrograms, for the clip config",
     "train": "pretrain, fine-tune or probe",
     "evaluate": "score a checkpoint on test clips",
     "predict": "the most probable classes of a video",
     "reconstruct": "see what pretrained models make of videos",
-    "study": "train and test several systems, clean and degraded: does sound help?",
+    "study": "train and test several systems, clean and degraded: does audio help?",
     "report": "write a page about runs and sweeps: curves, results, classes, reconstructions",
-    "demo": "the same on a local web page, with what the sound attends to",
+    "demo": "the same on a local web page, with what the audio attends to",
     "features": "write an embedding of every clip",
     "export": "write a model for use elsewhere",
     "dashboard": "set up a W&B dashboard",

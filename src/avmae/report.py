@@ -1,40 +1,58 @@
 """`python -m avmae.report input=DIR`: one HTML file that shows what runs did."""
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from avmae.cli.command import command
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from avmae.cli.command import CONF, command
 from avmae.errors import InputError
 from avmae.runs.history import flat
-from avmae.viewing.report import build, render
+
+
+def report(
+    input: str | Path | Sequence[str | Path],
+    output: str | Path = "report.html",
+    *,
+    reconstructions: str | Path | None = None,
+    embed_mb: float = 8,
+    clips: int = 6,
+) -> Any:
+    """Gather what lies in folders of runs, sweeps and studies, and write the page; see `python -m avmae.report -h`.
+
+    Returns:
+        The `avmae.viewing.report.Page`.
+
+    Raises:
+        InputError: a folder holds nothing that could be shown, a number is wrong, or the file cannot be written.
+    """
+    from avmae.viewing.report import build_page
+
+    if not isinstance(clips, int) or clips < 0 or not isinstance(embed_mb, int | float):
+        raise InputError("clips must be a whole number from 0, and embed_mb a number")
+    inputs = [Path(p).expanduser() for p in ([input] if isinstance(input, str | Path) else input)]
+    elsewhere, file = reconstructions and Path(reconstructions).expanduser(), Path(output).expanduser()
+    if file.is_dir():
+        raise InputError(f"output={file} is a folder; give a file, such as output={file}/report.html")
+    # The command has initialised Hydra itself.
+    with nullcontext() if GlobalHydra().is_initialized() else initialize_config_dir(CONF, version_base="1.3"):
+        defaults: Any = OmegaConf.to_container(compose("train"))
+    page = build_page(inputs, elsewhere or None, embed_mb, clips, flat(defaults))
+    page.write(file)
+    return page
 
 
 @command("report")
 def main(config: dict[str, Any]) -> None:
-    """Gather what lies in the folders and write the page; see `python -m avmae.report --help`."""
-    output = Path(config["output"]).expanduser()
-    if output.is_dir():
-        raise InputError(f"output={output} is a folder; give a file, such as output={output}/report.html")
-    page = build(config, defaults())
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(render(page), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"output={output} cannot be written: {error.strerror}; choose another") from error
-    for section in page["runs"]:
-        for note in section["run"].notes:
-            print(f"{section['run'].label}: {note}")
-    print(f"wrote {output}: {page['counted']}{', ' * bool(page['counted'])}{output.stat().st_size / 1e6:.1f} MB")
-
-
-def defaults() -> dict[str, Any]:
-    """What `python -m avmae.train` does without any argument, by dotted key."""
-    from hydra import compose
-    from omegaconf import OmegaConf
-
-    content = OmegaConf.to_container(compose("train"))
-    assert isinstance(content, dict)
-    return flat({str(key): value for key, value in content.items()})
+    """Write the page, and print what is missing or broken."""
+    page = report(**{key: value for key, value in config.items() if key != "run_dir"})
+    print(*page.notes, sep="\n", end="\n" * bool(page.notes))
+    size = Path(config["output"]).expanduser().stat().st_size / 1e6
+    print(f"wrote {config['output']}: {page.counted}{', ' * bool(page.counted)}{size:.1f} MB")
 
 
 if __name__ == "__main__":

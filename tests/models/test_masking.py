@@ -96,7 +96,7 @@ class TestContract:
         key = "mask.ratio" if modality == "video" else "mask.audio_ratio"
         with pytest.raises(InputError) as raised:
             Masking(modality, strategy, 0.02, size)
-        assert str(raised.value).startswith(f"{key}=0.02 leaves nothing hidden: the {strategy} strategy")
+        assert str(raised.value).startswith(f"{key}=0.02 leaves nothing masked: the {strategy} strategy")
         assert "x".join(map(str, size)) in str(raised.value)
 
     def test_a_ratio_that_leaves_nothing_visible_is_refused(self, modality: str, strategy: str) -> None:

@@ -6,21 +6,19 @@ import importlib.metadata
 import json
 import math
 import re
+import tempfile
 from collections.abc import Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from commands import error, run, train
-from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
-from avmae.cli.command import CONF
+import avmae.report
 from avmae.errors import InputError
-from avmae.report import defaults
 from avmae.runs.history import read_run, read_study
 from avmae.viewing.plots import colours, is_share, study_figure, study_points, write_png
-from avmae.viewing.report import build, render
 
 EVIL = "<script>alert(1)</script>"
 VOID = {"meta", "link", "img", "br"}
@@ -66,9 +64,10 @@ class Page(HTMLParser):
 
 
 def report(*inputs: Path, **settings) -> Page:
-    config = {"input": list(map(str, inputs)), "reconstructions": None, "embed_mb": 8, "clips": 6} | settings
-    with initialize_config_dir(CONF, version_base="1.3"):
-        return Page(render(build(config, defaults())))
+    with tempfile.TemporaryDirectory() as folder:
+        page = avmae.report.report(inputs, Path(folder, "page.html"), **settings)
+        assert Path(folder, "page.html").read_text() == page.render()
+    return Page(page.render())
 
 
 def write_metrics(folder: Path, rows: Sequence[dict[str, float]]) -> None:
@@ -435,7 +434,7 @@ def test_a_real_sweep_and_its_reconstruction(miniature: Path, tmp_path: Path) ->
     printed = run("report", f"input={folder}", "output=out/page.html", cwd=tmp_path)
     assert "wrote out/page.html: 2 runs" in printed
     page = Page((tmp_path / "out/page.html").read_text())
-    assert {"mask.ratio=0.5", "mask.ratio=0.9", "Loss on pictures", "Loss on sound", "size.dim"} <= set(page.texts)
+    assert {"mask.ratio=0.5", "mask.ratio=0.9", "Video loss", "Audio loss", "size.dim"} <= set(page.texts)
     assert page.texts[1] == "pretrain_avmae", "the name's interpolations are resolved"
     assert "Results against mask.ratio" in page.text
     assert "has not ended" not in page.text

@@ -1,8 +1,8 @@
 """One window as the demo sees it, and what both it and `reconstruct` make of unusual files."""
 
 import dataclasses
-import inspect
 import json
+import os
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -13,14 +13,14 @@ from files import save
 from media_files import read_number, write_media
 from systems import CLIP, SIZE, SYSTEMS, autoencoder, classifier, disturb
 
+import avmae.reconstruct
 from avmae.data.decode.window import read_window
 from avmae.data.read import window_batch
-from avmae.demo import serve
 from avmae.errors import InputError, MediaError
 from avmae.models.build import build_classifier
-from avmae.reconstruct import main
 from avmae.viewing.pictures import heat
 from avmae.viewing.reconstruction import compare
+from avmae.viewing.serving import serve
 from avmae.viewing.viewer import View, Viewer
 
 
@@ -45,10 +45,11 @@ def view(viewer: Viewer, file: Path, **changes: object) -> View:
 def reconstruct(folder: Path, file: Path) -> dict:
     """What the command does, without the seconds that a process of its own takes to start."""
     ckpt, output = checkpoint(folder), folder / "out"
-    mask = {"video": None, "ratio": None, "audio": None, "audio_ratio": None}
-    config = {"ckpt": str(ckpt), "input": str(file), "output": str(output), "position": 0.5, "seed": 0, "mask": mask}
-    inspect.unwrap(main)(config)
-    (metrics,) = json.loads((output / "metrics.json").read_text())["systems"].values()
+    ((found, returned),) = avmae.reconstruct.reconstruct(ckpt, file, output).items()
+    assert found == file
+    written = json.loads((output / "metrics.json").read_text())["systems"]
+    assert written == returned
+    (metrics,) = written.values()
     return metrics
 
 
@@ -61,7 +62,7 @@ def test_masks_that_differ_are_all_shown(tmp_path: Path) -> None:
     systems = {system: autoencoder(system).eval() for system in ("videomae", "imagemae", "avmae")}
     videos = compare(systems, window, seed=0).videos
     masked = {label: frames for label, frames in videos.items() if label.startswith("masked")}
-    assert list(masked) == ["masked, 75% hidden", "masked, 75% hidden from imagemae"]
+    assert list(masked) == ["masked, 75%", "masked, 75% by imagemae"]
     tubes, apart = (frames == 128 for frames in masked.values())
     assert (tubes == tubes[0]).all()
     assert not (apart == apart[0]).all()
@@ -78,7 +79,7 @@ class TestView:
         assert (masked.frames == original.frames)[seen].all()
         assert (reconstructed.frames == original.frames)[seen].all()
         assert not (reconstructed.frames == original.frames).all()
-        assert [panel.label for panel in one.panels][:2] == ["original", "masked, 50% hidden"]
+        assert [panel.label for panel in one.panels][:2] == ["original", "masked, 50%"]
 
     def test_ratio_and_seed_decide_the_mask(self, viewer: Viewer, tmp_path: Path) -> None:
         file = write_media(tmp_path / "a.mp4", frames=50)
@@ -97,19 +98,19 @@ class TestView:
 
     def test_every_version_has_a_sound_of_its_own(self, viewer: Viewer, tmp_path: Path) -> None:
         file = write_media(tmp_path / "a.mp4", frames=50)
-        sounds = [panel.sound for panel in view(viewer, file, audio_ratio=0.75).panels]
+        sounds = [panel.audio for panel in view(viewer, file, audio_ratio=0.75).panels]
         original, masked, _ = (np.square(sound).mean() for sound in sounds)
         assert 0 < masked < original
         assert all(panel.spectrogram is not None for panel in view(viewer, file).panels)
 
-    def test_classes_with_and_without_sound(self, viewer: Viewer, tmp_path: Path) -> None:
+    def test_classes_with_and_without_audio(self, viewer: Viewer, tmp_path: Path) -> None:
         heard = view(viewer, write_media(tmp_path / "a.mp4", frames=50))
-        assert sum(heard.with_sound.values()) == pytest.approx(1, abs=1e-5)
-        assert heard.with_sound != heard.without_sound
+        assert sum(heard.with_audio.values()) == pytest.approx(1, abs=1e-5)
+        assert heard.with_audio != heard.without_audio
         silent = view(viewer, write_media(tmp_path / "b.mp4", frames=50, audio=None))
-        assert silent.with_sound is None
+        assert silent.with_audio is None
         # The same pictures: what is said of them without their sound is what a silent file gives.
-        assert silent.without_sound == pytest.approx(heard.without_sound, abs=1e-5)
+        assert silent.without_audio == pytest.approx(heard.without_audio, abs=1e-5)
 
     def test_attention_adds_up(self, viewer: Viewer, tmp_path: Path) -> None:
         attention = view(viewer, write_media(tmp_path / "a.mp4", frames=50)).attention
@@ -124,8 +125,8 @@ class TestView:
         file = write_media(tmp_path / "a.mp4", frames=50)
         one = view(Viewer(str(checkpoint(tmp_path, system)), None, max_minutes=120), file)
         assert one.attention is None
-        assert "no attention between sound and pictures" in one.note
-        assert one.with_sound is one.without_sound is None
+        assert "no attention between audio and video" in one.note
+        assert one.with_audio is one.without_audio is None
 
     @pytest.mark.parametrize(
         ("changes", "named"), [({"ratio": 1.0}, "mask.ratio"), ({"audio_ratio": 0}, "mask.audio_ratio")]
@@ -138,12 +139,12 @@ class TestView:
 
 
 class TestUnusualFiles:
-    def test_without_sound(self, viewer: Viewer, tmp_path: Path) -> None:
+    def test_without_audio(self, viewer: Viewer, tmp_path: Path) -> None:
         file = write_media(tmp_path / "a.mp4", frames=50, audio=None)
         one = view(viewer, file)
-        assert all(panel.sound is panel.spectrogram is None for panel in one.panels)
+        assert all(panel.audio is panel.spectrogram is None for panel in one.panels)
         assert one.attention is None
-        assert "no sound" in one.note
+        assert "no audio" in one.note
         assert reconstruct(tmp_path, file)["audio/masked_mse"] is None
 
     def test_of_one_picture(self, viewer: Viewer, tmp_path: Path) -> None:
@@ -199,11 +200,12 @@ class TestUnusualFiles:
             reconstruct(tmp_path, file)
 
 
-def test_without_gradio_the_demo_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_gradio_the_demo_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "avmae.viewing.page", raising=False)
     with pytest.raises(InputError, match=r"pip install 'avmae\[demo\]'"):
-        serve(None, tmp_path, "127.0.0.1", None, 1)
+        serve(None, "127.0.0.1", None, 1).__enter__()
 
 
 class TestCheckpoints:
@@ -223,9 +225,9 @@ class TestCheckpoints:
         file = write_media(tmp_path / "a.mp4", frames=50)
         one = view(Viewer(str(checkpoint(tmp_path)), str(saved), max_minutes=1), file)
         expected = network(window_batch(read_window(file, clip, 0.5, clip.canvas), clip)).softmax(-1)[0]
-        found = one.with_sound if system == "avmae" else one.without_sound
+        found = one.with_audio if system == "avmae" else one.without_audio
         assert [found[f"class {label}"] for label in range(5)] == pytest.approx(expected.tolist(), abs=1e-5)
-        assert (one.with_sound is None) == (system == "videomae")
+        assert (one.with_audio is None) == (system == "videomae")
 
 
 def test_heat_is_brightest_where_the_level_is_highest() -> None:

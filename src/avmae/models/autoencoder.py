@@ -1,10 +1,10 @@
-"""The masked autoencoder: hide most tokens, encode the rest, fuse, predict what was hidden.
+"""The masked autoencoder: encode the few visible tokens, fuse, predict the masked ones.
 
 What is notable:
 - the paper's four systems are settings of this one class: which modalities, how they are fused;
-- both modalities run through the same code, a picture stack being a grid of 3 axes and a spectrogram one of 2;
-- patches are cut once and serve as input where visible and as target where hidden;
-- only visible tokens are embedded and encoded, only hidden ones go through the head and count in the loss;
+- both modalities run through the same code, a stack of frames being a grid of 3 axes and a spectrogram one of 2;
+- patches are cut once and serve as input where visible and as target where masked;
+- only visible tokens are embedded and encoded, only masked ones go through the head and count in the loss;
 - masks are an argument, so the model is deterministic given them.
 """
 
@@ -22,7 +22,7 @@ from avmae.models.tokens import Grid, gather_tokens, grid_positions, scatter_tok
 
 
 class Decoder(nn.Module):
-    """Predicts the hidden patches of one modality from its fused visible tokens (VideoMAE section 3.4).
+    """Predicts the masked patches of one modality from its fused visible tokens (VideoMAE section 3.4).
 
     Args:
         grid: how the modality is cut.
@@ -65,7 +65,7 @@ class Decoder(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(self, tokens: Tensor, mask: Mask) -> Tensor:
-        """Predict from (B, V, encoder_dim) the hidden patches (B, H, P, C)."""
+        """Predict from (B, V, encoder_dim) the masked patches (B, H, P, C)."""
         visible = self.project(self.encoder_norm(tokens)) + self.positions[mask.visible]
         hidden = self.mask_token + self.positions[mask.hidden]
         decoded = self.blocks(torch.cat([visible, hidden.to(visible.dtype)], 1), skip=visible.shape[1])
@@ -79,11 +79,11 @@ class Reconstruction:
     Args:
         loss: scalar float32, the weighted sum over modalities of the batch mean; an absent modality counts as 0, so
             that the mean over processes is the mean over clips.
-        losses: by modality (B,) float32, the mean squared error over hidden patches; 0 where the clip lacks it.
-        predictions: by modality (B, H, P, C) of the hidden patches, in the units of the target.
+        losses: by modality (B,) float32, the mean squared error over masked patches; 0 where the clip lacks it.
+        predictions: by modality (B, H, P, C) of the masked patches, in the units of the target.
         apart: by modality (B, dim), the mean of the visible tokens before fusion.
         fused: by modality (B, dim), the mean after fusion.
-        paired: (B,) bool, clips whose pictures and sound both were there and shown.
+        paired: (B,) bool, clips whose video and audio were both there and shown.
     """
 
     loss: Tensor
@@ -149,12 +149,12 @@ class MaskedAutoencoder(nn.Module):
     def forward(
         self, batch: Mapping[str, Any], masks: Mapping[str, Mask], shown: Mapping[str, Tensor] | None = None
     ) -> Reconstruction:
-        """Reconstruct the hidden patches.
+        """Reconstruct the masked patches.
 
         Args:
             batch: video (B, 3, T, H, W), audio (B, 1, L, F), has_audio (B,) bool; what a system does not use may lack.
             masks: by modality.
-            shown: by modality (B,) bool; elsewhere all of its patches are hidden from the encoder and the hidden ones
+            shown: by modality (B,) bool; elsewhere all of its patches are kept from the encoder and the masked ones
                 of the mask have to be predicted from the other modality (inpainting).
         """
         patches = self.encoder.patchify(batch)
@@ -184,17 +184,17 @@ class MaskedAutoencoder(nn.Module):
         predictions: Mapping[str, Tensor],
         statistics: Literal["true", "visible"] = "true",
     ) -> dict[str, Tensor]:
-        """The whole clip, visible patches as they are and hidden ones as predicted, by modality (B, C, *shape).
+        """The whole clip, visible patches as they are and masked ones as predicted, by modality (B, C, *shape).
 
-        A model trained on normalised targets predicts each patch but for its mean and deviation. `true` takes these
-        from the hidden patches themselves, as the papers' figures do; `visible` estimates them from the visible patches
-        around, so nothing hidden is used.
+        A model trained on normalised targets predicts each patch up to its mean and standard deviation. `true` takes
+        these from the masked patches themselves, as the papers' figures do; `visible` estimates them from the visible
+        patches around, so nothing masked is used.
 
         Args:
             batch: what `forward` took.
             masks: by modality.
             predictions: of `forward`.
-            statistics: where mean and deviation come from; of no meaning for models trained on plain targets.
+            statistics: where mean and standard deviation come from; of no meaning for models trained on plain targets.
         """
         patches = self.encoder.patchify(batch)
         whole = {}
@@ -217,7 +217,7 @@ class MaskedAutoencoder(nn.Module):
 
 
 def encode(encoder: Encoder, video: Tensor, audio: Tensor | None, has_audio: Tensor | None) -> Tensor:
-    """Fused tokens of whole clips, nothing hidden.
+    """Fused tokens of whole clips, nothing masked.
 
     Args:
         encoder: of an autoencoder or classifier.
@@ -226,7 +226,7 @@ def encode(encoder: Encoder, video: Tensor, audio: Tensor | None, has_audio: Ten
         has_audio: (B,) bool; None where ``audio`` tells.
 
     Returns:
-        (B, tokens of all modalities, dim), picture tokens first.
+        (B, tokens of all modalities, dim), video tokens first.
     """
     clips = video.shape[0]
     if has_audio is None:
@@ -240,7 +240,7 @@ def encode(encoder: Encoder, video: Tensor, audio: Tensor | None, has_audio: Ten
 
 
 def _spread(values: Tensor, mask: Mask, grid: Grid) -> Tensor:
-    """Estimate the hidden tokens' values (B, H, 1, C) from the visible ones' (B, V, 1, C); near ones count more."""
+    """Estimate the masked tokens' values (B, H, 1, C) from the visible ones' (B, V, 1, C); near ones count more."""
     places = torch.cartesian_prod(*(torch.arange(n, device=values.device, dtype=torch.float32) for n in grid.size))
     places = places.reshape(grid.tokens, -1)
     weights = (-2 * torch.cdist(places[mask.hidden], places[mask.visible])).softmax(-1)

@@ -22,7 +22,7 @@ class ModelSpec:
 
     Args:
         name: of the system.
-        modalities: `video`, and `audio` for systems that hear.
+        modalities: `video`, and `audio` for systems that take audio.
         fusion: `none`, `concat` or `cross_attention`.
         fusion_depth: layers of cross-attention.
         positions: `flat`, as VideoMAE's weights need it, or `axes`; see `grid_positions`.
@@ -70,9 +70,9 @@ class ModelSpec:
         if "audio" not in self.may_lack or not {"audio", "video"} >= set(self.may_lack):
             raise InputError(f"model.may_lack must be [audio] or [video, audio], not {list(self.may_lack)}")
         if (self.fusion == "none") != (len(self.modalities) == 1):
-            raise InputError("model.fusion is none for systems of pictures alone, and only for them")
+            raise InputError("model.fusion is none for systems of video alone, and only for them")
         if self.frames_apart and len(self.modalities) > 1:
-            raise InputError("model.frames_apart is for systems of pictures alone")
+            raise InputError("model.frames_apart is for systems of video alone")
         if self.frames_apart:
             object.__setattr__(self, "video_patch", (1, *self.video_patch[1:]))
 
@@ -84,9 +84,9 @@ class SizeSpec:
     Args:
         name: tiny, small, base, large or huge.
         dim: of the encoder's tokens.
-        depth: blocks of the picture encoder.
+        depth: blocks of the video encoder.
         heads: of each.
-        audio_depth: blocks of the sound encoder.
+        audio_depth: blocks of the audio encoder.
         decoder_dim: of the decoders' tokens.
         decoder_depth: blocks of each decoder.
         decoder_heads: of each.
@@ -111,14 +111,14 @@ class SizeSpec:
 
 @dataclass(frozen=True)
 class MaskSpec:
-    """What is hidden in pretraining.
+    """What is masked in pretraining.
 
     Args:
-        video: strategy for pictures: tube, random or frame.
-        ratio: share of picture places hidden.
-        audio: strategy for sound: random, time or frequency.
-        audio_ratio: share of sound places hidden.
-        decoder_ratio: share of the hidden picture tokens that training does not decode; see `Masking`.
+        video: strategy for video: tube, random or frame.
+        ratio: share of video places masked.
+        audio: strategy for audio: random, time or frequency.
+        audio_ratio: share of audio places masked.
+        decoder_ratio: share of the masked video tokens that training does not decode; see `Masking`.
     """
 
     video: str = "tube"
@@ -185,7 +185,7 @@ def build_autoencoder(clip: ClipSpec, model: ModelSpec, size: SizeSpec, mask: Ma
 
 
 def build_maskings(encoder: Encoder, mask: MaskSpec) -> nn.ModuleDict:
-    """How each modality of an encoder is hidden; in the encoder's mode, for only training leaves tokens undecoded."""
+    """How each modality of an encoder is masked; in the encoder's mode, for only training leaves tokens undecoded."""
     strategies = {"video": (mask.video, mask.ratio), "audio": (mask.audio, mask.audio_ratio)}
     undecoded = {"video": mask.decoder_ratio, "audio": 0.0}
     return nn.ModuleDict(

@@ -13,10 +13,10 @@ from avmae.models.encoder import Encoder
 
 
 class Classifier(nn.Module):
-    """Classifies clips; nothing is hidden.
+    """Classifies clips; nothing is masked.
 
     The logits are a sum over modalities of normalise(mean token) times weights, that is, one linear layer on the
-    concatenated means. All but the pictures' weights start at zero, so a classifier that starts from picture-only
+    concatenated means. All but the video's weights start at zero, so a classifier that starts from video-only
     weights equals it at step 0.
 
     Args:
@@ -74,7 +74,7 @@ class Classifier(nn.Module):
         return {name: self.norms[name](x) for name, x in pooled.items()}
 
     def forward(self, batch: Mapping[str, Any]) -> Tensor:
-        """Logits (B, classes) of a batch with video, audio where the system hears, and has_audio."""
+        """Logits (B, classes) of a batch with video, audio where the system takes it, and has_audio."""
         logits = [self.heads[name](self.dropout(x)) for name, x in self.features(batch).items()]
         return torch.stack(logits).sum(0)
 

@@ -1,4 +1,4 @@
-"""Cross-modal contrast: a clip's pictures and sound should find each other among those of other clips."""
+"""Cross-modal contrast: a clip's video and audio should find each other among those of other clips."""
 
 import torch
 import torch.nn.functional as F
@@ -6,12 +6,12 @@ from torch import Tensor
 
 
 def info_nce(video: Tensor, audio: Tensor, paired: Tensor, temperature: float) -> Tensor:
-    """InfoNCE in both directions over the clips that are seen and heard (CAV-MAE equation 7, averaged over directions).
+    """InfoNCE in both directions over the clips that show both modalities (CAV-MAE equation 7, their mean).
 
     Args:
         video: (B, dim), one vector a clip; B counts the clips of all processes.
         audio: (B, dim).
-        paired: (B,) bool, clips that are seen and heard; others are no candidates and do not count.
+        paired: (B,) bool, clips with both modalities shown; others are no candidates and do not count.
         temperature: by which cosine similarities are divided (CAV-MAE: 0.05).
 
     Returns:
@@ -32,7 +32,7 @@ def recall(video: Tensor, audio: Tensor, ranks: tuple[int, ...] = (1, 5, 10)) ->
 
     Args:
         video: (N, dim), one vector a clip.
-        audio: (N, dim), of the same clips, all of which have sound.
+        audio: (N, dim), of the same clips, all of which have audio.
         ranks: each k.
 
     Returns:

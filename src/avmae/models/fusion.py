@@ -1,7 +1,7 @@
 """How the modalities' encoded tokens look at each other: tokens of each modality in, the same shapes out.
 
-Each fusion adds to its input through gates that start at zero, so a model that starts from picture-only weights equals
-the picture-only model exactly at step 0, whatever the sound.
+Each fusion adds to its input through gates that start at zero, so a model that starts from video-only weights equals
+the video-only model exactly at step 0, whatever the audio.
 """
 
 import torch
@@ -95,7 +95,7 @@ class JointCrossAttention(nn.Module):
         queries, key, value = self._project(tokens)
         fused = {}
         for name, x in tokens.items():
-            heard = F.scaled_dot_product_attention(queries[name], key, value)
-            x = x + self.attention_gates[name](self.projections[name](heard.transpose(1, 2).flatten(2)))
+            attended = F.scaled_dot_product_attention(queries[name], key, value)
+            x = x + self.attention_gates[name](self.projections[name](attended.transpose(1, 2).flatten(2)))
             fused[name] = x + self.mlp_gates[name](self.mlps[name](self.mlp_norms[name](x)))
         return fused

@@ -33,7 +33,7 @@ class Layout:
         name: for messages.
         kernel: name of the patch kernel, which every model has.
         axes: of the kernel: 5 for a convolution over time and space, 4 over space.
-        channels: of what the kernel sees: 3 for pictures, 1 for a spectrogram.
+        channels: of what the kernel sees: 3 for frames, 1 for a spectrogram.
         rules: pairs of a regular expression for a whole name, and ours.
     """
 
@@ -297,7 +297,7 @@ def _scaled(weights: Weights) -> Weights:
 
 
 def describe(renamed: Renamed, hf: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The config that `avmae.models.build.build_from_config` needs for a picture model, read off its weights.
+    """The config that `avmae.models.build.build_from_config` needs for an image or video model, read off its weights.
 
     What weights do not tell is taken from transformers' ``config.json`` where there is one, and else is official
     VideoMAE's: 16 frames, 224 px, heads of 64 numbers (of 80 in huge).
@@ -376,7 +376,7 @@ def _depth(weights: Weights, stem: str) -> int:
 def transformers_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
     """``config.json`` of transformers' VideoMAE for a config of ours; None for a model that it does not have.
 
-    It has pictures alone, tubelets of any length with square patches, VideoMAE's table of positions, and for classes
+    It has video alone, tubelets of any length with square patches, VideoMAE's table of positions, and for classes
     the mean token.
     """
     clip, model, size = (config[key] for key in ("clip", "model", "size"))

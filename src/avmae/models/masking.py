@@ -1,4 +1,4 @@
-"""Which tokens are hidden: index tensors of the same count for every clip, so shapes are static and nothing waits."""
+"""Which tokens are masked: index tensors of the same count for every clip, so shapes are static and nothing waits."""
 
 import math
 from typing import NamedTuple
@@ -22,29 +22,29 @@ class Mask(NamedTuple):
 
 
 STRATEGIES: dict[str, dict[str, tuple[int, ...]]] = {
-    # The axes along which places are drawn; a drawn place is hidden along all other axes.
+    # The axes along which places are drawn; a drawn place is masked along all other axes.
     "video": {"tube": (1, 2), "random": (0, 1, 2), "frame": (0,)},
     "audio": {"random": (0, 1), "time": (0,), "frequency": (1,)},
 }
 
 
 class Masking(nn.Module):
-    """Draws which tokens of one modality's grid are hidden.
+    """Draws which tokens of one modality's grid are masked.
 
-    A place is a point of the axes that the strategy draws along, and is hidden whole: for `tube` a patch position
+    A place is a point of the axes that the strategy draws along, and is masked whole: for `tube` a patch position
     through all times (VideoMAE section 3.3), for `frame` and `time` all patches of one time, for `frequency` all of one
-    band, for `random` one token. floor(ratio x places) are hidden, as in VideoMAE.
+    band, for `random` one token. floor(ratio x places) are masked, as in VideoMAE.
 
     Args:
         modality: `video` or `audio`.
         strategy: a key of `STRATEGIES[modality]`.
-        ratio: share of places hidden, 0 < ratio < 1.
+        ratio: share of places masked, 0 < ratio < 1.
         size: tokens along each axis of the grid.
-        undecoded: share of the hidden tokens that are left out in training, 0 <= undecoded < 1 (VideoMAEv2 section
-            3.2). As with its running cells, another part of each hidden place is left out at each time.
+        undecoded: share of the masked tokens that are left out in training, 0 <= undecoded < 1 (VideoMAEv2 section
+            3.2). As with its running cells, another part of each masked place is left out at each time.
 
     Raises:
-        InputError: unknown strategy, or a ratio that leaves nothing hidden or nothing visible.
+        InputError: unknown strategy, or a ratio that leaves nothing masked or nothing visible.
     """
 
     members: Tensor
@@ -67,7 +67,7 @@ class Masking(nn.Module):
         # The margin keeps 0.7 x 10 at 7 in binary floating point.
         self.hidden_places = int(ratio * self.places + 1e-9)
         if not 0 < self.hidden_places < self.places:
-            what = "hidden" if self.hidden_places == 0 else "visible"
+            what = "masked" if self.hidden_places == 0 else "visible"
             raise InputError(
                 f"{key}={ratio} leaves nothing {what}: the {strategy} strategy draws from {self.places} "
                 f"place{'s' if self.places > 1 else ''} of the {'x'.join(map(str, size))} {modality} tokens; "

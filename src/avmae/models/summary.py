@@ -58,7 +58,7 @@ def _part(name: str, module: nn.Module, tokens: int) -> Part:
 
 
 def step_flop(network: MaskedAutoencoder | Classifier) -> int:
-    """Floating-point operations of forward and backward for one clip with sound, counted without computing.
+    """Floating-point operations of forward and backward for one clip with audio, counted without computing.
 
     Matrix products and convolutions alone count, a multiplication and an addition as two; what activation checkpointing
     computes again does not count.

@@ -1,6 +1,6 @@
 """Arrays to tokens and back, written once for a grid of any number of axes.
 
-A stack of pictures is a grid of three axes (time, height, width), a spectrogram one of two (time, frequency). Tokens
+A stack of frames is a grid of three axes (time, height, width), a spectrogram one of two (time, frequency). Tokens
 are numbered with the last axis running fastest, as in VideoMAE and MAE.
 """
 
@@ -102,7 +102,7 @@ def grid_positions(size: tuple[int, ...], dim: int, kind: str = "flat") -> Tenso
     """Fixed position table (tokens, dim) float32 of a grid of ``size`` tokens.
 
     `flat` numbers the tokens through, as VideoMAE does. `axes` gives every axis an equal share of the columns, as MAE
-    does for pictures, and waves no longer than the axis needs: what is near in the picture is near in the table, what
+    does for images, and waves no longer than the axis needs: what is near in the image is near in the table, what
     is far is far, and small models learn faster.
     """
     if kind == "flat":

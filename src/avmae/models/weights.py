@@ -280,7 +280,7 @@ class Match:
 def start_from(network: MaskedAutoencoder | Classifier, path: str | Path) -> Match:
     """Copy the weights of a checkpoint into a network of the same size.
 
-    Of the encoder, the parts count that the file has: a `videomae` fills the pictures' part of an `avmae`. An image
+    Of the encoder, the parts count that the file has: a `videomae` fills the video part of an `avmae`. An image
     model's patch kernel is spread over the frames of a tubelet, so that a still clip gives what the image gave
     (Carreira & Zisserman 2017). Tables of positions, fixed and learned, are interpolated for another size or a longer
     clip. Where inputs are normalised by another mean and standard deviation than the weights were trained with, the
@@ -310,9 +310,9 @@ def start_from(network: MaskedAutoencoder | Classifier, path: str | Path) -> Mat
     parts = {_part(name) for name in weights}
     counted = [n for n in own if n.startswith("encoder.") and _part(n) in parts and not n.endswith(".positions")]
     if not counted:
-        heard = ", ".join(sorted(part for part in parts if part.startswith("encoder.")))
+        known = ", ".join(sorted(part for part in parts if part.startswith("encoder.")))
         raise InputError(
-            f"{path} ({checkpoint.layout}) holds {heard or 'no encoder'}, which this model does not have; "
+            f"{path} ({checkpoint.layout}) holds {known or 'no encoder'}, which this model does not have; "
             "choose another model, or other weights"
         )
     # Blocks that the network lacks count, too: the first half of a deeper model is no good start.

@@ -217,9 +217,9 @@ def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read_reconstruction(folder: Path) -> dict[str, Any]:
-    """`input`, `mask` and `systems` (figures by system and name) of what `avmae.reconstruct` wrote.
+    """`input`, `mask` and `systems` (metrics by system and name) of what `avmae.reconstruct` wrote.
 
-    Its pictures say most, so a file of figures that is missing, foreign or unfinished counts as empty.
+    Its images say most, so a file of metrics that is missing, foreign or unfinished counts as empty.
     """
     try:
         content = _json(folder / "metrics.json")

@@ -1,4 +1,4 @@
-"""Reconstructions of the same clips while pretraining."""
+"""Reconstructions of the same clips during pretraining."""
 
 import sys
 from pathlib import Path
@@ -22,12 +22,12 @@ TIMES = 20
 
 
 class Reconstructions(Callback):
-    """Reconstructs the same clips under the same masks again and again, so that one sees a model learn.
+    """Reconstructs the same clips under the same masks again and again, to show how a model learns.
 
     The clips are spread evenly over the validation list and reconstructed after validations; where there are no
-    validation clips, training clips after epochs. Each time, a video with sound, a contact sheet and the sounds go to
+    validation clips, training clips after epochs. Each time, a video with audio, a contact sheet and the audio go to
     `reconstructions/` in the run's folder and from there to W&B and TensorBoard (which plays no videos). Training is
-    not touched: a run with and without this gives the same weights. What cannot be written is warned of once.
+    not touched: a run with and without this gives the same weights. If they cannot be written, one warning says so.
 
     Args:
         clips: how many; 0 for none.
@@ -48,14 +48,13 @@ class Reconstructions(Callback):
         self._warned = False
 
     def state_dict(self) -> dict[str, Any]:
-        """How often there was an occasion, so that a resumed run keeps the rhythm."""
+        """How many validations there were, so that a resumed run keeps the rhythm."""
         return {"times": self._times}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._times = state_dict["times"]
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Reconstruct, if it is time."""
         if not trainer.sanity_checking:
             self._reconstruct(trainer, pl_module)
 
@@ -90,7 +89,7 @@ class Reconstructions(Callback):
             if not self._warned:
                 self._warned = True
                 print(
-                    f"warning: reconstructions cannot be shown ({type(error).__name__}: {error}); training goes on",
+                    f"warning: reconstructions cannot be shown ({type(error).__name__}: {error}); training continues",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -130,7 +129,7 @@ class Reconstructions(Callback):
                 folder / "reconstruction.mp4",
                 f"reconstructions/{number}",
             )
-            # A key for each: W&B shows lists of sounds with a further package alone.
+            # A key for each: W&B shows lists of audio only with a further package.
             media[f"{tag}_picture"] = wandb.Image(str(sheet), caption=name)
             media[f"{tag}_video"] = wandb.Video(str(video), caption=name, format="mp4")
             for label, waveform in comparison.audible.items():

@@ -71,6 +71,7 @@ class Task(L.LightningModule):
         self.loaded: frozenset[str] = frozenset()
         self.resumed_metrics: dict[str, float] = {}
         self._changed: list[str] = []
+        self.report = StepReport()
         if compile:
             network.compile(backend="inductor" if compile is True else compile)
 

@@ -17,8 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from avmae.data.decode.encode import write_video
 from avmae.errors import InputError
-from avmae.viewing.inference import VIEWS
 from avmae.viewing.pictures import magnify
+from avmae.viewing.reconstruction import VIEWS
 from avmae.viewing.viewer import TOP, Attention, Panel, View, Viewer
 
 EMPTY = '<p class="hint">Drop a video to see what the model makes of it.</p>'
@@ -59,7 +59,7 @@ element.addEventListener('click', event => {
   });
 });
 """
-"""One sound at a time, and all pictures from the start."""
+"""Audio of one panel at a time, and all videos from the start."""
 
 ANSWERED = (
     {"/", "/config", "/theme.css", "/favicon.ico", "/manifest.json"},
@@ -90,7 +90,10 @@ POLICY = (
     "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; "
     "object-src 'none'; frame-ancestors 'none'"
 )
-"""Browsers then ask no other server for anything."""
+"""With it, browsers ask no other server for anything."""
+
+
+FOREIGN = "only files that were uploaded to this page are read"
 
 
 class Guard:
@@ -116,19 +119,18 @@ class Guard:
         await self.app(scope, receive, forward)
 
 
-def upload_field(uploads: Path, **settings: Any) -> gradio.File:
-    """A file field that takes nothing but what was uploaded to this server.
+def upload_field(**settings: Any) -> gradio.File:
+    """A file field that takes no addresses.
 
-    A client names its upload by a path on the server. Gradio would fetch an address that is given instead, and checks
-    other paths only in some ways of starting it.
+    A client names its upload by a path on the server. Gradio itself accepts only paths in its folder of uploads, but
+    would fetch an address that is given instead, for which it has no setting.
     """
     field = gradio.File(**settings)
 
     async def keep(url_or_file_path: str | Path | None) -> str:
-        path = Path(str(url_or_file_path)).resolve()
-        if not (path.is_relative_to(uploads) and path.is_file()):
-            raise gradio.Error("only files that were uploaded to this page are read", print_exception=False)
-        return str(path)
+        if not Path(str(url_or_file_path)).is_file():
+            raise gradio.Error(FOREIGN, print_exception=False)
+        return str(url_or_file_path)
 
     # Of a class derived from its own, Gradio would write a stub file next to this one.
     field.async_move_resource_to_block_cache = keep
@@ -140,7 +142,7 @@ def build_page(viewer: Viewer, uploads: Path) -> gradio.Blocks:
 
     Args:
         viewer: makes what is shown.
-        uploads: folder that Gradio puts uploaded files in.
+        uploads: folder that Gradio puts uploaded files in; no other file is read, not even by a link in it.
     """
 
     def show(file: str | None, ratio: float, audio_ratio: float, seed: float, position: float, statistics: str) -> Any:
@@ -151,7 +153,7 @@ def build_page(viewer: Viewer, uploads: Path) -> gradio.Blocks:
         view_name = next((key for key, label in VIEWS.items() if label == statistics), None)
         try:
             if not path.is_relative_to(uploads):
-                raise InputError("only files that were uploaded to this page are read")
+                raise InputError(FOREIGN)
             if view_name is None or None in (ratio, audio_ratio, position):
                 raise InputError("every setting needs a value")
             if seed is None or not 0 <= seed < 2**31:
@@ -160,26 +162,24 @@ def build_page(viewer: Viewer, uploads: Path) -> gradio.Blocks:
         except InputError as error:
             message = html.escape(str(error).replace(str(path), path.name))
             raise gradio.Error(message, duration=None, title="Cannot be shown", print_exception=False) from error
-        shown = [
-            gradio.update(value=found, visible=found is not None) for found in (view.with_sound, view.without_sound)
-        ]
-        return [render(view), *shown]
+        found = (view.with_audio, view.without_audio)
+        return [render(view), *(gradio.update(value=classes, visible=classes is not None) for classes in found)]
 
     # Uploads are kept for an hour, for sliders to be moved.
     with gradio.Blocks(title="avmae", analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        gradio.Markdown(f"# avmae\n{viewer.name}: most of a video is hidden, and reconstructed from what is left.")
+        gradio.Markdown(f"# avmae\n{viewer.name}: most of a video is masked, and reconstructed from what is left.")
         with gradio.Row():
             with gradio.Column(scale=1, min_width=280):
-                file = upload_field(uploads, label="Video", type="filepath", height=140, elem_id="video")
-                ratio = gradio.Slider(0.05, 0.95, viewer.mask.ratio, step=0.05, label="Hidden, pictures")
+                file = upload_field(label="Video", type="filepath", height=140, elem_id="video")
+                ratio = gradio.Slider(0.05, 0.95, viewer.mask.ratio, step=0.05, label="Masked, video")
                 audio_ratio = gradio.Slider(
-                    0.05, 0.95, viewer.mask.audio_ratio, step=0.05, label="Hidden, sound", visible=viewer.hears
+                    0.05, 0.95, viewer.mask.audio_ratio, step=0.05, label="Masked, audio", visible=viewer.takes_audio
                 )
-                position = gradio.Slider(0, 1, 0.5, step=0.01, label="Place in the video")
+                position = gradio.Slider(0, 1, 0.5, step=0.01, label="Position in the video")
                 statistics = gradio.Radio(
                     list(VIEWS.values()),
                     value=VIEWS["true"],
-                    label="Mean and deviation of hidden patches",
+                    label="Mean and standard deviation of masked patches",
                     visible=viewer.model.normalize_target,
                 )
                 seed = gradio.Number(0, label="Seed of the mask", precision=0)
@@ -187,14 +187,14 @@ def build_page(viewer: Viewer, uploads: Path) -> gradio.Blocks:
             with gradio.Column(scale=3, min_width=320):
                 result = gradio.HTML(EMPTY, js_on_load=LISTEN)
                 with gradio.Row():
-                    with_sound = gradio.Label(label="Classes, with sound", num_top_classes=TOP, visible=False)
-                    without = gradio.Label(label="Classes, without sound", num_top_classes=TOP, visible=False)
+                    with_audio = gradio.Label(label="Classes, with audio", num_top_classes=TOP, visible=False)
+                    without = gradio.Label(label="Classes, without audio", num_top_classes=TOP, visible=False)
         sliders = (ratio, audio_ratio, position)
         gradio.on(
             [file.upload, file.clear, button.click, seed.submit, statistics.input, *(s.release for s in sliders)],
             show,
             [file, ratio, audio_ratio, seed, position, statistics],
-            [result, with_sound, without],
+            [result, with_audio, without],
             api_name="reconstruct",
             trigger_mode="always_last",
             concurrency_limit=1,
@@ -250,17 +250,17 @@ def render(view: View) -> str:
     panels = "".join(_panel(panel, view) for panel in view.panels)
     attended = f"<p>{html.escape(view.note)}</p>" if view.attention is None else _attention(view.attention)
     return (
-        f'<div class="view"><h3>{html.escape(view.title)}</h3><p>{html.escape(view.figures)}</p>'
-        f'<div class="panels">{panels}</div><h4>What the sound attends to</h4>{attended}</div>'
+        f'<div class="view"><h3>{html.escape(view.title)}</h3><p>{html.escape(view.metrics)}</p>'
+        f'<div class="panels">{panels}</div><h4>What the audio attends to</h4>{attended}</div>'
     )
 
 
 def _panel(panel: Panel, view: View) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "panel.mp4")
-        write_video(path, magnify(panel.frames), view.fps, panel.sound, view.sample_rate)
+        write_video(path, magnify(panel.frames), view.fps, panel.audio, view.sample_rate)
         video = f'<video src="{_uri("video/mp4", path.read_bytes())}" autoplay loop muted playsinline></video>'
-    listen = "" if panel.sound is None else '<button type="button" aria-pressed="false">listen</button>'
+    listen = "" if panel.audio is None else '<button type="button" aria-pressed="false">listen</button>'
     spectrogram = "" if panel.spectrogram is None else _image(panel.spectrogram, "spectrogram")
     label = html.escape(panel.label)
     return f'<figure class="panel">{video}<figcaption>{label}</figcaption>{listen}{spectrogram}</figure>'
@@ -272,8 +272,8 @@ def _attention(attention: Attention) -> str:
         for frame, second in zip(magnify(attention.frames, 96), attention.seconds, strict=True)
     )
     return (
-        f"<p>The sound spends {attention.share:.0%} of its attention on the pictures, which hold {attention.even:.0%} "
-        "of all tokens; nothing is hidden from it. Each patch's part of an even share: "
+        f"<p>The audio tokens spend {attention.share:.0%} of their attention on video tokens, which are "
+        f"{attention.even:.0%} of all; nothing is masked here. Each patch's weight, 1 being an even share: "
         f"0&nbsp;<span class='scale'></span>&nbsp;{attention.peak:.1f}.</p>"
         f'<div class="heat">{images}</div>'
     )

@@ -1,4 +1,4 @@
-"""Arrays to pictures that people look at: contact sheets and videos of reconstructions, confusion matrices."""
+"""Arrays to images that people look at: contact sheets, videos side by side, spectrograms, heat maps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,12 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-INK, PAPER, HIDDEN = (32, 32, 36), (255, 255, 255), (128, 128, 128)
+INK, PAPER, MASKED = (32, 32, 36), (255, 255, 255), (128, 128, 128)
 MARGIN = 8
 ROW = 128
-"""Height below which images of a contact sheet are enlarged by a whole factor."""
-# Corners of matplotlib's "magma", dark to bright; enough for a spectrogram.
-MAGMA = np.array([[0, 0, 4], [81, 18, 124], [183, 55, 121], [252, 137, 97], [252, 253, 191]])
+"""Height in pixels below which images of a contact sheet are enlarged by a whole factor."""
 
 
 @dataclass(frozen=True)
@@ -28,30 +26,26 @@ class Row:
 
 
 def pixels(video: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """Normalised (3, T, H, W) float to (T, H, W, 3) uint8; NaN, what is hidden, becomes grey."""
+    """Normalised (3, T, H, W) float to (T, H, W, 3) uint8; NaN, which stands for masked, becomes grey."""
     values = np.moveaxis(video, 0, -1) * np.asarray(std) + np.asarray(mean)
     colours = (values.clip(0, 1) * 255).round()
-    return np.where(np.isnan(colours), HIDDEN, np.nan_to_num(colours)).astype(np.uint8)
+    return np.where(np.isnan(colours), MASKED, np.nan_to_num(colours)).astype(np.uint8)
 
 
-def spectrogram_picture(spectrogram: np.ndarray, low: float, high: float, height: int) -> np.ndarray:
-    """(L, F) float, NaN where hidden, to (height, W, 3) uint8: time runs right, frequency up, low to high brightens."""
-    level = ((spectrogram.T[::-1] - low) / max(high - low, 1e-6)).clip(0, 1)
-    colours = _magma(np.nan_to_num(level))
-    colours[np.isnan(level)] = HIDDEN
-    image = Image.fromarray(colours.round().astype(np.uint8))
+def spectrogram_image(spectrogram: np.ndarray, low: float, high: float, height: int) -> np.ndarray:
+    """(L, F) float, NaN where masked, to (height, W, 3) uint8: time runs right, frequency up, low to high brightens."""
+    image = Image.fromarray(_magma((spectrogram.T[::-1] - low) / max(high - low, 1e-6)))
     width = max(1, round(image.width * height / image.height))
     return np.asarray(image.resize((width, height), Image.Resampling.NEAREST))
 
 
-def error_picture(frames: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def error_frames(frames: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Mean absolute difference over channels of (T, H, W, 3) uint8 pairs as colours; half of the range is brightest."""
-    level = np.abs(frames.astype(float) - truth).mean(-1) / 255 * 2
-    return _magma(level).round().astype(np.uint8)
+    return _magma(np.abs(frames.astype(float) - truth).mean(-1) / 255 * 2)
 
 
 def heat(frames: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """Grey pictures under a colour for each patch, dark to bright.
+    """Grey frames under a colour for each patch, dark to bright.
 
     Args:
         frames: (T, H, W, 3) uint8.
@@ -61,9 +55,8 @@ def heat(frames: np.ndarray, levels: np.ndarray) -> np.ndarray:
         (T, H, W, 3) uint8.
     """
     rows, columns = (frames.shape[axis] // levels.shape[axis] for axis in (1, 2))
-    level = levels.repeat(rows, 1).repeat(columns, 2)[..., None]
-    grey = frames.mean(-1, keepdims=True)
-    return (0.35 * grey + 0.65 * _magma(level[..., 0])).round().astype(np.uint8)
+    colours = _magma(levels.repeat(rows, 1).repeat(columns, 2))
+    return (0.35 * frames.mean(-1, keepdims=True) + 0.65 * colours).round().astype(np.uint8)
 
 
 def magnify(frames: np.ndarray, height: int = 192) -> np.ndarray:
@@ -105,19 +98,22 @@ def side_by_side(panels: dict[str, np.ndarray]) -> np.ndarray:
         ImageDraw.Draw(strip).text((MARGIN, 14), label, INK, font, anchor="lm")
         labels.append(np.asarray(strip))
     head = np.concatenate(labels, 1)
-    pictures = []
+    stack = []
     for time in range(len(next(iter(panels.values())))):
         parts = [np.pad(frames[time], ((0, 0), (0, MARGIN), (0, 0)), constant_values=255) for frames in panels.values()]
-        pictures.append(np.concatenate([head, np.concatenate(parts, 1)], 0))
-    return np.stack(pictures)
+        stack.append(np.concatenate([head, np.concatenate(parts, 1)], 0))
+    return np.stack(stack)
 
 
-def _magma(level: np.ndarray) -> np.ndarray:
-    """Levels from 0 to 1 as (..., 3) colours from dark to bright."""
-    stops = np.linspace(0, 1, len(MAGMA))
-    return np.stack([np.interp(level, stops, MAGMA[:, channel]) for channel in range(3)], -1)
+def _magma(levels: np.ndarray) -> np.ndarray:
+    """Levels from 0 to 1 as (..., 3) uint8 colours from dark to bright; NaN is grey."""
+    # Here, for training imports this module and need not load matplotlib.
+    from matplotlib import colormaps
+
+    colours = colormaps["magma"].with_extremes(bad=[channel / 255 for channel in MASKED])
+    return colours(np.ma.masked_invalid(levels), bytes=True)[..., :3]
 
 
 def _enlarge(image: np.ndarray, factor: int) -> Image.Image:
-    picture = Image.fromarray(image)
-    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    height, width = image.shape[:2]
+    return Image.fromarray(image).resize((width * factor, height * factor), Image.Resampling.NEAREST)

@@ -134,7 +134,7 @@ def curves_figure(name: str, curves: Sequence[Curve]) -> Figure:
 def dependence_figure(
     points: Sequence[Point], xlabel: str, metric: str, labels: bool = False, lines: Sequence[str] | None = None
 ) -> Figure:
-    """Values against what they depend on, a line each kind, with the deviation where there are replicates.
+    """Values against what they depend on, a line each kind, with the standard deviation where there are replicates.
 
     Args:
         points: in any order.
@@ -187,7 +187,7 @@ def study_figure(
     degradations: Sequence[str] | None = None,
     labels: bool = True,
 ) -> Figure:
-    """A metric against severity: a panel for each degradation, a line for each system, deviation over seeds.
+    """A metric against severity: a panel for each degradation, a line for each system, standard deviation over seeds.
 
     Rows of no degradation (`CLEAN`) are the start of every line; severities follow in the order of the rows. Systems
     under several conditions (any further key that varies, such as `split`) are lines of their own. All panels have one
@@ -249,7 +249,7 @@ def study_conditions(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [key for key in dict.fromkeys(key for row in rows for key in row) if key not in known]
 
 
-def mean_deviation(values: Sequence[float]) -> tuple[float, float | None]:
+def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and sample standard deviation; None of a single value."""
     return mean(values), stdev(values) if len(values) > 1 else None
 
@@ -262,7 +262,7 @@ def _dependence(axes: Axes, points: Sequence[Point], lines: Sequence[str] | None
     for number, (line, colour) in enumerate(zip(lines, colours(len(lines)), strict=True)):
         found = [point for point in points if point.line == line]
         at = {place: [p for p in found if p.place == place] for place in places}
-        stats = [(x, *mean_deviation([p.value for p in group])) for x, group in at.items() if group]
+        stats = [(x, *mean_and_std([p.value for p in group])) for x, group in at.items() if group]
         if numbers:
             stats.sort(key=lambda row: float(row[0]))
         x = np.array([row[0] if numbers else places.index(row[0]) for row in stats], float)
@@ -284,7 +284,7 @@ def _limits(points: Sequence[Point]) -> tuple[float, float]:
     groups: dict[Any, list[float]] = {}
     for point in points:
         groups.setdefault((point.line, point.place), []).append(point.value)
-    ends = [m + sign * (d or 0) for m, d in map(mean_deviation, groups.values()) for sign in (-1, 1)]
+    ends = [m + sign * (d or 0) for m, d in map(mean_and_std, groups.values()) for sign in (-1, 1)]
     # Differences of less than a few percent are not blown up to a whole panel.
     margin = max(0.07 * (max(ends) - min(ends)), 0.02 * max(map(abs, ends))) or 1.0
     return min(ends) - margin, max(ends) + margin

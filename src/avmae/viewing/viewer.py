@@ -1,35 +1,24 @@
 """One window of a video as models see it: reconstructed, attended to, classified; what the demo's page shows."""
 
 import threading
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
 from avmae.data.datamodule import Batch
 from avmae.data.decode.audio import Waveform
 from avmae.data.decode.frames import Frames
-from avmae.data.decode.window import Window, probe, read_window
+from avmae.data.decode.window import probe, read_window
 from avmae.data.read import window_batch
-from avmae.data.spectrogram import LogMel
 from avmae.errors import MediaError
 from avmae.models.build import MaskSpec, build_maskings
-from avmae.viewing.inference import (
-    VIEWS,
-    Statistics,
-    load_autoencoder,
-    load_classifier,
-    picture_figures,
-    reconstruct_window,
-    top_classes,
-)
-from avmae.viewing.pictures import ROW, heat, pixels, spectrogram_picture
+from avmae.viewing.pictures import heat
+from avmae.viewing.reconstruction import VIEWS, Comparison, Statistics, compare
+from avmae.viewing.systems import load_autoencoder, load_classifier, top_classes
 
 TOP = 5
-Classes = dict[str, float] | None
+Classes = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -39,26 +28,26 @@ class Panel:
     Args:
         label: what it is.
         frames: (T, H, W, 3) uint8.
-        sound: (samples,) float32 in [-1, 1]; None where there is none.
-        spectrogram: (H, W, 3) uint8; None where the model does not hear one.
+        audio: (samples,) float32 in [-1, 1]; None where there is none.
+        spectrogram: (H, W, 3) uint8; None where the model takes no audio.
     """
 
     label: str
     frames: Frames
-    sound: Waveform | None = None
-    spectrogram: Frames | None = None
+    audio: Waveform | None
+    spectrogram: Frames | None
 
 
 @dataclass(frozen=True)
 class Attention:
-    """What the sound's queries attend to in the last cross-attention, averaged over queries and heads.
+    """What the audio's queries attend to in the last cross-attention, averaged over queries and heads.
 
     Args:
-        frames: (t, H, W, 3) uint8, the first picture of each tubelet under its heat.
+        frames: (t, H, W, 3) uint8, the first frame of each tubelet under its heat.
         seconds: (t,), when each of them is, from the window's start.
-        share: of all attention that goes to picture tokens.
-        even: share of the tokens that are picture tokens.
-        peak: the most attended picture token's weight by an even share.
+        share: of all attention that goes to video tokens.
+        even: share of the tokens that are video tokens.
+        peak: the most attended video token's weight, 1 being an even share.
     """
 
     frames: Frames
@@ -74,25 +63,25 @@ class View:
 
     Args:
         title: which window of what.
-        figures: how good the reconstruction is.
+        metrics: how good the reconstruction is, in a sentence.
         panels: original, masked, reconstructed.
         fps: of the panels.
-        sample_rate: of their sounds.
-        attention: None where the model has no cross-attention or the window no sound.
+        sample_rate: of their audio, in Hz.
+        attention: None where the model has no cross-attention or the window no audio.
         note: why there is no attention; empty if there is.
-        with_sound: probabilities by class; None without a classifier, or where there is no sound.
-        without_sound: of the same kind.
+        with_audio: probabilities of the first classes; None without a classifier, or where it gets no audio.
+        without_audio: of the same kind.
     """
 
     title: str
-    figures: str
+    metrics: str
     panels: list[Panel]
     fps: float
     sample_rate: int
     attention: Attention | None
     note: str
-    with_sound: Classes
-    without_sound: Classes
+    with_audio: Classes | None
+    without_audio: Classes | None
 
 
 class Viewer:
@@ -107,11 +96,11 @@ class Viewer:
         InputError: a checkpoint cannot be read, or is of the other kind.
     """
 
-    def __init__(self, ckpt: str, classifier: str | None, max_minutes: float) -> None:
+    def __init__(self, ckpt: str | Path, classifier: str | Path | None, max_minutes: float) -> None:
         self.model, settings = load_autoencoder(ckpt)
         self.name = f"{settings['model']['name']} of size {settings['size']['name']}"
         self.mask = MaskSpec(**settings["mask"])
-        self.hears = "audio" in self.model.decoders
+        self.takes_audio = "audio" in self.model.decoders
         self.classifier, self.classes = None, list[str]()
         if classifier is not None:
             self.classifier, settings = load_classifier(classifier)
@@ -127,8 +116,8 @@ class Viewer:
 
         Args:
             file: any video.
-            ratio: share of the picture places to hide.
-            audio_ratio: share of the sound's; of no meaning for a model that does not hear.
+            ratio: share of the video's places to mask.
+            audio_ratio: share of the audio's; of no meaning for a model that takes none.
             seed: of the masks.
             position: of the window, from 0 for the first to 1 for the last that fits.
             statistics: see `MaskedAutoencoder.fill`; of no meaning for a model trained on plain targets.
@@ -137,8 +126,7 @@ class Viewer:
             InputError: a number is out of range.
             MediaError: the file is no video that can be read, or too long.
         """
-        mask = replace(self.mask, ratio=ratio, audio_ratio=audio_ratio)
-        maskings = build_maskings(self.model.encoder, mask)
+        maskings = build_maskings(self.model.encoder, replace(self.mask, ratio=ratio, audio_ratio=audio_ratio))
         length = probe(file).seconds
         if length > 60 * self.max_minutes:
             raise MediaError(f"{file}: lasts {length:.0f} s, more than max_minutes={self.max_minutes:g} allows; cut it")
@@ -147,79 +135,78 @@ class Viewer:
         batch = window_batch(window, clip)
         with self.lock:
             self.model.maskings = maskings
-            result = reconstruct_window(self.model, batch, seed)
-        whole = result.whole[statistics if self.model.normalize_target else "true"]
-        hidden = result.masked["video"].isnan()
-        labels = ["original", f"masked, {float(hidden.float().mean()):.0%} hidden", "reconstructed"]
-        if self.model.normalize_target:
-            labels[-1] += f" {VIEWS[statistics]}"
-        versions: list[Mapping[str, Any]] = [batch, result.masked, whole]
-        frames = [pixels(v["video"][0].numpy(), clip.pixel_mean, clip.pixel_std) for v in versions]
-        sounds: list[Any] = [window.waveform if window.has_audio else None, None, None]
-        spectrograms: list[Any] = [None, None, None]
-        if self.hears and window.has_audio:
-            heard = torch.cat([v["audio"] for v in versions])
-            low, high = (np.quantile(batch["audio"].numpy(), q) for q in (0.02, 0.998))
-            spectrograms = [spectrogram_picture(s[0].numpy(), low, high, ROW) for s in heard]
-            # The original goes through the same way back, so that what one hears differ by is the model's.
-            sounds = list(LogMel(clip).invert(heard.nan_to_num(-1e4)).clamp(-1, 1).numpy())
-        measured = picture_figures(frames[2], frames[0], hidden[0])
-        figures = (
-            f"Hidden pixels: PSNR {measured['psnr_hidden']:.1f} dB, SSIM {measured['ssim_hidden']:.2f}. "
-            f"Mean squared error of hidden patches: pictures {result.losses['video']:.3f}"
-        )
-        if self.hears and window.has_audio:
-            figures += f", sound {result.losses['audio']:.3f}"
-        attention, note = self._attention(batch, frames[0], window.has_audio)
+            found = compare({self.name: self.model}, window, seed)
+        attention, note = self._attention(batch, found.videos["original"], window.has_audio)
+        classes: dict[bool, Classes] = {}
+        if self.classifier is not None:
+            own = self.classifier.clip
+            classes = self._classify(
+                batch if own == clip else window_batch(read_window(file, own, position, own.canvas), own)
+            )
         repeated = ", repeated" if length < clip.seconds else ""
         seconds = f"{clip.seconds:.2f} s from {window.start:.2f} s of {length:.2f} s{repeated}"
         return View(
-            title=f"{file.name}: {seconds}, {'with sound' if window.has_audio else 'without sound'}",
-            figures=figures,
-            panels=[Panel(*parts) for parts in zip(labels, frames, sounds, spectrograms, strict=True)],
+            title=f"{file.name}: {seconds}, {'with audio' if window.has_audio else 'without audio'}",
+            metrics=self._metrics(found, statistics),
+            panels=self._panels(found, statistics),
             fps=clip.fps / clip.stride,
             sample_rate=clip.sample_rate,
             attention=attention,
             note=note,
-            **self._classify(file, position, window, batch),
+            with_audio=classes.get(True),
+            without_audio=classes.get(False),
         )
+
+    def _metrics(self, found: Comparison, statistics: Statistics) -> str:
+        metrics = found.metrics[self.name]
+        suffix = f"_{statistics}_statistics" if self.model.normalize_target else ""
+        psnr, ssim = (metrics[f"video/{name}_hidden{suffix}"] for name in ("psnr", "ssim"))
+        errors = [("video", metrics["video/masked_mse"]), ("audio", metrics.get("audio/masked_mse"))]
+        shown = ", ".join(f"{name} {error:.3f}" for name, error in errors if error is not None)
+        return f"Masked pixels: PSNR {psnr:.1f} dB, SSIM {ssim:.2f}. Mean squared error of masked patches: {shown}"
+
+    def _panels(self, found: Comparison, statistics: Statistics) -> list[Panel]:
+        original, masked, *_ = found.videos
+        whole = VIEWS[statistics] if self.model.normalize_target else "reconstructed"
+        label = f"reconstructed {whole}" if self.model.normalize_target else whole
+        spectrograms = found.spectrograms()
+        panels = []
+        for shown, video, audio in ((original, original, original), (masked, masked, "masked"), (label, whole, whole)):
+            plain = found.waveform if video == original else None
+            waveform = found.sound(audio).numpy() if audio in spectrograms else plain
+            panels.append(Panel(shown, found.videos[video], waveform, spectrograms.get(audio)))
+        return panels
 
     def _attention(self, batch: Batch, frames: Frames, has_audio: bool) -> tuple[Attention | None, str]:
         encoder = self.model.encoder
         if not has_audio:
-            return None, "There is no sound in this window to attend with."
+            return None, "There is no audio in this window to attend with."
         with torch.inference_mode():
             weights = encoder.cross_attention(encoder.patchify(batch), {"audio": batch["has_audio"]})
         if weights is None:
-            return None, f"{self.name} has no attention between sound and pictures."
+            return None, f"{self.name} has no attention between audio and video."
         grid = encoder.modalities["video"].grid
         # Mean over heads and queries.
-        pictures = weights["audio"]["video"][0].mean((0, 1))
-        tokens = pictures.numel() + weights["audio"]["audio"].shape[-1]
+        video = weights["audio"]["video"][0].mean((0, 1))
+        tokens = video.numel() + weights["audio"]["audio"].shape[-1]
         step = grid.patch[0]
         return Attention(
-            frames=heat(frames[::step], (pictures / pictures.max()).reshape(grid.size).numpy()),
+            frames=heat(frames[::step], (video / video.max()).reshape(grid.size).numpy()),
             seconds=[i * step * self.model.clip.stride / self.model.clip.fps for i in range(grid.size[0])],
-            share=pictures.sum().item(),
-            even=pictures.numel() / tokens,
-            peak=pictures.max().item() * tokens,
+            share=video.sum().item(),
+            even=video.numel() / tokens,
+            peak=video.max().item() * tokens,
         ), ""
 
-    def _classify(
-        self, file: Path, position: float, window: Window, batch: Batch
-    ) -> dict[str, dict[str, float] | None]:
-        found: dict[str, dict[str, float] | None] = {"with_sound": None, "without_sound": None}
-        if self.classifier is None:
-            return found
-        clip = self.classifier.clip
-        if clip != self.model.clip:
-            window = read_window(file, clip, position, clip.canvas)
-            batch = window_batch(window, clip)
-        for key, has_audio in {"with_sound": True, "without_sound": False}.items():
-            if has_audio and not (window.has_audio and "audio" in self.classifier.encoder.modalities):
+    def _classify(self, batch: Batch) -> dict[bool, Classes]:
+        """The first classes with and without the audio; the former only where there is some and the model takes it."""
+        assert self.classifier is not None
+        found = {}
+        for has_audio in (True, False):
+            if has_audio and not (bool(batch["has_audio"]) and "audio" in self.classifier.encoder.modalities):
                 continue
             with torch.inference_mode():
                 logits = self.classifier(batch | {"has_audio": torch.tensor([has_audio])})
             top = top_classes(logits[0].softmax(-1), self.classes, TOP)
-            found[key] = {row["class"]: row["score"] for row in top}
+            found[has_audio] = {row["class"]: row["score"] for row in top}
         return found
