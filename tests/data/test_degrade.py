@@ -5,11 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from miniature_data import miniature_data
 from torch import Tensor
 from torch.testing import assert_close
 
 from avmae.clip import ClipSpec
-from avmae.data.datamodule import UCF101DataModule
+from avmae.data.datamodule import ClipDataModule
 from avmae.data.degrade import SEVERITIES, Degradation, all_degradations, degrade_sound, degrade_video
 from avmae.errors import InputError
 
@@ -114,7 +115,7 @@ def test_names_are_read_back(degradation: Degradation) -> None:
     assert Degradation.parse(str(degradation)) == degradation
 
 
-def swapped(module: UCF101DataModule, rank: int = 0, world: int = 1) -> dict[tuple[int, int], Tensor]:
+def swapped(module: ClipDataModule, rank: int = 0, world: int = 1) -> dict[tuple[int, int], Tensor]:
     """By clip and view, the swapped sound; zeros where the clip falls silent."""
     module.trainer = SimpleNamespace(global_rank=rank, world_size=world)
     found = {}
@@ -129,8 +130,8 @@ def swapped(module: UCF101DataModule, rank: int = 0, world: int = 1) -> dict[tup
 
 
 def test_swapped_sound_is_another_class_s_whatever_the_batches_processes_and_segments(miniature: Path) -> None:
-    def module(**settings: int) -> UCF101DataModule:
-        return UCF101DataModule(str(miniature), clip=ClipSpec(frames=4), **settings)
+    def module(**settings: int) -> ClipDataModule:
+        return miniature_data(miniature, ClipSpec(frames=4), **settings)
 
     first = swapped(module(batch_size=28, workers=0))
     cut = [swapped(module(batch_size=3, workers=1, seed=1), rank, 2) for rank in range(2)]
@@ -153,7 +154,7 @@ def test_swapped_sound_is_another_class_s_whatever_the_batches_processes_and_seg
 
 
 def test_without_a_clip_of_another_class_that_sounds_a_clip_falls_silent(miniature: Path) -> None:
-    module = UCF101DataModule(str(miniature), clip=ClipSpec(frames=4), batch_size=28, workers=0)
+    module = miniature_data(miniature, ClipSpec(frames=4), batch_size=28, workers=0)
     sounding = next(iter(module.part_loader("test")))["has_audio"]
     entries = module.splits.test
     one = next(e.label for e, sounds in zip(entries, sounding, strict=True) if sounds)

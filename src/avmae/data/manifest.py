@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from multiprocessing import get_context
 from pathlib import Path, PurePath
 from typing import Any
@@ -16,6 +16,7 @@ import av
 import numpy as np
 
 from avmae.data.decode.window import decode_all, probe
+from avmae.data.splits import Splits
 from avmae.errors import InputError, MediaError
 
 NAME = "manifest.parquet"
@@ -160,6 +161,46 @@ def manifest_root(file: Path) -> Path:
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{file} is not a manifest ({error}); delete it, and run avmae.prepare again") from error
     return Path(os.fsdecode(noted)) if noted else file.parent
+
+
+def without_unreadable(splits: Splits, manifest: str | Path | None = None) -> Splits:
+    """Leave out of training and validation what a manifest calls unreadable.
+
+    Test clips stay: what is not scored has to be counted.
+
+    Args:
+        splits: of the data set; its root is the folder of its manifest, if it has one.
+        manifest: one that lies elsewhere, and then has to be there.
+
+    Raises:
+        InputError: the manifest is missing, damaged or of other clips, or the clips are no files.
+    """
+    root = splits.root
+    if root is None:
+        if manifest:
+            raise InputError(f"data.manifest={manifest} is of files, and these clips are stored in another way")
+        return splits
+    file = Path(manifest).expanduser() if manifest else root / NAME
+    if manifest and not file.is_file():
+        raise InputError(
+            f"data.manifest={manifest} does not exist; python -m avmae.prepare output={manifest} writes it"
+        )
+    records = read_manifest(file)
+    # Lists may have absolute paths where the root is relative.
+    listed = [[(os.path.abspath(str(e.path)), e) for e in part] for part in (splits.train, splits.val, splits.test)]
+    readable: dict[str, bool] = {}
+    for base in (root, manifest_root(file)) if manifest else (root,):
+        readable = {os.path.abspath(base / path): record.readable for path, record in records.items()}
+        if any(path in readable for part in listed for path, _ in part):
+            break
+    else:
+        if manifest:
+            raise InputError(
+                f"data.manifest={manifest} has none of the data set's clips; run avmae.prepare on this data set, "
+                "or give the data.root that its paths start from"
+            )
+    train, val, _ = ([entry for path, entry in part if readable.get(path, True)] for part in listed)
+    return replace(splits, train=train, val=val)
 
 
 def update_manifest(root: Path, paths: Sequence[str], file: Path, workers: int) -> Iterator[Record]:

@@ -58,7 +58,7 @@ def read_ucf101(root: str | Path, fold: int = 1, val_groups: int = 2) -> Splits:
     test = _read_list(root / LISTS / f"testlist0{fold}.txt", files, classes)
 
     train, val = hold_out(train, val_groups, fold)
-    return Splits(train, val, test, classes)
+    return Splits(train, val, test, classes, root=root)
 
 
 def _lines(file: Path) -> list[str]:
