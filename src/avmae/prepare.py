@@ -1,6 +1,7 @@
 """`python -m avmae.prepare data=ucf101 data.root=DIR`: check every file of a data set by decoding it."""
 
 from collections.abc import Iterable
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ def main(config: dict[str, Any]) -> None:
     from avmae.data.manifest import NAME
 
     data, processes = config["data"], config["processes"]
-    found = take_inventory(data, config["output"], processes, lambda records, total: bar("Decoding", records, total))
+    found = take_inventory(data, config["output"], processes, partial(bar, "Decoding"))
     file, records = found.file, found.records.values()
     files = f"{found.decoded} of {len(records)} files decoded"
     print(files if found.decoded else f"nothing to do: {file} is up to date")
@@ -29,8 +30,11 @@ def main(config: dict[str, Any]) -> None:
     print()
     rows = [[*format_, str(number)] for format_, number in found.formats().most_common(12)]
     print_table(["video", "audio", "size", "rate", "files"], rows)
-    if len(found.listed.classes) == 101 and "fold" in data:
-        report_audible_classes(found)
+    if (classes := len(found.listed.classes)) == 101 and "fold" in data:
+        unlike = found.unlike_the_original()
+        print(f"\n{classes - len(unlike)} of {classes} classes have audio, or none, as in the original")
+        if unlike:
+            print("different:", ", ".join(f"{printable(name)} ({a} of {clips})" for name, (a, clips) in unlike.items()))
     for note in found.listed.notes:
         print(printable(f"note: {note}"))
     if problems := [record for record in records if record.problem]:
@@ -59,27 +63,15 @@ def write_packed(found: "Inventory", config: dict[str, Any]) -> None:
     from avmae.data.sources.shards import PackSpec
 
     how, target = spec(PackSpec, "packing", config["packing"]), Path(config["pack"]).expanduser()
-    packed = pack_inventory(found, target, how, config["processes"], lambda clips, total: bar("Packing", clips, total))
-    if packed.problems:
-        first = printable(packed.problems[0])
-        print(f"{len(packed.problems)} clips cannot be packed and are left out, the first: {first}")
-    size, ratio = f"{packed.bytes_after / 1e6:.1f} MB", f"{packed.bytes_after / max(packed.bytes_before, 1):.1f}"
-    print(f"wrote {target}: {packed.clips} clips, {size}, {ratio} times the source's size")
+    clips, before, after, problems = pack_inventory(found, target, how, config["processes"], partial(bar, "Packing"))
+    if problems:
+        print(f"{len(problems)} clips cannot be packed and are left out, the first: {printable(problems[0])}")
+    ratio = f"{after / max(before, 1):.1f}"
+    print(f"wrote {target}: {clips} clips, {after / 1e6:.1f} MB, {ratio} times the source's size")
     print(
         f"Lossy: JPEG at quality {how.quality}, short side at most {how.short_side} px; mono audio of 16 bits at "
         f"{how.sample_rate} Hz\ntrain from it: data=shards data.root={target}"
     )
-
-
-def report_audible_classes(found: "Inventory") -> None:
-    """Name UCF101's classes that have audio where the original has none, or the other way round."""
-    from avmae.data.inventory import unlike_ucf101
-
-    differing, classes = unlike_ucf101(found), len(found.listed.classes)
-    print(f"\n{classes - len(differing)} of {classes} classes have audio, or none, as in the original")
-    if differing:
-        named = (f"{printable(name)} ({audible} of {clips})" for name, (audible, clips) in differing.items())
-        print("different:", ", ".join(named))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from avmae.clip import ClipSpec
 from avmae.data.datamodule import ClipDataModule
-from avmae.data.degrade import SEVERITIES, Degradation, all_degradations, degrade_sound, degrade_video
+from avmae.data.degrade import SEVERITIES, Degradation, all_degradations, degrade_audio, degrade_video
 from avmae.errors import InputError
 
 SEEDS = torch.tensor([3, 4])
@@ -40,10 +40,10 @@ def test_one_modality_is_degraded_alike_each_time_and_the_other_left(degradation
     waveform = torch.randn(2, 1000, generator=torch.Generator().manual_seed(1))
     has_audio, other = torch.tensor([True, True]), (waveform.flip(0), torch.tensor([True, True]))
     pictures = degrade_video(video, degradation, SEEDS)
-    sound, sounding = degrade_sound(waveform, has_audio, degradation, SEEDS, other)
+    sound, sounding = degrade_audio(waveform, has_audio, degradation, SEEDS, other)
     assert pictures.shape == video.shape
     assert_close(degrade_video(video, degradation, SEEDS), pictures, rtol=0, atol=0)
-    assert_close(degrade_sound(waveform, has_audio, degradation, SEEDS, other), (sound, sounding), rtol=0, atol=0)
+    assert_close(degrade_audio(waveform, has_audio, degradation, SEEDS, other), (sound, sounding), rtol=0, atol=0)
     same_video, same_audio = (
         torch.equal(pictures, video),
         torch.equal(sound, waveform) and torch.equal(sounding, has_audio),
@@ -87,7 +87,7 @@ def test_lost_pictures_show_the_one_before(video: Tensor) -> None:
 @pytest.mark.parametrize("ratio", [20, 0, -10])
 def test_noise_has_the_stated_power(ratio: float) -> None:
     waveform = torch.stack([torch.sin(torch.arange(20_000) / 9), 0.01 * torch.sin(torch.arange(20_000) / 5)])
-    sound, has_audio = degrade_sound(waveform, torch.tensor([True, True]), Degradation("noise", ratio), SEEDS, None)
+    sound, has_audio = degrade_audio(waveform, torch.tensor([True, True]), Degradation("noise", ratio), SEEDS, None)
     noise = sound - waveform
     measured = 10 * torch.log10(waveform.square().mean(1) / noise.square().mean(1))
     assert_close(measured, torch.full((2,), float(ratio)), atol=0.2, rtol=0)
@@ -120,7 +120,7 @@ def swapped(module: ClipDataModule, rank: int = 0, world: int = 1) -> dict[tuple
     module.trainer = SimpleNamespace(global_rank=rank, world_size=world)
     found = {}
     for sample in module.part_loader("test", partners=True):
-        sound, has_audio = degrade_sound(
+        sound, has_audio = degrade_audio(
             sample["waveform"], sample["has_audio"], Degradation("swap"), SEEDS, (sample["other"], sample["has_other"])
         )
         assert not (has_audio & ~sample["has_audio"]).any()

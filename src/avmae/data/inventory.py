@@ -42,11 +42,6 @@ class Inventory:
     records: Mapping[str, Record]
     decoded: int
 
-    @property
-    def entries(self) -> list[ClipEntry]:
-        """Each clip once, in the order of the paths."""
-        return [clip for _, clip in sorted({c.path: c for p in self.parts.values() for c in p}.items())]
-
     def record(self, clip: ClipEntry) -> Record:
         """What decoding a clip found."""
         return self.records[os.path.relpath(str(clip.path), self.root)]
@@ -77,13 +72,21 @@ class Inventory:
             for record in self.records.values()
         )
 
-    def audible_classes(self) -> dict[str, tuple[int, int]]:
-        """Of each class, how many clips have audio, and how many there are."""
+    def unlike_the_original(self) -> dict[str, tuple[int, int]]:
+        """UCF101's classes that have audio where the original has none, or the other way round.
+
+        Returns:
+            How many of a class's clips have audio, and how many there are.
+        """
         clips, audible = Counter[int](), Counter[int]()
-        for clip in self.entries:
+        for clip in {clip.path: clip for part in self.parts.values() for clip in part}.values():
             clips[clip.label] += 1
             audible[clip.label] += self.record(clip).has_audio
-        return {name: (audible[label], clips[label]) for label, name in enumerate(self.listed.classes)}
+        return {
+            name: (audible[label], clips[label])
+            for label, name in enumerate(self.listed.classes)
+            if (2 * audible[label] > clips[label]) != (name in CLASSES_WITH_SOUND)
+        }
 
 
 def take_inventory(
@@ -135,32 +138,13 @@ def parts_of(splits: Splits) -> Parts:
     return {name: clips for name, clips in parts.items() if clips}
 
 
-def unlike_ucf101(inventory: Inventory) -> dict[str, tuple[int, int]]:
-    """UCF101's classes that have audio where the original has none, or the other way round; see `audible_classes`."""
-    return {
-        name: (audible, clips)
-        for name, (audible, clips) in inventory.audible_classes().items()
-        if (2 * audible > clips) != (name in CLASSES_WITH_SOUND)
-    }
-
-
-@dataclass(frozen=True)
-class Packed:
-    """What became of a data set's clips in a packed copy: how many there are, what is left out and why, and bytes."""
-
-    clips: int
-    problems: list[str]
-    bytes_before: int
-    bytes_after: int
-
-
 def pack_inventory(
     inventory: Inventory,
     target: Path,
     spec: PackSpec | None = None,
     processes: int | None = None,
     progress: Callable[[Iterable[Any], int], Iterable[Any]] = _as_they_come,
-) -> Packed:
+) -> tuple[int, int, int, list[str]]:
     """Write the copy of a data set that `data=shards` reads, of the listed classes alone; see `pack`.
 
     Args:
@@ -169,6 +153,9 @@ def pack_inventory(
         spec: how clips are recoded.
         processes: that recode; None for one a core.
         progress: wraps the clips as they are done, of so many.
+
+    Returns:
+        The number of packed clips, how many bytes they had and have, and what could not be packed and why.
     """
     listed, root = inventory.listed, inventory.root
     folded = any(part.startswith("fold ") for part in inventory.parts)
@@ -190,4 +177,4 @@ def pack_inventory(
     problems = pack(chosen, listed.classes, root, target, spec or PackSpec(), workers, done)
     before = sum((root / row.name).stat().st_size for row in chosen)
     after = sum(file.stat().st_size for file in target.iterdir())
-    return Packed(len(chosen) - len(problems), problems, before, after)
+    return len(chosen) - len(problems), before, after, problems

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from avmae.clip import ClipSpec
 from avmae.data.augment import AugmentSpec, cut_boxes, random_erase
 from avmae.data.dataset import Sample
-from avmae.data.degrade import Degradation, degrade_sound, degrade_video
+from avmae.data.degrade import Degradation, degrade_audio, degrade_video
 from avmae.data.rand_augment import rand_augment
 from avmae.data.spectrogram import LogMel
 
@@ -71,7 +71,7 @@ class BatchTransform(nn.Module):
             numbers = sample["clip_id"].clamp(min=0) * 1000 + sample["view"]
             video = degrade_video(video, degradation, numbers.repeat_interleave(repeats))
             other = (sample["other"], sample["has_other"]) if "other" in sample else None
-            waveform, has_audio = degrade_sound(waveform, has_audio, degradation, numbers, other)
+            waveform, has_audio = degrade_audio(waveform, has_audio, degradation, numbers, other)
         video = (video - self.mean) / self.std
         if seeds:
             random_erase(video, seeds, self.augment)

@@ -18,7 +18,7 @@ CLASSES_WITH_SOUND = frozenset(
     SumoWrestling Surfing TableTennisShot Typing UnevenBars WallPushups WritingOnBoard
     """.split()
 )
-"""The 51 of UCF101's 101 classes whose clips have sound, by AVCA-GZSL's lists of files; the other 50 are silent."""
+"""The 51 of UCF101's 101 classes whose clips have audio, by AVCA-GZSL's lists of files; the other 50 are silent."""
 
 
 def read_ucf101(root: str | Path, fold: int = 1, val_groups: int = 2) -> Splits:
