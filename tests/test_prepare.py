@@ -29,11 +29,11 @@ def copy(miniature: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(miniature, tmp_path / "copy"))
 
 
-def folder(root: Path, **settings) -> ClipDataModule:
+def folder_data(root: Path, **settings) -> ClipDataModule:
     return build_data({"source": "folder", "root": str(root), "val_share": 0} | settings, ClipSpec())
 
 
-def lines(train: Path | str, **settings) -> ClipDataModule:
+def csv_data(train: Path | str, **settings) -> ClipDataModule:
     return build_data({"source": "csv", "train": str(train)} | settings, ClipSpec())
 
 
@@ -193,9 +193,9 @@ def test_own_files_that_cannot_be_read_stay_in_the_manifest_and_out_of_training(
     assert f"{tmp_path}/videos/b/0.mp4 is not under data.root=videos/a" in said
     monkeypatch.chdir(tmp_path)
     for module in (
-        folder(tmp_path / "videos"),
-        lines(tmp_path / "list.txt", root=str(tmp_path / "videos")),
-        lines("absolute.txt", root="videos"),
+        folder_data(tmp_path / "videos"),
+        csv_data(tmp_path / "list.txt", root=str(tmp_path / "videos")),
+        csv_data("absolute.txt", root="videos"),
     ):
         assert len(module.splits.train) == 5
         assert tmp_path / "videos/a/1.mp4" not in {entry.path for entry in module.splits.train}
@@ -223,10 +223,10 @@ class TestAManifestElsewhere:
         (lists / "some.txt").write_text(f"{lists}/videos/a/0.mp4 0\n{lists}/videos/a/1.mp4 0\n")
         moved = shutil.copytree(lists / "videos", lists / "moved")
         for module in (
-            lines(lists / "list.txt", **given),
-            lines(lists / "some.txt", **given),
-            folder(lists / "videos", **given),
-            folder(moved, **given),
+            csv_data(lists / "list.txt", **given),
+            csv_data(lists / "some.txt", **given),
+            folder_data(lists / "videos", **given),
+            folder_data(moved, **given),
         ):
             kept = {f"{e.path.parent.name}/{e.path.name}" for e in module.splits.train}
             assert "a/0.mp4" in kept
@@ -236,7 +236,7 @@ class TestAManifestElsewhere:
         printed = run("prepare", "data=csv", "data.train=list.txt", "processes=1", cwd=lists)
         assert f"wrote {lists}/videos/{NAME}" in printed
         assert "data.manifest" not in printed
-        assert len(lines(lists / "list.txt").splits.train) == 2
+        assert len(csv_data(lists / "list.txt").splits.train) == 2
 
     def test_a_checkpoint_is_scored_where_it_is_not(self, lists: Path) -> None:
         target = "avmae.data.datamodule.CSVDataModule"
@@ -250,7 +250,7 @@ class TestAManifestElsewhere:
         list(update_manifest(lists / "videos", ["c/0.mp4"], lists / "other", 1))
         for file, said in (("none", "does not exist"), ("other", "has none of the data set's clips")):
             with pytest.raises(InputError, match=said):
-                lines(lists / "list.txt", manifest=str(lists / file))
+                csv_data(lists / "list.txt", manifest=str(lists / file))
 
 
 def test_a_record_without_pictures_is_not_readable() -> None:

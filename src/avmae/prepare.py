@@ -1,6 +1,6 @@
 """`python -m avmae.prepare data=ucf101 data.root=DIR`: check every file of a data set by decoding it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -13,14 +13,25 @@ if TYPE_CHECKING:
     from avmae.data.inventory import Inventory
 
 
+def prepare(
+    data: Mapping[str, Any],
+    output: str | Path | None = None,
+    processes: int | None = None,
+    progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda records, total: records,
+) -> "Inventory":
+    """Decode the files of a data set and write its manifest; see `avmae.data.inventory.take_inventory`."""
+    from avmae.data.inventory import take_inventory
+
+    return take_inventory(data, output, processes, progress)
+
+
 @command("prepare")
 def main(config: dict[str, Any]) -> None:
     """Write the manifest and print a summary; see `python -m avmae.prepare --help`."""
-    from avmae.data.inventory import take_inventory
     from avmae.data.manifest import NAME
 
-    data, processes = config["data"], config["processes"]
-    found = take_inventory(data, config["output"], processes, partial(bar, "Decoding"))
+    data = config["data"]
+    found = prepare(data, config["output"], config["processes"], partial(bar, "Decoding"))
     file, records = found.file, found.records.values()
     files = f"{found.decoded} of {len(records)} files decoded"
     print(files if found.decoded else f"nothing to do: {file} is up to date")

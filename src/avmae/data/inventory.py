@@ -54,7 +54,7 @@ class Inventory:
             audio, bad = (sum(values) for values in ((r.has_audio for r in records), (not r.readable for r in records)))
             counts[part] = {
                 "clips": len(clips),
-                "with sound": audio,
+                "with audio": audio,
                 "silent": len(clips) - audio - bad,
                 "unreadable": bad,
             }
