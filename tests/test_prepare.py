@@ -14,18 +14,27 @@ import yaml
 from commands import ENVIRONMENT, error, run, train
 from media_files import write_media
 
-from avmae.cli.command import evaluation_data
 from avmae.clip import ClipSpec
-from avmae.data.datamodule import CSVDataModule, FolderDataModule
+from avmae.data.build import build_data
+from avmae.data.datamodule import ClipDataModule
 from avmae.data.decode.encode import write_video
 from avmae.data.manifest import NAME, SILENCE, Record, inspect, read_manifest, update_manifest
 from avmae.data.sources.ucf101 import read_ucf101
 from avmae.errors import InputError
+from avmae.evaluation.data import evaluation_data
 
 
 @pytest.fixture
 def copy(miniature: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(miniature, tmp_path / "copy"))
+
+
+def folder_data(root: Path, **settings) -> ClipDataModule:
+    return build_data({"source": "folder", "root": str(root), "val_share": 0} | settings, ClipSpec())
+
+
+def csv_data(train: Path | str, **settings) -> ClipDataModule:
+    return build_data({"source": "csv", "train": str(train)} | settings, ClipSpec())
 
 
 def prepare(root: Path, *overrides: str, **kwargs) -> str:
@@ -183,11 +192,10 @@ def test_own_files_that_cannot_be_read_stay_in_the_manifest_and_out_of_training(
     said = error(run("prepare", *lists, "data.root=videos/a", cwd=tmp_path, ok=False))
     assert f"{tmp_path}/videos/b/0.mp4 is not under data.root=videos/a" in said
     monkeypatch.chdir(tmp_path)
-    clip = ClipSpec()
     for module in (
-        FolderDataModule(str(tmp_path / "videos"), val_share=0, clip=clip),
-        CSVDataModule(str(tmp_path / "list.txt"), root=str(tmp_path / "videos"), clip=clip),
-        CSVDataModule("absolute.txt", root="videos", clip=clip),
+        folder_data(tmp_path / "videos"),
+        csv_data(tmp_path / "list.txt", root=str(tmp_path / "videos")),
+        csv_data("absolute.txt", root="videos"),
     ):
         assert len(module.splits.train) == 5
         assert tmp_path / "videos/a/1.mp4" not in {entry.path for entry in module.splits.train}
@@ -210,15 +218,15 @@ class TestAManifestElsewhere:
         printed = run("prepare", *data, f"output={lists}/m.parquet", "processes=1", cwd=lists)
         assert f"train with it: data.manifest={lists}/m.parquet" in printed
         assert sorted(read_manifest(lists / "m.parquet")) == ["a/0.mp4", "a/1.mp4", "b/0.mp4"]
-        clip, given = ClipSpec(), {"manifest": str(lists / "m.parquet")}
+        given = {"manifest": str(lists / "m.parquet")}
         # Of some of the clips alone, the common folder is another.
         (lists / "some.txt").write_text(f"{lists}/videos/a/0.mp4 0\n{lists}/videos/a/1.mp4 0\n")
         moved = shutil.copytree(lists / "videos", lists / "moved")
         for module in (
-            CSVDataModule(str(lists / "list.txt"), clip=clip, **given),
-            CSVDataModule(str(lists / "some.txt"), clip=clip, **given),
-            FolderDataModule(str(lists / "videos"), val_share=0, clip=clip, **given),
-            FolderDataModule(str(moved), val_share=0, clip=clip, **given),
+            csv_data(lists / "list.txt", **given),
+            csv_data(lists / "some.txt", **given),
+            folder_data(lists / "videos", **given),
+            folder_data(moved, **given),
         ):
             kept = {f"{e.path.parent.name}/{e.path.name}" for e in module.splits.train}
             assert "a/0.mp4" in kept
@@ -228,7 +236,7 @@ class TestAManifestElsewhere:
         printed = run("prepare", "data=csv", "data.train=list.txt", "processes=1", cwd=lists)
         assert f"wrote {lists}/videos/{NAME}" in printed
         assert "data.manifest" not in printed
-        assert len(CSVDataModule(str(lists / "list.txt"), clip=ClipSpec()).splits.train) == 2
+        assert len(csv_data(lists / "list.txt").splits.train) == 2
 
     def test_a_checkpoint_is_scored_where_it_is_not(self, lists: Path) -> None:
         target = "avmae.data.datamodule.CSVDataModule"
@@ -242,7 +250,7 @@ class TestAManifestElsewhere:
         list(update_manifest(lists / "videos", ["c/0.mp4"], lists / "other", 1))
         for file, said in (("none", "does not exist"), ("other", "has none of the data set's clips")):
             with pytest.raises(InputError, match=said):
-                CSVDataModule(str(lists / "list.txt"), clip=ClipSpec(), manifest=str(lists / file))
+                csv_data(lists / "list.txt", manifest=str(lists / file))
 
 
 def test_a_record_without_pictures_is_not_readable() -> None:

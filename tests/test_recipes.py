@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from commands import CALLBACKS, error, run, start_train, train
+from miniature_data import miniature_data
 from safetensors import safe_open
 
 from avmae import evaluate
-from avmae.cli.command import evaluation_data
 from avmae.clip import ClipSpec
-from avmae.data.datamodule import UCF101DataModule
 from avmae.data.decode.window import probe
 from avmae.data.sources.ucf101 import read_ucf101
 from avmae.errors import InputError
+from avmae.evaluation.data import evaluation_data
 from avmae.evaluation.degraded import score_degraded
 from avmae.evaluation.embedding import embed
 from avmae.models.build import MaskSpec, ModelSpec, SizeSpec, build_autoencoder
@@ -97,8 +97,8 @@ def test_views_are_the_checkpoints_and_otherwise_the_papers(miniature: Path) -> 
         (foreign | {"data": csv | reading}, ucf101, (2, 1, 3, 0)),
         (foreign | {"data": csv | reading}, {**ucf101, "segments": 4}, (4, 1, 3, 0)),
     ):
-        module = evaluation_data(settings, given, ["video"])
-        assert (module.segments, module.crops, module.batch_size, module.workers) == expected
+        how = evaluation_data(settings, given, ["video"]).loading
+        assert (how.segments, how.crops, how.batch_size, how.workers) == expected
 
 
 def test_checkpoints_of_different_kinds_share_a_table(
@@ -302,7 +302,7 @@ def test_a_checkpoint_that_does_not_say_what_was_loaded_goes_on(miniature: Path,
 def test_embeddings_and_degraded_tests_heed_the_precision(miniature: Path) -> None:
     torch.manual_seed(0)
     clip, size = ClipSpec(frames=4, size=32, mel_bins=32), SizeSpec("test", 48, 2, 2, 1, 24, 1, 2)
-    data = UCF101DataModule(str(miniature), clip=clip, workers=0, segments=1, crops=1)
+    data = miniature_data(miniature, clip, workers=0)
     pretrained = build_autoencoder(clip, ModelSpec("avmae"), size, MaskSpec()).eval()
 
     def found(precision: str) -> tuple[torch.Tensor, list[float]]:

@@ -7,11 +7,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from avmae.cli.command import evaluation_data, print_table, refuse_foreign_code
+from avmae.cli.command import print_table
+from avmae.data.build import by_source
 from avmae.data.manifest import read_manifest
 from avmae.data.sources.csv import read_csv
 from avmae.data.sources.shards import read_packed
+from avmae.data.sources.ucf101 import read_ucf101
+from avmae.data.splits import Splits
 from avmae.errors import InputError, printable
+from avmae.evaluation.data import evaluation_data, refuse_foreign_code
 
 
 class TestLists:
@@ -84,6 +88,8 @@ def test_a_packed_folder_cannot_ask_for_pickles_or_other_files(
         {"_target_": "avmae.data.datamodule.UCF101DataModule", "root": {"_target_": "os.getcwd"}},
         {"_target_": "avmae.data.datamodule.UCF101DataModule", "_args_": ["x"]},
         {"_target_": "avmae.data.datamodule.CSVDataModule", "classes": [{"a": {"_target_": "os.getcwd"}}]},
+        {"source": "ucf101", "root": {"_target_": "os.getcwd"}},
+        {"source": "csv", "_args_": ["x"]},
     ],
 )
 def test_a_checkpoint_cannot_name_what_is_called(data: dict) -> None:
@@ -91,14 +97,27 @@ def test_a_checkpoint_cannot_name_what_is_called(data: dict) -> None:
         evaluation_data({"data": data, "clip": {}, "seed": 0}, {"root": None}, ["video"])
 
 
-def test_a_data_module_that_the_user_names_is_trusted_with_plain_values_alone() -> None:
-    refuse_foreign_code({"_target_": "mine.Data", "root": "DIR"}, trusted="mine.Data")
+def test_a_function_that_the_user_names_is_trusted_with_plain_values_alone(miniature: Path) -> None:
+    given, plain = {"source": f"{__name__}:one_clip", "root": str(miniature)}, {"source": "mine:read"}
+    evaluated = evaluation_data({"data": plain, "clip": {}, "seed": 0}, given, ["video"])
+    assert evaluated.listed == one_clip(str(miniature))
     with pytest.raises(InputError, match="asks to call"):
-        refuse_foreign_code({"_target_": "mine.Data", "root": {"_target_": "os.getcwd"}}, trusted="mine.Data")
+        evaluation_data({"data": plain | {"only": {"_target_": "os.getcwd"}}, "clip": {}, "seed": 0}, given, ["video"])
+
+
+def one_clip(root: str) -> Splits:
+    return Splits([], [], read_ucf101(root).test[:1], ["a"])
+
+
+@pytest.mark.parametrize("source", ["mine:read", "os:getcwd", "avmae.data.sources.csv:read_csv"])
+def test_a_checkpoint_cannot_name_a_function(source: str) -> None:
+    with pytest.raises(InputError, match="asks to call"):
+        evaluation_data({"data": {"source": source}, "clip": {}, "seed": 0}, {}, ["video"])
 
 
 def test_a_checkpoint_of_ours_may_name_its_data() -> None:
-    refuse_foreign_code({"_target_": "avmae.data.datamodule.CSVDataModule", "train": "a.csv", "classes": ["a", "b"]})
+    refuse_foreign_code({"source": "csv", "train": "a.csv", "classes": ["a", "b"]})
+    refuse_foreign_code(by_source({"_target_": "avmae.data.datamodule.AVDigitsDataModule", "groups": 2}))
 
 
 def test_names_cannot_command_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from avmae import read_clip
 from avmae.clip import ClipSpec
-from avmae.data.degrade import PICTURES, SEVERITIES, Degradation, degrade_video
+from avmae.data.degrade import OF_VIDEO, SEVERITIES, Degradation, degrade_video
 from avmae.viewing.pictures import Row, contact_sheet
 
 
@@ -17,7 +17,7 @@ def main(file: str, output: str) -> None:
     mean, std = (torch.tensor(values).view(3, 1, 1, 1) for values in (clip.pixel_mean, clip.pixel_std))
     video = (read_clip(file, clip)["video"] * std + mean).clamp(0, 1)
     rows = []
-    for kind in PICTURES:
+    for kind in OF_VIDEO:
         degraded = [degrade_video(video, Degradation(kind, s), torch.tensor([0])) for s in SEVERITIES[kind]]
         pictures = [(v[0, :, 5].permute(1, 2, 0) * 255).round().byte().numpy() for v in (video, *degraded)]
         rows.append(Row(f"{kind}: none, {', '.join(f'{s:g}' for s in SEVERITIES[kind])}", pictures))

@@ -19,17 +19,17 @@ class ClipSpec:
     """One window of a clip, as the datamodule hands it over and the model takes it.
 
     The frames are those on display at ``start + i * stride / fps`` seconds, so the window lasts the same time whatever
-    a file's own frame rate, and its sound always has the same length. On a 25 fps file this is every ``stride``-th
+    a file's own frame rate, and its audio always has the same length. On a 25 fps file this is every ``stride``-th
     frame.
 
     Args:
-        frames: pictures per clip.
-        stride: distance of two pictures, in frames of the reference rate.
+        frames: per clip.
+        stride: distance of two of them, in frames of the reference rate.
         fps: the reference frame rate, in Hz. UCF101 is mostly 25.
-        size: height and width of the square picture, in pixels.
+        size: height and width of the square frames, in pixels.
         canvas: short side that frames are scaled to before they are cut, and the most of their long side, in pixels;
             empty for 15/14 of `size` (240 at 224, UCF101's own) and four times that.
-        sample_rate: of the mono sound, in Hz.
+        sample_rate: of the mono audio, in Hz.
         mel_bins: height of the log-mel spectrogram.
         filter_bank: `mel`, or `kaldi`, on which AudioMAE was trained; see `avmae.data.spectrogram`.
         pixel_mean: per RGB channel, of pixels in [0, 1].
@@ -38,8 +38,8 @@ class ClipSpec:
         mel_std: of the natural-log mel power spectrogram.
 
     Raises:
-        InputError: a count, rate or deviation is not positive, the filter bank is unknown, or the window is too short
-            for one spectrogram patch.
+        InputError: a count, rate or standard deviation is not positive, the filter bank is unknown, or the window is
+            too short for one spectrogram patch.
     """
 
     frames: int = 16
@@ -68,7 +68,7 @@ class ClipSpec:
         object.__setattr__(self, "pixel_mean", tuple(self.pixel_mean))
         object.__setattr__(self, "pixel_std", tuple(self.pixel_std))
         if len(self.pixel_mean) != 3 or len(self.pixel_std) != 3 or not all(s > 0 for s in self.pixel_std):
-            raise InputError("clip.pixel_mean and clip.pixel_std take three numbers each, and deviations above 0")
+            raise InputError("clip.pixel_mean and clip.pixel_std take three numbers each, the latter above 0")
         if self.spectrogram_frames == 0:
             raise InputError(
                 f"clip: {self.frames} frames at stride {self.stride} and {self.fps:g} fps last {self.seconds:.3f} s, "
@@ -82,7 +82,7 @@ class ClipSpec:
 
     @property
     def samples(self) -> int:
-        """Length of the window's sound."""
+        """Length of the window's audio."""
         return round(self.seconds * self.sample_rate)
 
     @property

@@ -10,7 +10,6 @@ from avmae.cli.command import (
     check_writable,
     chosen_data,
     command,
-    evaluation_data,
     precision,
     print_table,
     quiet_libraries,
@@ -61,6 +60,7 @@ def run_of(ckpt: str) -> Path:
 def score(ckpt: str, config: dict[str, Any]) -> dict[str, Any]:
     """Results of one checkpoint: a classifier's accuracy, or a pretraining's retrieval."""
     from avmae.data.degrade import Degradation, all_degradations
+    from avmae.evaluation.data import evaluation_data
     from avmae.evaluation.degraded import score_degraded
     from avmae.models.classifier import Classifier
     from avmae.models.weights import load_model, read_checkpoint
@@ -70,16 +70,12 @@ def score(ckpt: str, config: dict[str, Any]) -> dict[str, Any]:
         asked = [asked]
     degradations = all_degradations() if asked == "all" else [Degradation.parse(str(text)) for text in asked]
     model = load_model(ckpt)
-    settings, given = chosen_data(read_checkpoint(ckpt).config, config["data"])
-    if settings.get("data", {}).get("_target_") == "avmae.data.datamodule.CSVDataModule":
-        # What it was trained on may be elsewhere, and a list for the test need not have all classes.
-        data = {key: value for key, value in settings["data"].items() if key not in ("train", "val")}
-        known = {"classes": settings["class_names"]} if "class_names" in settings and not data.get("classes") else {}
-        settings = settings | {"data": data | known}
-    # Sound is read whatever the system, for results are told apart by whether a clip has it.
-    datamodule = evaluation_data(settings, given, ["video", "audio"], ckpt)
+    settings = read_checkpoint(ckpt).config
+    given, typed = chosen_data(config["data"])
+    # Audio is read whatever the system, for results are told apart by whether a clip has it.
+    datamodule = evaluation_data(settings, given, ["video", "audio"], ckpt, typed, test_only=True)
     datamodule.require_test()
-    views = f"{datamodule.segments} x {datamodule.crops} views each (segments x crops)"
+    views = f"{datamodule.loading.segments} x {datamodule.loading.crops} views each (segments x crops)"
     print(f"{len(datamodule.splits.test)} test clips, {views}")
     result: dict[str, Any] = {"ckpt": str(ckpt)}
     if isinstance(model, Classifier):

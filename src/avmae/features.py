@@ -8,7 +8,6 @@ from avmae.cli.command import (
     check_writable,
     chosen_data,
     command,
-    evaluation_data,
     precision,
     print_table,
     quiet_libraries,
@@ -26,6 +25,7 @@ def main(config: dict[str, Any]) -> None:
     """
     import torch
 
+    from avmae.evaluation.data import evaluation_data
     from avmae.evaluation.embedding import embed
     from avmae.evaluation.probes import knn_votes
     from avmae.models.weights import load_model, read_checkpoint, write_safetensors
@@ -39,8 +39,8 @@ def main(config: dict[str, Any]) -> None:
     check_writable(output)
     settings = read_checkpoint(config["ckpt"]).config
     model = load_model(config["ckpt"])
-    settings, given = chosen_data(settings, config["data"])
-    datamodule = evaluation_data(settings, given, model.encoder.modalities, config["ckpt"])
+    given, typed = chosen_data(config["data"])
+    datamodule = evaluation_data(settings, given, model.encoder.modalities, config["ckpt"], typed)
     tensors, clips = {}, {}
     for part in ("train", "val", "test"):
         entries = getattr(datamodule.splits, part)
@@ -54,7 +54,7 @@ def main(config: dict[str, Any]) -> None:
     metadata = {"clips": json.dumps(clips), "classes": json.dumps(datamodule.classes), "ckpt": str(config["ckpt"])}
     write_safetensors(tensors, output, metadata)
     print_table(["part", "clips"], [[part, str(len(paths))] for part, paths in clips.items()])
-    print(f"each the mean of {datamodule.segments} x {datamodule.crops} views (segments x crops)")
+    print(f"each the mean of {datamodule.loading.segments} x {datamodule.loading.crops} views (segments x crops)")
     if clips.get("train") and clips.get("test"):
         bank = torch.nn.functional.normalize(tensors["train/features"], dim=1)
         votes = knn_votes(

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from avmae.cli.command import check_counts, command, construct, evaluation_data, precision, print_table, quiet_libraries
+from avmae.cli.command import check_counts, command, precision, print_table, quiet_libraries
 from avmae.clip import ClipSpec
 from avmae.errors import InputError
 from avmae.runs.folder import newest_sound
@@ -102,8 +102,10 @@ def train_units(output: Path, config: dict[str, Any], study: dict[str, Any], han
     units = [(system, seed) for system, seed in every if not rows_of(output, system, seed).is_file()]
     if not units:
         return
+    from avmae.data.build import build_data
+
     # Data that are written at first use, before two trainings find them missing.
-    construct("data", config["data"], clip=ClipSpec(), audio=True).require_test()
+    build_data(config["data"], ClipSpec()).require_test()
     began = time.monotonic()
     pool, jobs = side_by_side(config["jobs"], config["accelerator"])
     with pool:
@@ -243,6 +245,7 @@ def results(
 ) -> Iterator[dict[str, Any]]:
     """Rows of what `unit` finds."""
     from avmae.data.degrade import Degradation, all_degradations
+    from avmae.evaluation.data import evaluation_data
     from avmae.evaluation.degraded import score_degraded
     from avmae.models.weights import load_model, read_checkpoint
 
@@ -290,6 +293,7 @@ def train(arguments: list[str], run_dir: Path) -> None:
 def measure_controls(output: Path) -> dict[str, float]:
     """What the data give away to linear models, on the data set that the trainings had."""
     from avmae.evaluation.controls import controls
+    from avmae.evaluation.data import evaluation_data
     from avmae.models.weights import read_checkpoint
 
     first = next(output.glob("*/seed*/finetune_1/checkpoints/last.ckpt"))

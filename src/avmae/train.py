@@ -146,6 +146,7 @@ def run(config: dict[str, Any]) -> dict[str, float]:
 
     from avmae.clip import ClipSpec
     from avmae.data.augment import AugmentSpec
+    from avmae.data.build import build_data, by_source
     from avmae.data.paths import absolute
     from avmae.models.autoencoder import MaskedAutoencoder
     from avmae.models.build import MaskSpec, ModelSpec, SizeSpec, build_autoencoder, build_classifier
@@ -165,21 +166,15 @@ def run(config: dict[str, Any]) -> dict[str, float]:
     clip, model = spec(ClipSpec, "clip", config["clip"]), spec(ModelSpec, "model", config["model"])
     size, mask = spec(SizeSpec, "size", config["size"]), spec(MaskSpec, "mask", config["mask"])
     optim = spec(OptimSpec, "optim", config["optim"])
-    datamodule = construct(
-        "data",
-        config["data"],
-        clip=clip,
-        audio="audio" in model.modalities,
-        augment=spec(AugmentSpec, "augment", config["augment"]),
-        seed=seed,
-    )
+    data, augment = by_source(config["data"]), spec(AugmentSpec, "augment", config["augment"])
+    datamodule = build_data(data, clip, "audio" in model.modalities, augment, seed)
 
     if str(config["objective"]).startswith("val/") and not datamodule.splits.val:
         raise InputError(f"objective={config['objective']} needs validation clips, such as data.val_groups=2 gives")
 
     torch.manual_seed(seed)
     model_config: dict[str, Any] = {key: config[key] for key in ("clip", "model", "size", "seed")}
-    model_config |= {"data": absolute(config["data"]), "recipe": {key: deepcopy(config[key]) for key in RECIPE}}
+    model_config |= {"data": absolute(data), "recipe": {key: deepcopy(config[key]) for key in RECIPE}}
     if task_config["name"] == "pretrain":
         network: MaskedAutoencoder | Classifier = build_autoencoder(clip, model, size, mask)
         model_config |= {"task": "pretrain", "mask": config["mask"]}
@@ -303,6 +298,7 @@ def run(config: dict[str, Any]) -> dict[str, float]:
 
 def describe(network: Any, config: dict[str, Any], trainer: Any, splits: Any, table: list[list[str]]) -> None:
     """Print what is trained, and what is to be said of the data."""
+    from avmae.data.build import by_source
     from avmae.data.splits import some
     from avmae.models.summary import step_flop
 
@@ -313,9 +309,8 @@ def describe(network: Any, config: dict[str, Any], trainer: Any, splits: Any, ta
         f"{trainer.precision}, {step_flop(network) / 1e9:.3g} GFLOP a clip (forward and backward)"
     )
     print_table(header, rows)
-    source = config["data"]["_target_"].split(".")[-1].removesuffix("DataModule")
     print(
-        f"data: {source} {config['data'].get('root') or ''}; clips: "
+        f"data: {by_source(config['data'])['source']} {config['data'].get('root') or ''}; clips: "
         f"{len(splits.train)} train, {len(splits.val)} validation, {len(splits.test)} test"
     )
     print(printable(f"{len(splits.classes)} class{'es' if len(splits.classes) > 1 else ''}: {some(splits.classes)}"))

@@ -5,12 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from miniature_data import miniature_data
 from torch import Tensor
 from torch.testing import assert_close
 
 from avmae.clip import ClipSpec
-from avmae.data.datamodule import UCF101DataModule
-from avmae.data.degrade import SEVERITIES, Degradation, all_degradations, degrade_sound, degrade_video
+from avmae.data.datamodule import ClipDataModule
+from avmae.data.degrade import SEVERITIES, Degradation, all_degradations, degrade_audio, degrade_video
 from avmae.errors import InputError
 
 SEEDS = torch.tensor([3, 4])
@@ -39,10 +40,10 @@ def test_one_modality_is_degraded_alike_each_time_and_the_other_left(degradation
     waveform = torch.randn(2, 1000, generator=torch.Generator().manual_seed(1))
     has_audio, other = torch.tensor([True, True]), (waveform.flip(0), torch.tensor([True, True]))
     pictures = degrade_video(video, degradation, SEEDS)
-    sound, sounding = degrade_sound(waveform, has_audio, degradation, SEEDS, other)
+    sound, sounding = degrade_audio(waveform, has_audio, degradation, SEEDS, other)
     assert pictures.shape == video.shape
     assert_close(degrade_video(video, degradation, SEEDS), pictures, rtol=0, atol=0)
-    assert_close(degrade_sound(waveform, has_audio, degradation, SEEDS, other), (sound, sounding), rtol=0, atol=0)
+    assert_close(degrade_audio(waveform, has_audio, degradation, SEEDS, other), (sound, sounding), rtol=0, atol=0)
     same_video, same_audio = (
         torch.equal(pictures, video),
         torch.equal(sound, waveform) and torch.equal(sounding, has_audio),
@@ -86,7 +87,7 @@ def test_lost_pictures_show_the_one_before(video: Tensor) -> None:
 @pytest.mark.parametrize("ratio", [20, 0, -10])
 def test_noise_has_the_stated_power(ratio: float) -> None:
     waveform = torch.stack([torch.sin(torch.arange(20_000) / 9), 0.01 * torch.sin(torch.arange(20_000) / 5)])
-    sound, has_audio = degrade_sound(waveform, torch.tensor([True, True]), Degradation("noise", ratio), SEEDS, None)
+    sound, has_audio = degrade_audio(waveform, torch.tensor([True, True]), Degradation("noise", ratio), SEEDS, None)
     noise = sound - waveform
     measured = 10 * torch.log10(waveform.square().mean(1) / noise.square().mean(1))
     assert_close(measured, torch.full((2,), float(ratio)), atol=0.2, rtol=0)
@@ -114,12 +115,12 @@ def test_names_are_read_back(degradation: Degradation) -> None:
     assert Degradation.parse(str(degradation)) == degradation
 
 
-def swapped(module: UCF101DataModule, rank: int = 0, world: int = 1) -> dict[tuple[int, int], Tensor]:
+def swapped(module: ClipDataModule, rank: int = 0, world: int = 1) -> dict[tuple[int, int], Tensor]:
     """By clip and view, the swapped sound; zeros where the clip falls silent."""
     module.trainer = SimpleNamespace(global_rank=rank, world_size=world)
     found = {}
     for sample in module.part_loader("test", partners=True):
-        sound, has_audio = degrade_sound(
+        sound, has_audio = degrade_audio(
             sample["waveform"], sample["has_audio"], Degradation("swap"), SEEDS, (sample["other"], sample["has_other"])
         )
         assert not (has_audio & ~sample["has_audio"]).any()
@@ -129,8 +130,8 @@ def swapped(module: UCF101DataModule, rank: int = 0, world: int = 1) -> dict[tup
 
 
 def test_swapped_sound_is_another_class_s_whatever_the_batches_processes_and_segments(miniature: Path) -> None:
-    def module(**settings: int) -> UCF101DataModule:
-        return UCF101DataModule(str(miniature), clip=ClipSpec(frames=4), **settings)
+    def module(**settings: int) -> ClipDataModule:
+        return miniature_data(miniature, ClipSpec(frames=4), **settings)
 
     first = swapped(module(batch_size=28, workers=0))
     cut = [swapped(module(batch_size=3, workers=1, seed=1), rank, 2) for rank in range(2)]
@@ -153,7 +154,7 @@ def test_swapped_sound_is_another_class_s_whatever_the_batches_processes_and_seg
 
 
 def test_without_a_clip_of_another_class_that_sounds_a_clip_falls_silent(miniature: Path) -> None:
-    module = UCF101DataModule(str(miniature), clip=ClipSpec(frames=4), batch_size=28, workers=0)
+    module = miniature_data(miniature, ClipSpec(frames=4), batch_size=28, workers=0)
     sounding = next(iter(module.part_loader("test")))["has_audio"]
     entries = module.splits.test
     one = next(e.label for e, sounds in zip(entries, sounding, strict=True) if sounds)

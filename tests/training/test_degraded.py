@@ -1,9 +1,9 @@
 from pathlib import Path
 
 import pytest
+from miniature_data import miniature_data
 from systems import CLIP, autoencoder
 
-from avmae.data.datamodule import UCF101DataModule
 from avmae.data.degrade import Degradation
 from avmae.evaluation.degraded import score_degraded
 
@@ -14,7 +14,7 @@ DEGRADATIONS = [Degradation("swap"), Degradation("noise", 0), Degradation("drop"
 def test_errors_do_not_change_with_the_batches(system: str, miniature: Path) -> None:
     model, rows = autoencoder(system).eval(), []
     for batch_size in (3, 28):
-        module = UCF101DataModule(str(miniature), clip=CLIP, batch_size=batch_size, workers=0)
+        module = miniature_data(miniature, CLIP, batch_size=batch_size, workers=0)
         rows.append(score_degraded(model, module, DEGRADATIONS, accelerator="cpu"))
     assert len(rows[0]) == 4 * 3
     for one, other in zip(*rows, strict=True):
@@ -22,9 +22,9 @@ def test_errors_do_not_change_with_the_batches(system: str, miniature: Path) -> 
 
 
 def test_clips_without_another_sound_are_told(miniature: Path, capsys: pytest.CaptureFixture) -> None:
-    module = UCF101DataModule(str(miniature), clip=CLIP, batch_size=28, workers=0)
+    module = miniature_data(miniature, CLIP, batch_size=28, workers=0)
     sounding = next(iter(module.part_loader("test")))["has_audio"]
     label = module.splits.test[int(sounding.int().argmax())].label
-    alone = UCF101DataModule(str(miniature), clip=CLIP, batch_size=5, workers=0, only=[module.classes[label]])
+    alone = miniature_data(miniature, CLIP, batch_size=5, workers=0, only=[module.classes[label]])
     score_degraded(autoencoder("avmae").eval(), alone, DEGRADATIONS[:1], accelerator="cpu")
     assert "7 clips with sound were tested in silence for swap" in capsys.readouterr().err

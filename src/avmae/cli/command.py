@@ -16,7 +16,7 @@ import tempfile
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import chain, count
 from pathlib import Path
@@ -32,9 +32,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from avmae.cli.help import page
 from avmae.cli.numbers import refuse_words
-from avmae.data.paths import PATHS
 from avmae.errors import InputError, Interrupted, printable
-from avmae.runs.folder import queue_again, requeued, resume_checkpoint, slurm_step, started_in, torchrun_id
+from avmae.runs.folder import queue_again, requeued, resume_checkpoint, slurm_step, torchrun_id
 from avmae.runs.launch import end_with_parent
 
 # Read when torch loads GNU's OpenMP. By default its threads spin for milliseconds while they wait, which takes the
@@ -46,9 +45,6 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 CONF = str(Path(__file__).parents[1] / "conf")
 PRINTING = {"-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "--version"}
 """Flags with which a command prints, and does nothing else."""
-SHARED = ("fold", "val_groups", "batch_size", "workers", "segments", "crops", "timeout")
-"""Settings of data that say the same of any kind of them."""
-SAME_KIND = ("val_share", "only", "train_share")
 Spec = TypeVar("Spec")
 
 
@@ -296,109 +292,12 @@ def construct(key: str, config: Mapping[str, Any], **objects: Any) -> Any:
         raise InputError(f"{key}: {str(error).splitlines()[0]}") from error
 
 
-def chosen_data(settings: dict[str, Any], data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What `evaluation_data` takes, where the command line may choose another kind of data by `data=KIND`.
-
-    Another kind brings its own defaults, but which fold is tested, and how clips are read and scored, is as in the
-    checkpoint unless the command line names it; of the same kind also which classes and which share of them.
-
-    Args:
-        settings: the checkpoint's config.
-        data: the command's.
-    """
+def chosen_data(data: dict[str, Any]) -> tuple[dict[str, Any], set[str] | None]:
+    """What `evaluation_data` takes as `given` and `typed`: the command line may choose a kind by `data=KIND`."""
     job = HydraConfig.get()
     if job.runtime.choices["data"] == "checkpoint":
-        return settings, data
-    typed = {word.lstrip("+").split("=")[0] for word in job.overrides.task}
-    own, target = settings.get("data", {}), data["_target_"]
-    kept = SHARED + (SAME_KIND if target == own.get("_target_") else ())
-    taken = {key: own[key] for key in kept if key in own and key in data and f"data.{key}" not in typed}
-    return {**settings, "data": {**data, **taken}}, {"_target_": target}
-
-
-def evaluation_data(
-    settings: Mapping[str, Any], given: Mapping[str, Any], modalities: Collection[str], ckpt: str | Path | None = None
-) -> Any:
-    """The data module of a checkpoint, changed by what is given; UCF101 where the checkpoint is another project's.
-
-    Another data module than the checkpoint's reads as much at once and scores as many views, of other projects'
-    checkpoints 5 segments x 3 crops.
-
-    Args:
-        settings: the checkpoint's config.
-        given: the command's `data`; None keeps what the checkpoint says.
-        modalities: of the model.
-        ckpt: the checkpoint's path, to say where it was trained if its data are not found.
-    """
-    from avmae.clip import ClipSpec
-
-    given = {key: value for key, value in given.items() if value is not None}
-    data = settings.get("data", {"_target_": "avmae.data.datamodule.UCF101DataModule", "segments": 5, "crops": 3})
-    if given.get("_target_", data.get("_target_")) != data.get("_target_"):
-        data = {key: data[key] for key in ("segments", "crops", "batch_size", "workers") if key in data}
-    refuse_foreign_code(data | {k: v for k, v in given.items() if k == "_target_"}, trusted=given.get("_target_"))
-    if "root" not in data | given and "train" not in data | given and "test" not in given:
-        raise InputError("the checkpoint names no data; give data.root=DIR, the folder of UCF101, or data=KIND as well")
-    if "root" in given and "://" not in str(given["root"]) and not Path(given["root"]).expanduser().is_dir():
-        raise InputError(f"data.root={given['root']} is not a folder; give the data set's")
-    if data.get("manifest") and not Path(data["manifest"]).expanduser().is_file():
-        # It is where training ran; all that is lost is which clips of train and val cannot be read.
-        data = data | {"manifest": None}
-    refuse_lost_data({key: value for key, value in data.items() if key not in given}, ckpt)
-    clip = ClipSpec(**settings["clip"])
-    return construct("data", data | given, clip=clip, audio="audio" in modalities, seed=settings["seed"])
-
-
-def refuse_lost_data(data: Mapping[str, Any], ckpt: str | Path | None) -> None:
-    """Say where the data of a checkpoint may be found, if they are not where it says.
-
-    Args:
-        data: the checkpoint's, but for what is given anew.
-        ckpt: its path.
-
-    Raises:
-        InputError: there is nothing at one of its paths.
-    """
-    # The embedded data sets are written where they are missing.
-    paths = {key: data.get(key) for key in PATHS if not (key == "root" and "groups" in data)}
-    for key, path in paths.items():
-        if not isinstance(path, str) or "://" in path or Path(path).expanduser().exists():
-            continue
-        folder = None if ckpt is None else started_in(ckpt)
-        hint = f"; training was started in {folder}" if folder and not Path(path).is_absolute() else ""
-        there = os.path.join(folder or "", path)
-        raise InputError(
-            f"the checkpoint's data.{key}={path} is not there{hint}; give data.{key}="
-            f"{there if os.path.exists(there) else 'PATH'}"
-        )
-
-
-def refuse_foreign_code(data: Mapping[str, Any], trusted: str | None = None) -> None:
-    """Keep a checkpoint's config from naming what is to be called: only avmae's own data modules, with plain values.
-
-    Args:
-        data: the checkpoint's.
-        trusted: another data module that the user named.
-
-    Raises:
-        InputError: it names anything else.
-    """
-    target = data.get("_target_")
-    nested = [value for key, value in data.items() if key != "_target_"]
-    special = [key for key in data if str(key).startswith("_") and key != "_target_"]
-    for value in nested:
-        # What is found is appended to the list that is walked.
-        if isinstance(value, Mapping):
-            special += [key for key in value if str(key).startswith("_")]
-            nested += value.values()
-        elif isinstance(value, list):
-            nested += value
-    own = re.fullmatch(r"avmae\.data\.datamodule\.\w+DataModule", str(target))
-    if not (own or target == trusted is not None) or special:
-        raise InputError(
-            f"the checkpoint asks to call {target} with {', '.join(map(str, special)) or 'plain values'} to read its "
-            "data, which is no data module of avmae's; if you trust it, set data._target_ yourself"
-        )
+        return data, None
+    return data, {word.lstrip("+").split("=")[0].removeprefix("data.") for word in job.overrides.task}
 
 
 def run_folder(logs: str, name: str, resume: str | None) -> str:

@@ -36,7 +36,7 @@ class Sample(TypedDict):
         widths: of the frames, in pixels, without padding.
         seeds: of what is drawn for each of the R views on the device; none at test time.
         unreadable: what went wrong with clips that could not be read.
-        other: of data sets with `partners`, (samples,) float32, the sound of another clip, of another class.
+        other: of data sets with `partners`, (samples,) float32, the audio of another clip, of another class.
         has_other: () bool, whether there is one.
     """
 
@@ -65,11 +65,11 @@ class ClipDataset(Dataset[Sample]):
     Args:
         entries: the clips.
         clip: shape of a window.
-        audio: read the sound, too.
+        audio: read the audio, too.
         augment: how training views are drawn; None for test.
         segments: windows of each clip, at test time.
         crops: boxes of each window, at test time.
-        partners: read the sound of another clip with each one that sounds, at test time; see `swap` of `Degradation`.
+        partners: read the audio of another clip with each one that has some, at test time; see `swap` of `Degradation`.
 
     Attributes:
         readings: where reading processes note what they read, if there are any.
@@ -133,7 +133,7 @@ class ClipDataset(Dataset[Sample]):
         return sample
 
     def _partner(self, index: int, position: float) -> Waveform | None:
-        """The sound of a clip of another class; None if none has any.
+        """The audio of a clip of another class; None if none has any.
 
         Which one is a function of the clip's number: not of the run's seed, nor of what is read beside it.
         """
@@ -141,7 +141,7 @@ class ClipDataset(Dataset[Sample]):
         for other in np.random.default_rng(index).permutation(len(self.entries)).tolist():
             if self.entries[other].label == label or (other, position) in self._silent:
                 continue
-            # What cannot be read has no sound either.
+            # What cannot be read has no audio either.
             with suppress(MediaError):
                 window = self._read(other, position)
                 if window.has_audio:

@@ -1,7 +1,7 @@
-"""Poorer pictures and poorer sound, made on the device from whole batches: tests whether one modality helps the other.
+"""Degraded video and audio, made on the device from whole batches: tests whether one modality helps the other.
 
 Whatever is drawn (directions, dropped frames, noise) is a function of the clip and the view alone, so every model is
-tested on the same pictures and sounds.
+tested on the same video and audio.
 """
 
 import math
@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as v2
 from avmae.errors import InputError
 
 REFERENCE_SIZE = 224
-"""Picture height, in pixels, in which `blur` and `motion` are stated; at other sizes they shrink or grow with it."""
+"""Height of a frame, in pixels, in which `blur` and `motion` are stated; at other sizes they shrink or grow with it."""
 
 SEVERITIES: dict[str, tuple[float, ...]] = {
     "lowres": (2, 4, 8),
@@ -29,23 +29,23 @@ SEVERITIES: dict[str, tuple[float, ...]] = {
 }
 """Degradations and the severities the study tests, mildest first."""
 
-PICTURES = ("lowres", "blur", "motion", "jpeg", "drop")
+OF_VIDEO = ("lowres", "blur", "motion", "jpeg", "drop")
 
 
 @dataclass(frozen=True)
 class Degradation:
-    """One way in which a clip is poor.
+    """One way in which a clip is degraded.
 
     | kind | severity |
     |---|---|
-    | `lowres` | factor by which the picture is scaled down by area, then up again bilinearly |
-    | `blur` | standard deviation of a Gaussian, in pixels of a 224 px picture |
-    | `motion` | length of a straight smear, in pixels of a 224 px picture; one direction for each clip |
-    | `jpeg` | quality at which each picture is compressed, 1 to 100 |
-    | `drop` | share of pictures that are lost, the one before staying on display |
-    | `noise` | ratio of the sound's power to that of white noise added to it, in dB |
-    | `silence` | none: the sound is taken away |
-    | `swap` | none: the sound is that of another clip, of another class |
+    | `lowres` | factor by which the frame is scaled down by area, then up again bilinearly |
+    | `blur` | standard deviation of a Gaussian, in pixels of a 224 px frame |
+    | `motion` | length of a straight smear, in pixels of a 224 px frame; one direction for each clip |
+    | `jpeg` | quality at which each frame is compressed, 1 to 100 |
+    | `drop` | share of frames that are lost, the one before staying on display |
+    | `noise` | ratio of the audio's power to that of white noise added to it, in dB |
+    | `silence` | none: the audio is taken away |
+    | `swap` | none: the audio is that of another clip, of another class |
 
     Args:
         kind: one of the above.
@@ -100,7 +100,7 @@ def all_degradations() -> list[Degradation]:
 
 
 def degrade_video(video: Tensor, degradation: Degradation, seeds: Tensor) -> Tensor:
-    """Degrade pictures; sound's degradations leave them as they are.
+    """Degrade video; degradations of the audio leave it as it is.
 
     Args:
         video: (B, 3, T, H, W) float32 in [0, 1].
@@ -111,7 +111,7 @@ def degrade_video(video: Tensor, degradation: Degradation, seeds: Tensor) -> Ten
         The same shape.
     """
     kind, severity = degradation.kind, degradation.severity
-    if kind not in PICTURES:
+    if kind not in OF_VIDEO:
         return video
     clips, _, times, height, width = video.shape
     flat = video.transpose(1, 2).flatten(0, 1)
@@ -121,33 +121,33 @@ def degrade_video(video: Tensor, degradation: Degradation, seeds: Tensor) -> Ten
         down = F.interpolate(flat, small, mode="area")
         flat = F.interpolate(down, (height, width), mode="bilinear", align_corners=False)
     elif kind == "blur":
-        # torchvision pads by reflection, which cannot reach beyond the picture.
+        # torchvision pads by reflection, which cannot reach beyond the frame.
         reach = min(math.ceil(3 * pixels), height - 1, width - 1)
         flat = v2.gaussian_blur(flat, [2 * reach + 1] * 2, [pixels] * 2)
     elif kind == "motion":
         flat = _smear(flat, pixels, seeds.repeat_interleave(times))
     elif kind == "jpeg":
-        pictures = (flat * 255).round().to(torch.uint8).cpu()
-        flat = torch.stack([v2.jpeg(picture, int(severity)) for picture in pictures]).to(video) / 255
+        images = (flat * 255).round().to(torch.uint8).cpu()
+        flat = torch.stack([v2.jpeg(image, int(severity)) for image in images]).to(video) / 255
     else:
         return video.take_along_dim(_frozen(times, severity, seeds).view(clips, 1, times, 1, 1), 2)
     return flat.unflatten(0, (clips, times)).transpose(1, 2).contiguous()
 
 
-def degrade_sound(
+def degrade_audio(
     waveform: Tensor, has_audio: Tensor, degradation: Degradation, seeds: Tensor, other: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor]:
-    """Degrade sound; pictures' degradations leave it as it is.
+    """Degrade audio; degradations of the video leave it as it is.
 
     Args:
         waveform: (B, samples) float32.
         has_audio: (B,) bool.
         degradation: which and how much.
         seeds: (B,) int64, of what is drawn for each clip.
-        other: what `swap` takes, sounds (B, samples) of clips of another class and whether there are any (B,) bool.
+        other: what `swap` takes, audio (B, samples) of clips of another class and whether there are any (B,) bool.
 
     Returns:
-        The waveforms, and which clips have sound. A clip for which there is nothing to swap falls silent.
+        The waveforms, and which clips have audio. A clip for which there is nothing to swap falls silent.
     """
     if degradation.kind == "noise":
         power = waveform.square().mean(1, keepdim=True)
@@ -158,13 +158,13 @@ def degrade_sound(
         return torch.zeros_like(waveform), torch.zeros_like(has_audio)
     if degradation.kind == "swap":
         assert other is not None, "the data set has to read partners"
-        sound, found = other
-        return sound, has_audio & found
+        waveform, found = other
+        return waveform, has_audio & found
     return waveform, has_audio
 
 
-def next_sounding(has_audio: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """The next clip of the batch that has sound and another label, by clip.
+def next_audible(has_audio: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """The next clip of the batch that has audio and another label, by clip.
 
     Args:
         has_audio: (B,) bool.
@@ -184,22 +184,22 @@ def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _smear(pictures: Tensor, length: float, seeds: Tensor) -> Tensor:
+def _smear(frames: Tensor, length: float, seeds: Tensor) -> Tensor:
     """Average (N, C, H, W) along a line of some pixels."""
-    height, width = pictures.shape[-2:]
-    angles = torch.stack([torch.rand((), generator=_generator(seed)) for seed in seeds.tolist()]).to(pictures) * math.pi
+    height, width = frames.shape[-2:]
+    angles = torch.stack([torch.rand((), generator=_generator(seed)) for seed in seeds.tolist()]).to(frames) * math.pi
     steps = math.ceil(length) + 1
-    total = torch.zeros_like(pictures)
+    total = torch.zeros_like(frames)
     for offset in torch.linspace(-length / 2, length / 2, steps).tolist():
-        theta = pictures.new_tensor([[1.0, 0, 0], [0, 1, 0]]).repeat(len(pictures), 1, 1)
+        theta = frames.new_tensor([[1.0, 0, 0], [0, 1, 0]]).repeat(len(frames), 1, 1)
         theta[:, 0, 2], theta[:, 1, 2] = 2 * offset * angles.cos() / width, 2 * offset * angles.sin() / height
-        grid = F.affine_grid(theta, list(pictures.shape), align_corners=False)
-        total += F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
+        grid = F.affine_grid(theta, list(frames.shape), align_corners=False)
+        total += F.grid_sample(frames, grid, padding_mode="border", align_corners=False)
     return total / steps
 
 
 def _frozen(times: int, share: float, seeds: Tensor) -> Tensor:
-    """(B, T) int64: the picture on display when some are lost; the first is always there."""
+    """(B, T) int64: the frame on display when some are lost; the first is always there."""
     lost = round(share * (times - 1))
     kept = torch.ones(len(seeds), times, dtype=torch.bool)
     for row, seed in zip(kept, seeds.tolist(), strict=True):

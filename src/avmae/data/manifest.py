@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from multiprocessing import get_context
 from pathlib import Path, PurePath
 from typing import Any
@@ -16,6 +16,7 @@ import av
 import numpy as np
 
 from avmae.data.decode.window import decode_all, probe
+from avmae.data.splits import Splits
 from avmae.errors import InputError, MediaError
 
 NAME = "manifest.parquet"
@@ -34,16 +35,16 @@ class Record:
         path: relative to the data set's folder.
         size: of the file, in bytes; with `modified` it says whether the file is still the one that was read.
         modified: time of the last change, in nanoseconds.
-        frames: pictures that could be decoded.
+        frames: how many could be decoded.
         seconds: when the last of them ends.
-        fps: pictures per second, on average.
-        constant_rate: whether all pictures last equally long.
+        fps: frames per second, on average.
+        constant_rate: whether all frames last equally long.
         width: as displayed, in pixels.
         height: as displayed, in pixels.
         video_codec: name; empty where nothing could be decoded.
-        audio_codec: name; empty without a sound track.
-        has_audio: whether any sound could be decoded.
-        audio_seconds: length of the sound.
+        audio_codec: name; empty without an audio track.
+        has_audio: whether any audio could be decoded.
+        audio_seconds: length of the audio.
         audio_level: root mean square, in dB below full scale.
         problem: what is wrong with the file; empty if nothing is.
     """
@@ -90,12 +91,12 @@ def inspect(root: Path, path: str) -> Record:
                 times.append(frame.time if frame.time is not None else len(times) / info.fps)
                 steps.append(float(frame.duration * frame.time_base) if frame.duration else 1 / info.fps)
             else:
-                sound = frame.to_ndarray()
-                if sound.dtype.kind == "u":
-                    sound = (sound - 128.0) / 128
-                elif sound.dtype.kind == "i":
-                    sound = sound / np.iinfo(sound.dtype).max
-                power += float(np.square(np.nan_to_num(sound.astype(np.float64))).mean()) * frame.samples
+                values = frame.to_ndarray()
+                if values.dtype.kind == "u":
+                    values = (values - 128.0) / 128
+                elif values.dtype.kind == "i":
+                    values = values / np.iinfo(values.dtype).max
+                power += float(np.square(np.nan_to_num(values.astype(np.float64))).mean()) * frame.samples
                 samples += frame.samples
                 rate = frame.sample_rate
     except (MediaError, av.FFmpegError, ValueError, IndexError) as error:
@@ -103,7 +104,7 @@ def inspect(root: Path, path: str) -> Record:
     gaps = np.diff(np.sort(times))
     problems = [f"{damaged} damaged packets"] if damaged else []
     if len(info.codecs) > 1 and not samples:
-        problems.append("a sound track without sound")
+        problems.append("an audio track without audio")
     return Record(
         **known,
         frames=len(times),
@@ -162,10 +163,50 @@ def manifest_root(file: Path) -> Path:
     return Path(os.fsdecode(noted)) if noted else file.parent
 
 
+def without_unreadable(splits: Splits, manifest: str | Path | None = None) -> Splits:
+    """Leave out of training and validation what a manifest calls unreadable.
+
+    Test clips stay: what is not scored has to be counted.
+
+    Args:
+        splits: of the data set; its root is the folder of its manifest, if it has one.
+        manifest: one that lies elsewhere, and then has to be there.
+
+    Raises:
+        InputError: the manifest is missing, damaged or of other clips, or the clips are no files.
+    """
+    root = splits.root
+    if root is None:
+        if manifest:
+            raise InputError(f"data.manifest={manifest} is of files, and these clips are stored in another way")
+        return splits
+    file = Path(manifest).expanduser() if manifest else root / NAME
+    if manifest and not file.is_file():
+        raise InputError(
+            f"data.manifest={manifest} does not exist; python -m avmae.prepare output={manifest} writes it"
+        )
+    records = read_manifest(file)
+    # Lists may have absolute paths where the root is relative.
+    listed = [[(os.path.abspath(str(e.path)), e) for e in part] for part in (splits.train, splits.val, splits.test)]
+    readable: dict[str, bool] = {}
+    for base in (root, manifest_root(file)) if manifest else (root,):
+        readable = {os.path.abspath(base / path): record.readable for path, record in records.items()}
+        if any(path in readable for part in listed for path, _ in part):
+            break
+    else:
+        if manifest:
+            raise InputError(
+                f"data.manifest={manifest} has none of the data set's clips; run avmae.prepare on this data set, "
+                "or give the data.root that its paths start from"
+            )
+    train, val, _ = ([entry for path, entry in part if readable.get(path, True)] for part in listed)
+    return replace(splits, train=train, val=val)
+
+
 def update_manifest(root: Path, paths: Sequence[str], file: Path, workers: int) -> Iterator[Record]:
     """Inspect the files that the manifest does not have as they are now; yields each as it is done.
 
-    Every record is kept in a journal beside the manifest at once, so that a run that is killed goes on where it was.
+    Every record is kept in a journal beside the manifest at once, so that a run that is killed continues where it was.
 
     Args:
         root: folder that the paths start from.

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from torchvision.transforms.v2 import functional as v2
 
 from avmae.data.augment import AugmentSpec
 
@@ -190,27 +191,11 @@ def _look_up(planes: Tensor, tables: Tensor) -> Tensor:
     return tables.to(torch.uint8).flatten().index_select(0, (planes.int() + offset).flatten()).view_as(planes)
 
 
-def _values(planes: Tensor) -> Tensor:
-    return torch.arange(256, device=planes.device)
-
-
 def _autocontrast(planes: Tensor, _: Tensor) -> Tensor:
     low, high = (extreme[..., None].long() for extreme in (planes.amin((-2, -1)), planes.amax((-2, -1))))
-    values = _values(planes)
+    values = torch.arange(256, device=planes.device)
     stretched = ((values - low) * 255 // (high - low).clamp(min=1)).clamp(0, 255)
     return _look_up(planes, torch.where(high > low, stretched, values))
-
-
-def _equalize(planes: Tensor, _: Tensor) -> Tensor:
-    flat, values = planes.flatten(-2), _values(planes)
-    one = torch.ones((), dtype=torch.int32, device=planes.device)
-    counts = torch.zeros(*flat.shape[:3], 256, dtype=torch.int32, device=planes.device)
-    counts.scatter_add_(-1, flat.long(), one.expand(flat.shape))
-    largest = ((counts > 0) * values).amax(-1, keepdim=True)
-    step = (flat.shape[-1] - counts.gather(-1, largest)) // 255
-    below = counts.cumsum(-1) - counts
-    table = ((below + step // 2) // step.clamp(min=1)).clamp(max=255)
-    return _look_up(planes, torch.where(step > 0, table, values))
 
 
 def _grey(planes: Tensor) -> Tensor:
@@ -228,7 +213,7 @@ def _contrast(planes: Tensor, factor: Tensor) -> Tensor:
     grey = _grey(planes)
     pixels = grey.shape[-2] * grey.shape[-1]
     mean = (grey.sum((-2, -1), keepdim=True) * 2 + pixels) // (2 * pixels)
-    return _look_up(planes, _blend(mean, _values(planes), factor)[..., 0, :])
+    return _look_up(planes, _blend(mean, torch.arange(256, device=planes.device), factor)[..., 0, :])
 
 
 def _color(planes: Tensor, factor: Tensor) -> Tensor:
@@ -295,7 +280,7 @@ def _warp(
 KERNELS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "table": lambda planes, numbers: _look_up(planes, numbers[:, None, None]),
     "AutoContrast": _autocontrast,
-    "Equalize": _equalize,
+    "Equalize": lambda planes, _: v2.equalize(planes),
     "ContrastIncreasing": _contrast,
     "ColorIncreasing": _color,
     "SharpnessIncreasing": _sharpness,

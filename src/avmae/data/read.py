@@ -12,7 +12,7 @@ from avmae.data.decode.window import Window, read_window
 
 
 def read_clip(path: str | Path, clip: ClipSpec | None = None, position: float = 0.5) -> dict[str, Tensor]:
-    """Read one window of a file: the centre square of its pictures, and its sound.
+    """Read one window of a file: the centre square of its frames, and its audio.
 
     Args:
         path: of any video file.

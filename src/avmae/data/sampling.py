@@ -1,7 +1,7 @@
 """Which clips make up each batch, as a function of seed and epoch alone.
 
 A request carries all that a worker needs to know, so what is read does not depend on how many workers or processes
-share the reading, and a run can go on from any batch.
+share the reading, and a run can be resumed at any batch.
 """
 
 from collections.abc import Iterator
@@ -66,7 +66,7 @@ class TrainSampler(Sampler[list[Request]]):
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Go on to a later epoch; Lightning calls this before each."""
+        """Advance to a later epoch; Lightning calls this before each."""
         if epoch > self.epoch:
             self.epoch, self.start = epoch, 0
 

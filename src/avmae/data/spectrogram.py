@@ -10,7 +10,7 @@ from avmae.clip import HOP_SECONDS, ClipSpec
 
 WINDOW_SECONDS = 0.025
 FLOOR = 1e-6
-"""Power below which the logarithm is cut: about the noise floor of MP3 and AAC sound."""
+"""Power below which the logarithm is cut: about the noise floor of MP3 and AAC."""
 KALDI_FLOOR = torch.finfo(torch.float32).eps
 """Kaldi takes the logarithm of no less."""
 PREEMPHASIS = 0.97
@@ -78,14 +78,14 @@ class LogMel(nn.Module):
 
     def forward(self, waveform: Tensor) -> Tensor:
         """(B, samples) float32 in [-1, 1] to (B, 1, L, F) float32: L spectrogram frames of F mel bins."""
-        # Outside autocast: powers of quiet sound underflow in half precision.
+        # Outside autocast: powers of quiet audio underflow in half precision.
         with torch.autocast(waveform.device.type, enabled=False):
             power = self.mel(waveform.float())[..., : self.clip.spectrogram_frames]
             floored = power.clamp(min=KALDI_FLOOR) if isinstance(self.mel, KaldiMel) else power + FLOOR
             return (floored.log() - self.clip.mel_mean).div(self.clip.mel_std).transpose(1, 2).unsqueeze(1)
 
     def invert(self, logmel: Tensor) -> Tensor:
-        """A sound that has about this spectrogram, phases by Griffin and Lim (1984): (B, 1, L, F) to (B, samples).
+        """Audio that has about this spectrogram, phases by Griffin and Lim (1984): (B, 1, L, F) to (B, samples).
 
         It lasts from the middle of the first spectrogram frame to the middle of the last.
         """

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -26,13 +27,23 @@ class ClipEntry:
 
 @dataclass(frozen=True)
 class Splits:
-    """The clips of each part, the names of the classes by label, and what a user should know of them."""
+    """What a source returns: the clips of each part.
+
+    Args:
+        train: for training.
+        val: for validation.
+        test: for test.
+        classes: names by label.
+        notes: what the user should know about them.
+        root: the folder that a manifest's paths start from; None where the clips are no files.
+    """
 
     train: list[ClipEntry]
     val: list[ClipEntry]
     test: list[ClipEntry]
     classes: list[str]
     notes: tuple[str, ...] = ()
+    root: Path | None = None
 
 
 def some(names: Sequence[object]) -> str:

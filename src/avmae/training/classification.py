@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from avmae.data.datamodule import Batch
-from avmae.data.degrade import next_sounding
+from avmae.data.degrade import next_audible
 from avmae.errors import InputError
 from avmae.evaluation.scores import ClipScores
 from avmae.models.classifier import Classifier
@@ -94,7 +94,7 @@ class Classification(Task):
 
     def change_sound(self, batch: Batch, drawn: Tensor) -> Batch:
         """Take away or exchange the sound of clips whose number, (B,) drawn from [0, 1), is low."""
-        other, found = next_sounding(batch["has_audio"], batch["label"])
+        other, found = next_audible(batch["has_audio"], batch["label"])
         dropped = drawn < self.drop_audio
         swapped = ~dropped & (drawn < self.drop_audio + self.swap_audio)
         audio = torch.where(swapped[:, None, None, None], batch["audio"][other], batch["audio"])

@@ -126,7 +126,7 @@ class Task(L.LightningModule):
         # Not trainer.estimated_stepping_batches: that starts the loader before a resumed run knows where it stopped.
         batches, limit = len(trainer.datamodule.train_sampler()), trainer.limit_train_batches
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        accumulated, clips = trainer.accumulate_grad_batches, trainer.datamodule.batch_size * trainer.world_size
+        accumulated, clips = trainer.accumulate_grad_batches, trainer.datamodule.loading.batch_size * trainer.world_size
         if accumulated > batches:
             raise InputError(
                 f"trainer.accumulate_grad_batches={accumulated}, a step of {accumulated * clips} clips, exceeds the "

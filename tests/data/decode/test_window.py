@@ -261,7 +261,7 @@ def test_files_without_pictures_are_named_with_the_reason(tmp_path: Path) -> Non
         "noise.mp4": "cannot be decoded",
         "letter.txt": "is no video",
         "folder.avi": "cannot be decoded",
-        "sound.wav": "has no pictures",
+        "sound.wav": "has no video stream",
         "header.avi": "can be decoded",
     }.items():
         for read in (lambda path: read_window(path, CLIP, 0.5), probe):

@@ -10,8 +10,8 @@ from torchaudio.functional import resample
 from torchaudio.transforms import MFCC
 
 from avmae.clip import ClipSpec
-from avmae.data import avdigits
-from avmae.data.datamodule import AVDigitsDataModule
+from avmae.data.build import build_data
+from avmae.data.embedded import avdigits
 from avmae.data.embedded.avdigits import WINDOW, Recordings, deal, read_recordings, repeat, speak, write_avdigits
 from avmae.data.embedded.miniature import HEIGHT, MARGIN, SAMPLE_RATE, WIDTH
 from avmae.data.embedded.synthetic import write_synthetic
@@ -158,9 +158,20 @@ def test_a_clip_that_falls_into_a_pause_is_silent_and_not_undefined() -> None:
 
 
 def test_the_data_module_writes_what_it_reads(tmp_path: Path) -> None:
-    settings = {"root": str(tmp_path / "data"), "groups": 9, "clips_per_group": 1, "classes": 2, "workers": 0}
+    settings = {
+        "source": "avdigits",
+        "root": str(tmp_path / "data"),
+        "groups": 9,
+        "clips_per_group": 1,
+        "classes": 2,
+        "workers": 0,
+        "val_groups": 1,
+        "batch_size": 2,
+        "segments": 1,
+        "crops": 1,
+    }
     clip = ClipSpec(frames=8, size=64, mel_bins=64)
-    data = AVDigitsDataModule(**settings, clip=clip, val_groups=1, batch_size=2)
+    data = build_data(settings, clip)
     assert data.classes == ["One", "Zero"]
     assert [len(part) for part in (data.splits.train, data.splits.val, data.splits.test)] == [2, 2, 14]
     assert all(bool(batch["has_audio"].all()) for batch in data.part_loader("val"))

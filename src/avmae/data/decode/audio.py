@@ -22,9 +22,9 @@ Waveform = NDArray[np.float32]
 
 
 def audio_stream(container: Any) -> Any:
-    """The sound track that FFmpeg takes for the best, of those that it can decode; None if there is none.
+    """The audio track that FFmpeg prefers, of those that it can decode; None if there is none.
 
-    Phones write a second one, of spatial sound, that it cannot.
+    Phones write a second one, of spatial audio, that it cannot.
     """
     best = container.streams.best("audio")
     if best is None or best.codec_context is not None:
@@ -33,9 +33,9 @@ def audio_stream(container: Any) -> Any:
 
 
 def read_audio(video: VideoTrack, stream: Any, start: float, samples: int, sample_rate: int) -> Waveform | None:
-    """Mono sound from `start` on, silent where the track is; None if it has nothing to give there."""
+    """Mono audio from `start` on, silent where the track is; None if it has nothing to give there."""
     waveform = np.zeros(samples, np.float32)
-    heard = False
+    found = False
     begin = video.origin + start
     # What a broken track has given by then is kept.
     with suppress(*DAMAGE, ValueError):
@@ -43,13 +43,13 @@ def read_audio(video: VideoTrack, stream: Any, start: float, samples: int, sampl
             at = round((run[0].time - begin) * sample_rate)
             part = _mono(run, sample_rate)[max(0, -at) : max(0, samples - at)]
             waveform[max(0, at) :][: len(part)] = part
-            heard = heard or len(part) > 0
+            found = found or len(part) > 0
     # AAC overshoots, and damaged float samples can be anything.
-    return np.clip(np.nan_to_num(waveform), -1, 1) if heard else None
+    return np.clip(np.nan_to_num(waveform), -1, 1) if found else None
 
 
 def _audio_frames(video: VideoTrack, stream: Any, start: float, stop: float) -> Iterator[Any]:
-    """Decoded sound between two timestamps, and some before."""
+    """Decoded audio between two timestamps, and some before."""
     base = float(stream.time_base)
     target = max(start - PREROLL, (stream.start_time or 0) * base)
     seek(video.container, stream, target)
@@ -74,7 +74,7 @@ def _audio_frames(video: VideoTrack, stream: Any, start: float, stop: float) -> 
 
 
 def _runs(frames: Iterator[Any]) -> Iterator[list[Any]]:
-    """Frames of sound that follow each other without a gap and are of one kind; broadcasts change theirs."""
+    """Frames of audio that follow each other without a gap and are of one kind; broadcasts change theirs."""
     run: list[Any] = []
     end = 0.0
     for frame in frames:

@@ -21,8 +21,8 @@ def write_video(path: str | Path, frames: Frames, fps: float, waveform: Waveform
     Args:
         path: to write.
         frames: (T, H, W, 3) uint8 RGB.
-        fps: pictures per second.
-        waveform: (samples,) float32 mono in [-1, 1]; None for no sound track.
+        fps: frames per second.
+        waveform: (samples,) float32 mono in [-1, 1]; None for no audio track.
         sample_rate: in Hz.
     """
     height, width = frames.shape[1:3]
@@ -32,70 +32,70 @@ def write_video(path: str | Path, frames: Frames, fps: float, waveform: Waveform
         video: Any = container.add_stream("libx264", rate, options={"crf": "18"})
         video.height, video.width, video.pix_fmt = *frames.shape[1:3], "yuv420p"
         audio: Any = None if waveform is None else container.add_stream("aac", sample_rate, layout="mono")
-        for index, picture in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        for index, image in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.pts, frame.time_base = index, 1 / rate
             container.mux(video.encode(frame))
         container.mux(video.encode(None))
         if waveform is not None:
-            sound = av.AudioFrame.from_ndarray(waveform[None].astype(np.float32), format="fltp", layout="mono")
-            sound.sample_rate, sound.pts, sound.time_base = sample_rate, 0, Fraction(1, sample_rate)
-            container.mux(audio.encode(sound))
+            block = av.AudioFrame.from_ndarray(waveform[None].astype(np.float32), format="fltp", layout="mono")
+            block.sample_rate, block.pts, block.time_base = sample_rate, 0, Fraction(1, sample_rate)
+            container.mux(audio.encode(block))
             container.mux(audio.encode(None))
 
 
 def pack_video(source: str | Path, short_side: int, quality: int, sample_rate: int) -> bytes:
-    """A copy that is made for random windows: every picture a JPEG, the sound as it is trained on, as a QuickTime file.
+    """A copy that is made for random windows: each frame a JPEG, the audio as it is trained on, as a QuickTime file.
 
-    Pictures keep their times, to the millisecond; they are scaled down to the short side if they are larger, never up,
-    and pixels become square. The sound becomes mono, 16 bits, and lasts as long as the pictures. All of this loses what
+    Frames keep their times, to the millisecond; they are scaled down to the short side if they are larger, never up,
+    and pixels become square. The audio becomes mono, 16 bits, and lasts as long as the video. All of this loses what
     cannot be had back.
 
     Args:
         source: any video file.
         short_side: largest length of the shorter side, in pixels.
         quality: FFmpeg's scale of quantisers: 2 is the best, 31 the worst.
-        sample_rate: of the sound, in Hz.
+        sample_rate: of the audio, in Hz.
 
     Raises:
         MediaError: the source is missing or no video that can be read.
     """
     target = io.BytesIO()
     with opened(source) as container:
-        pictures = VideoTrack(container, source)
-        sound = audio_stream(container)
-        height, width = pictures.size[0], pictures.size[0] * pictures.aspect
+        track = VideoTrack(container, source)
+        stream = audio_stream(container)
+        height, width = track.size[0], track.size[0] * track.aspect
         scale = min(1.0, short_side / min(height, width))
         canvas = (max(2, round(height * scale / 2) * 2), max(2, round(width * scale / 2) * 2))
         with av.open(target, "w", format="mov") as packed:
             video: Any = packed.add_stream("mjpeg", 1000, options={"qmin": str(quality), "qmax": str(quality)})
             video.height, video.width, video.pix_fmt = *canvas, "yuvj420p"
-            audio: Any = packed.add_stream("pcm_s16le", sample_rate, layout="mono") if sound is not None else None
+            audio: Any = packed.add_stream("pcm_s16le", sample_rate, layout="mono") if stream is not None else None
             pixels = np.empty((*canvas, 3), np.uint8)
-            end, stated = 0.0, pictures.stated_duration()
+            end, stated = 0.0, track.stated_duration()
             waiting: Any = None
-            with closing(pictures.frames_from(0.0)) as timed:
+            with closing(track.frames_from(0.0)) as timed:
                 for time, frame in timed:
-                    pictures.convert(frame, pixels)
-                    picture = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-                    picture.pts = round(1000 * time) if waiting is None else max(waiting.pts + 1, round(1000 * time))
-                    picture.time_base = Fraction(1, 1000)
-                    (packet,) = video.encode(picture)
+                    track.convert(frame, pixels)
+                    image = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+                    image.pts = round(1000 * time) if waiting is None else max(waiting.pts + 1, round(1000 * time))
+                    image.time_base = Fraction(1, 1000)
+                    (packet,) = video.encode(image)
                     if waiting is not None:
                         waiting.duration = packet.pts - waiting.pts
                         packed.mux(waiting)
                     waiting = packet
-                    end = time + (float(frame.duration * frame.time_base) if frame.duration else pictures.step)
+                    end = time + (float(frame.duration * frame.time_base) if frame.duration else track.step)
                     # Of a file that was cut off, the header states too much or too little.
                     if time + EPSILON < stated < end:
                         end = stated
             if waiting is None:
-                raise MediaError(f"{source}: its pictures cannot be decoded twice; re-encode it or leave it out")
+                raise MediaError(f"{source}: its frames cannot be decoded twice; re-encode it or leave it out")
             waiting.duration = max(1, round(1000 * end) - waiting.pts)
             packed.mux(waiting)
             waveform = None
-            if sound is not None:
-                waveform = read_audio(pictures, sound, 0.0, max(1, round(end * sample_rate)), sample_rate)
+            if stream is not None:
+                waveform = read_audio(track, stream, 0.0, max(1, round(end * sample_rate)), sample_rate)
             if waveform is not None:
                 samples = (waveform * 32767).round().astype(np.int16)
                 block = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")

@@ -26,12 +26,12 @@ Frames = NDArray[np.uint8]
 
 
 class VideoTrack:
-    """The pictures of an open file. Times are in seconds from the first.
+    """The frames of an open file. Times are in seconds from the first.
 
     Attributes:
         stream: the video stream.
-        origin: timestamp of the first picture, in seconds.
-        step: time from one picture to the next, on average.
+        origin: timestamp of the first frame, in seconds.
+        step: time from one frame to the next, on average.
         size: height and width as displayed.
         aspect: width / height as displayed, with pixels that are not square accounted for.
     """
@@ -41,14 +41,14 @@ class VideoTrack:
         # Cover art is a video stream, too.
         streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
         if not streams:
-            raise MediaError(f"{path}: has no pictures; give a video file")
+            raise MediaError(f"{path}: has no video stream; give a video file")
         self.stream = streams[0]
         rate = float(self.stream.average_rate or self.stream.guessed_rate or FALLBACK_RATE)
         self.step = 1 / rate if 0.01 < rate < 1000 else 1 / FALLBACK_RATE
         frames = decode(container, self.stream)
         first = next(frames, None)
         if first is None:
-            raise MediaError(f"{path}: none of its pictures can be decoded; replace the file or leave it out")
+            raise MediaError(f"{path}: none of its frames can be decoded; replace the file or leave it out")
         self.origin = first.time or 0.0
         # AVI keeps no display times; those that FFmpeg guesses for B-frames are right, but not always in order.
         self.lookahead = 4 if container.format.name == "avi" and self.stream.codec_context.has_b_frames else 0
@@ -67,7 +67,7 @@ class VideoTrack:
             self.aspect, self.size = 1 / self.aspect, (width, height)
 
     def stated_duration(self) -> float:
-        """When the last picture ends, by the header or else by the last packets."""
+        """When the last frame ends, by the header or else by the last packets."""
         if self.stream.duration:
             return max(self.step, float(self.stream.duration * self.stream.time_base))
         for target in ((self.container.duration or 0) / av.time_base, self.origin):
@@ -146,7 +146,7 @@ class VideoTrack:
             since = time
 
     def frames_from(self, seconds: float) -> Generator[tuple[float, Any], None, None]:
-        """Pictures with their times, from one at or before `seconds` to the last."""
+        """Frames with their times, from one at or before `seconds` to the last."""
         # The timestamps of program streams change by seeking, and some seeks land too late.
         if self.container.format.name != "mpeg":
             for target in (seconds, seconds - 1, seconds - 10):
@@ -164,19 +164,19 @@ class VideoTrack:
             frames, self.from_first = self.from_first, None
             yield from self._timed(frames, landed=False)
         else:
-            # Formats without an index cannot be wound back to their first picture.
+            # Formats without an index cannot be wound back to their first frame.
             with open_unchecked(self.path) as container:
                 yield from self._timed(decode(container, container.streams[self.stream.index]), landed=False)
 
     def _follows_first(self, seconds: float) -> bool:
-        """Whether the key frame before a time is the first picture, so that no seek is needed."""
+        """Whether the key frame before a time is the first frame, so that no seek is needed."""
         index = self.stream.index_entries
         timestamp = int((self.origin + seconds) / self.stream.time_base)
         # Indices that are read in pieces may not reach so far yet.
         return len(index) > 0 and index[-1].timestamp >= timestamp and index.search_timestamp(timestamp) == 0
 
     def _timed(self, frames: Iterator[Any], landed: bool) -> Iterator[tuple[float, Any]]:
-        """Pictures in order, each with the earliest time that is left, so that times ascend."""
+        """Frames in order, each with the earliest time that is left, so that times ascend."""
         step, origin, base = self.step, self.origin, float(self.stream.time_base)
         waiting: deque[Any] = deque()
         times: list[float] = []
@@ -185,7 +185,7 @@ class VideoTrack:
             if frame is None:
                 stamp = math.inf
             elif landed and (frame.pts is None or not frame.key_frame):
-                # What is displayed before the key frame of a seek refers to pictures that were not decoded.
+                # What is displayed before the key frame of a seek refers to frames that were not decoded.
                 continue
             else:
                 landed = False
@@ -215,6 +215,6 @@ class VideoTrack:
             threads=1,
         )
         plane: Any = rgb.planes[0]
-        picture = np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)[:, : 3 * width]
-        picture = picture.reshape(height, width, 3)
-        out[self.flips] = picture.transpose(1, 0, 2) if self.transposed else picture
+        image = np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)[:, : 3 * width]
+        image = image.reshape(height, width, 3)
+        out[self.flips] = image.transpose(1, 0, 2) if self.transposed else image

@@ -20,12 +20,12 @@ class MediaInfo:
     """What a file says about itself.
 
     Args:
-        seconds: how long its pictures last.
-        fps: pictures per second, on average.
-        width: of a picture as displayed, in pixels.
-        height: of a picture as displayed, in pixels.
-        has_audio: whether there is a sound track; it may turn out empty.
-        codecs: names of the picture and, if any, the sound codec.
+        seconds: how long its frames last.
+        fps: frames per second, on average.
+        width: of a frame as displayed, in pixels.
+        height: of a frame as displayed, in pixels.
+        has_audio: whether there is an audio track; it may turn out empty.
+        codecs: names of the video codec and, if there is one, of the audio codec.
     """
 
     seconds: float
@@ -38,14 +38,14 @@ class MediaInfo:
 
 @dataclass(frozen=True)
 class Window:
-    """Pictures and sound of one stretch of time.
+    """Frames and audio of one stretch of time.
 
     Args:
         frames: (T, H, W, 3) uint8 RGB.
-        waveform: (samples,) float32 mono in [-1, 1]; zeros where there is no sound.
+        waveform: (samples,) float32 mono in [-1, 1]; zeros where there is no audio.
         has_audio: whether any of the waveform comes from the file.
-        start: seconds from the first picture.
-        aspect: width / height of the picture as displayed, before it was scaled.
+        start: seconds from the first frame.
+        aspect: width / height of the frame as displayed, before it was scaled.
     """
 
     frames: Frames
@@ -56,40 +56,40 @@ class Window:
 
 
 def probe(path: str | Path) -> MediaInfo:
-    """Read what a file says about itself, and its first picture.
+    """Read what a file says about itself, and its first frame.
 
     Raises:
         MediaError: the file is missing or no video that can be read.
     """
     with opened(path) as container:
-        pictures = VideoTrack(container, path)
-        sound = audio_stream(container)
-        height, width = pictures.size
+        video = VideoTrack(container, path)
+        stream = audio_stream(container)
+        height, width = video.size
         return MediaInfo(
-            seconds=pictures.stated_duration(),
-            fps=1 / pictures.step,
+            seconds=video.stated_duration(),
+            fps=1 / video.step,
             width=width,
             height=height,
-            has_audio=sound is not None,
-            codecs=tuple(stream.codec_context.name for stream in (pictures.stream, sound) if stream is not None),
+            has_audio=stream is not None,
+            codecs=tuple(s.codec_context.name for s in (video.stream, stream) if s is not None),
         )
 
 
 def read_window(
     path: Source, clip: ClipSpec, position: float, canvas: tuple[int, ...] | None = None, audio: bool = True
 ) -> Window:
-    """Read the pictures and the sound of one window.
+    """Read the frames and the audio of one window.
 
     Frame i is the one on display ``i * stride / fps`` seconds after the start. A file shorter than the window is
-    repeated, pictures and sound with the same period. Sound that is missing, or that cannot be decoded, is silence: a
-    broken sound track costs no pictures.
+    repeated, frames and audio with the same period. Audio that is missing, or that cannot be decoded, is silence: a
+    broken audio track costs no frames.
 
     Args:
         path: of any video file, or what stores one; it is named by messages.
-        clip: length of the window, number of its frames, sample rate of its sound.
+        clip: length of the window, number of its frames, sample rate of its audio.
         position: of the window, from 0 for the first to 1 for the last that fits.
         canvas: see `ClipSpec`; None for the size as displayed.
-        audio: read the sound, too.
+        audio: read the audio, too.
 
     Raises:
         InputError: the position is not in [0, 1].
@@ -98,9 +98,9 @@ def read_window(
     if not 0 <= position <= 1:
         raise InputError(f"position must be from 0 to 1, not {position}")
     with opened(path) as container:
-        pictures = VideoTrack(container, path)
-        duration = pictures.stated_duration()
-        # What a header states may be wrong; decoding tells where the pictures end.
+        video = VideoTrack(container, path)
+        duration = video.stated_duration()
+        # What a header states may be wrong; decoding tells where the frames end.
         for _ in range(3):
             looping = duration + EPSILON < clip.seconds
             start = position * max(0.0, duration - clip.seconds)
@@ -109,12 +109,12 @@ def read_window(
                 times %= duration
                 times[duration - times < EPSILON] = 0
             distinct, order = np.unique(times, return_inverse=True)
-            size = frame_size(pictures.aspect, canvas) if canvas else pictures.size
-            frames, end = pictures.read(distinct, size, to_end=looping)
+            size = frame_size(video.aspect, canvas) if canvas else video.size
+            frames, end = video.read(distinct, size, to_end=looping)
             if (
                 end is None
                 or abs(end - duration) < EPSILON
-                or (not looping and start + clip.seconds < end + pictures.step)
+                or (not looping and start + clip.seconds < end + video.step)
             ):
                 break
             duration = end
@@ -122,15 +122,15 @@ def read_window(
             raise MediaError(f"{path}: its timestamps contradict each other; re-encode it or leave it out")
 
         waveform = None
-        if audio and (sound := audio_stream(container)) is not None:
+        if audio and (stream := audio_stream(container)) is not None:
             length = round(duration * clip.sample_rate) if looping else clip.samples
-            waveform = read_audio(pictures, sound, start, max(1, length), clip.sample_rate)
+            waveform = read_audio(video, stream, start, max(1, length), clip.sample_rate)
         return Window(
             frames=frames[order] if looping else frames,
             waveform=np.zeros(clip.samples, np.float32) if waveform is None else np.resize(waveform, clip.samples),
             has_audio=waveform is not None,
             start=start,
-            aspect=pictures.aspect,
+            aspect=video.aspect,
         )
 
 
@@ -147,19 +147,19 @@ def frame_size(aspect: float, canvas: tuple[int, ...]) -> tuple[int, int]:
 
 
 def decode_all(path: str | Path) -> Iterator[Any]:
-    """Every picture and piece of sound of a file, as PyAV's frames in the file's order; None for a damaged packet.
+    """Every frame of video and audio of a file, as PyAV's frames in the file's order; None for a damaged packet.
 
     Raises:
         MediaError: the file is missing or no video.
     """
     with opened(path) as container:
-        pictures = VideoTrack(container, path)
-        streams = [pictures.stream]
-        if (sound := audio_stream(container)) is not None:
-            streams.append(sound)
+        video = VideoTrack(container, path)
+        streams = [video.stream]
+        if (stream := audio_stream(container)) is not None:
+            streams.append(stream)
         # Formats without an index cannot be wound back.
         with open_unchecked(path) as again:
-            for packet in packets_of(again, *(again.streams[stream.index] for stream in streams)):
+            for packet in packets_of(again, *(again.streams[s.index] for s in streams)):
                 try:
                     yield from packet.decode()
                 except av.FFmpegError:

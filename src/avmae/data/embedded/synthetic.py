@@ -78,34 +78,6 @@ def _rise(cycles: Doubles) -> Pose:
     return Pose(up=0.5 * phase - 0.25, opacity=np.clip(10 * np.minimum(phase, 1 - phase), 0, 1))
 
 
-def _sink(cycles: Doubles) -> Pose:
-    return _rise(-cycles)
-
-
-def _spin(cycles: Doubles) -> Pose:
-    return Pose(turn=2 * np.pi * cycles)
-
-
-def _slide(cycles: Doubles) -> Pose:
-    return Pose(right=0.33 * np.sin(2 * np.pi * cycles))
-
-
-def _grow(cycles: Doubles) -> Pose:
-    return Pose(scale=1 + 0.4 * np.sin(2 * np.pi * cycles))
-
-
-def _circle(cycles: Doubles) -> Pose:
-    return Pose(right=0.24 * np.cos(2 * np.pi * cycles), up=0.24 * np.sin(2 * np.pi * cycles))
-
-
-def _fade(cycles: Doubles) -> Pose:
-    return Pose(opacity=0.5 + 0.5 * np.cos(2 * np.pi * cycles))
-
-
-def _eight(cycles: Doubles) -> Pose:
-    return Pose(right=0.3 * np.sin(2 * np.pi * cycles), up=0.24 * np.sin(4 * np.pi * cycles))
-
-
 @dataclass(frozen=True)
 class Action:
     """A class of the data set.
@@ -126,17 +98,17 @@ class Action:
 ACTIONS = (
     Action("BounceBell", _bounce, "bell"),
     # As UCF101's HandstandPushups, whose files are v_HandStandPushups_*: joining names instead of reading lists fails.
-    Action("CartwheelSpins", _spin, file_name="CartWheelSpins"),
+    Action("CartwheelSpins", lambda cycles: Pose(turn=2 * np.pi * cycles), file_name="CartWheelSpins"),
     Action("BounceDrum", _bounce, "drum"),
-    Action("SideSlide", _slide),
+    Action("SideSlide", lambda cycles: Pose(right=0.33 * np.sin(2 * np.pi * cycles))),
     Action("SwingBell", _swing, "bell"),
-    Action("GrowShrink", _grow),
+    Action("GrowShrink", lambda cycles: Pose(scale=1 + 0.4 * np.sin(2 * np.pi * cycles))),
     Action("SwingDrum", _swing, "drum"),
-    Action("CircleOrbit", _circle),
+    Action("CircleOrbit", lambda cycles: Pose(0.24 * np.cos(2 * np.pi * cycles), 0.24 * np.sin(2 * np.pi * cycles))),
     Action("RiseWhistle", _rise, "whistle"),
-    Action("FadeBlink", _fade),
-    Action("SinkWhistle", _sink, "whistle"),
-    Action("FigureEight", _eight),
+    Action("FadeBlink", lambda cycles: Pose(opacity=0.5 + 0.5 * np.cos(2 * np.pi * cycles))),
+    Action("SinkWhistle", lambda cycles: _rise(-cycles), "whistle"),
+    Action("FigureEight", lambda cycles: Pose(0.3 * np.sin(2 * np.pi * cycles), 0.24 * np.sin(4 * np.pi * cycles))),
 )
 
 

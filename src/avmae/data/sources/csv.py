@@ -26,7 +26,8 @@ def read_csv(
         train: list for training.
         val: list for validation.
         test: list for test.
-        root: what relative paths start from; None is each list's own folder.
+        root: what relative paths start from, and those of the manifest; None is each list's own folder, and the deepest
+            folder that holds all clips.
         classes: their number or names; None takes the highest label of all lists.
 
     Raises:
@@ -42,7 +43,7 @@ def read_csv(
         count = 1 + max(entry.label for entries in parts.values() for entry in entries)
     names = classes if isinstance(classes, list) else [str(label) for label in range(count)]
     notes = (*_repetitions({part: entries for part, entries in parts.items() if entries}, lists), *_gaps(parts, count))
-    return Splits(parts["train"], parts["val"], parts["test"], names, notes)
+    return Splits(**parts, classes=names, notes=notes, root=Path(root).expanduser() if root else _common_folder(parts))
 
 
 def _repetitions(parts: dict[str, list[ClipEntry]], lists: Mapping[str, str | Path | None]) -> list[str]:
@@ -84,10 +85,10 @@ def _gaps(parts: Mapping[str, list[ClipEntry]], count: int) -> list[str]:
     return [f"no {kind} has the label{'s' if len(absent) > 1 else ''} {some(absent)} of {count} classes"]
 
 
-def common_folder(splits: Splits) -> Path:
+def _common_folder(parts: Mapping[str, list[ClipEntry]]) -> Path:
     """The deepest folder that holds all clips."""
-    entries = chain(splits.train, splits.val, splits.test)
-    return Path(os.path.commonpath({os.path.abspath(Path(str(entry.path)).parent) for entry in entries}))
+    folders = {os.path.abspath(Path(str(entry.path)).parent) for entry in chain(*parts.values())}
+    return Path(os.path.commonpath(folders))
 
 
 def _read_list(file: Path, root: str | Path | None, classes: int | None) -> list[ClipEntry]:

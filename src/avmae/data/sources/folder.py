@@ -59,7 +59,7 @@ def read_folder(root: str | Path, val_share: float = 0.1) -> Splits:
             entries[part] += [ClipEntry(file, label) for file in files[:kept]]
             entries["val"] += [ClipEntry(file, label) for file in files[kept:]]
     note = f"classes of fewer than {ENOUGH} clips have none for validation: {some(few)}"
-    return Splits(entries["train"], entries["val"], entries["test"], classes, (note,) if few else ())
+    return Splits(**entries, classes=classes, notes=(note,) if few else (), root=root)
 
 
 def _parts(root: Path) -> dict[str, Path]:

@@ -1,16 +1,16 @@
 """A copy of a data set that is made to be read: recoded clips in chunks of LitData, on a disk or in an object store.
 
 LitData was chosen over WebDataset because it finds a clip by its number: so the samplers that read files read chunks,
-too, and what they promise (every clip once an epoch, the same batches for any number of processes and workers, going on
+too, and what they promise (every clip once an epoch, the same batches for any number of processes and workers, resuming
 in mid-epoch) holds without another word.
 """
 
+import functools
 import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -29,9 +29,9 @@ class PackSpec:
     """How clips are recoded; see `avmae.data.decode.window.pack_video`.
 
     Args:
-        short_side: of the pictures, in pixels; UCF101 has 240.
+        short_side: of the frames, in pixels; UCF101 has 240.
         quality: of the JPEGs, FFmpeg's scale of quantisers.
-        sample_rate: of the sound, in Hz; higher than `clip.sample_rate` is of no use.
+        sample_rate: of the audio, in Hz; higher than `clip.sample_rate` is of no use.
     """
 
     short_side: int = 240
@@ -43,38 +43,27 @@ class PackSpec:
             raise InputError("pack: short_side is at least 16, quality from 1 to 31, sample_rate at least 1000")
 
 
-@dataclass
-class Store:
-    """The chunks of a packed data set; opened by each process when it first reads."""
-
-    root: str
-    _reader: Any = field(default=None, repr=False, compare=False)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"root": self.root, "_reader": None}
-
-    def read(self, index: int) -> bytes:
-        """The clip of a number, as the file it was packed into."""
-        if self._reader is None:
-            _check_index(self.root)
-            self._reader = _litdata().StreamingDataset(self.root)
-        return self._reader[index]["video"]
-
-
 @dataclass(frozen=True)
 class PackedClip:
-    """One clip of a store, where a path is expected."""
+    """One clip of a packed data set, where a path is expected."""
 
-    store: Store
+    root: str
     index: int
     name: str
 
     def read_bytes(self) -> bytes:
         """The clip, as the file it was packed into."""
-        return self.store.read(self.index)
+        return _reader(self.root)[self.index]["video"]
 
     def __str__(self) -> str:
-        return f"{self.store.root}:{self.name}"
+        return f"{self.root}:{self.name}"
+
+
+@functools.cache
+def _reader(root: str) -> Any:
+    """The chunks of a packed data set, opened by each process when it first reads."""
+    _check_index(root)
+    return _litdata().StreamingDataset(root)
 
 
 @dataclass(frozen=True)
@@ -128,7 +117,7 @@ def pack(
         target.mkdir(parents=True, exist_ok=True)
         writer = BinaryWriter(str(target), chunk_bytes=CHUNK_BYTES)
         with ProcessPoolExecutor(max(1, workers), get_context("spawn")) as pool:
-            packed = pool.map(partial(_pack_one, root, spec), [row.name for row in rows])
+            packed = pool.map(functools.partial(_pack_one, root, spec), [row.name for row in rows])
             for row, content in zip(rows, progress(packed), strict=True):
                 if isinstance(content, bytes):
                     writer.add_item(len(kept), {"video": content})
@@ -168,7 +157,6 @@ def read_packed(root: str, fold: int = 1, val_groups: int = 2) -> Splits:
     root = os.path.expanduser(root)
     table = _read_json(root, TABLE)
     _check_index(root)
-    store = Store(root)
     parts: dict[str, list[ClipEntry]] = {"train": [], "val": [], "test": []}
     folded = False
     for index, row in enumerate(table["clips"]):
@@ -178,7 +166,7 @@ def read_packed(root: str, fold: int = 1, val_groups: int = 2) -> Splits:
             raise InputError(f"data.fold={fold}: {root} has the folds {', '.join(row['parts'])}")
         # Older copies name one part instead of a list.
         for part in [listed] if isinstance(listed, str) else listed:
-            parts[part].append(ClipEntry(PackedClip(store, index, row["name"]), row["label"], row["group"]))
+            parts[part].append(ClipEntry(PackedClip(root, index, row["name"]), row["label"], row["group"]))
     train, val = parts["train"], parts["val"]
     if folded:
         train, val = hold_out(train, val_groups, fold)

@@ -18,7 +18,7 @@ CLASSES_WITH_SOUND = frozenset(
     SumoWrestling Surfing TableTennisShot Typing UnevenBars WallPushups WritingOnBoard
     """.split()
 )
-"""The 51 of UCF101's 101 classes whose clips have sound, by AVCA-GZSL's lists of files; the other 50 are silent."""
+"""The 51 of UCF101's 101 classes whose clips have audio, by AVCA-GZSL's lists of files; the other 50 are silent."""
 
 
 def read_ucf101(root: str | Path, fold: int = 1, val_groups: int = 2) -> Splits:
@@ -58,7 +58,7 @@ def read_ucf101(root: str | Path, fold: int = 1, val_groups: int = 2) -> Splits:
     test = _read_list(root / LISTS / f"testlist0{fold}.txt", files, classes)
 
     train, val = hold_out(train, val_groups, fold)
-    return Splits(train, val, test, classes)
+    return Splits(train, val, test, classes, root=root)
 
 
 def _lines(file: Path) -> list[str]:

@@ -1,0 +1,180 @@
+"""What is in a data set, file by file: its manifest brought up to date, and counted by part."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from avmae.clip import ClipSpec
+from avmae.data.build import build_data
+from avmae.data.manifest import NAME, Record, read_manifest, update_manifest
+from avmae.data.sources.shards import PackSpec, Row, pack
+from avmae.data.sources.ucf101 import CLASSES_WITH_SOUND, read_ucf101
+from avmae.data.splits import ClipEntry, Splits, keep_classes
+from avmae.errors import InputError
+
+Parts = dict[str, list[ClipEntry]]
+
+
+def _as_they_come(items: Iterable[Any], total: int) -> Iterable[Any]:
+    return items
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """The files of a data set.
+
+    Args:
+        file: the manifest.
+        root: the folder that its paths start from.
+        listed: the clips.
+        parts: clips by the name of their part; of UCF101, of all three folds.
+        records: what decoding found, by path.
+        decoded: how many files were decoded this time.
+    """
+
+    file: Path
+    root: Path
+    listed: Splits
+    parts: Parts
+    records: Mapping[str, Record]
+    decoded: int
+
+    def record(self, clip: ClipEntry) -> Record:
+        """What decoding a clip found."""
+        return self.records[os.path.relpath(str(clip.path), self.root)]
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Clips of each part, by what can be decoded."""
+        counts = {}
+        for part, clips in self.parts.items():
+            records = [self.record(clip) for clip in clips]
+            audio, bad = (sum(values) for values in ((r.has_audio for r in records), (not r.readable for r in records)))
+            counts[part] = {
+                "clips": len(clips),
+                "with audio": audio,
+                "silent": len(clips) - audio - bad,
+                "unreadable": bad,
+            }
+        return counts
+
+    def formats(self) -> Counter[tuple[str, ...]]:
+        """How many files have the same codecs, size and rate."""
+        return Counter(
+            (
+                record.video_codec,
+                record.audio_codec or "-",
+                f"{record.width}x{record.height}",
+                f"{record.fps:.4g} fps" + ("" if record.constant_rate else ", varying"),
+            )
+            for record in self.records.values()
+        )
+
+    def unlike_the_original(self) -> dict[str, tuple[int, int]]:
+        """UCF101's classes that have audio where the original has none, or the other way round.
+
+        Returns:
+            How many of a class's clips have audio, and how many there are.
+        """
+        clips, audible = Counter[int](), Counter[int]()
+        for clip in {clip.path: clip for part in self.parts.values() for clip in part}.values():
+            clips[clip.label] += 1
+            audible[clip.label] += self.record(clip).has_audio
+        return {
+            name: (audible[label], clips[label])
+            for label, name in enumerate(self.listed.classes)
+            if (2 * audible[label] > clips[label]) != (name in CLASSES_WITH_SOUND)
+        }
+
+
+def take_inventory(
+    data: Mapping[str, Any],
+    output: str | Path | None = None,
+    processes: int | None = None,
+    progress: Callable[[Iterator[Record], int], Iterable[Record]] = _as_they_come,
+) -> Inventory:
+    """Decode every file of a data set that its manifest does not have as it is now, and write the manifest.
+
+    Args:
+        data: settings of the data; see `build_data`.
+        output: where the manifest lies; None for ``data["manifest"]``, and then for the data set's folder.
+        processes: that decode; None for one a core.
+        progress: wraps the records as they are made, of at most so many files.
+
+    Raises:
+        InputError: the data set cannot be read, or its manifest cannot be written.
+    """
+    # What is about to be written need not be there yet.
+    listed = build_data({key: value for key, value in data.items() if key != "manifest"}, ClipSpec()).listed
+    root = listed.root
+    if root is None:
+        raise InputError("a packed copy (data=shards) has no files to decode; prepare the data set that it was made of")
+    parts = folds(root) if "fold" in data else parts_of(listed)
+    # Lists may have absolute paths where the root is relative; `relpath` makes both absolute.
+    names = {os.path.relpath(str(clip.path), root): clip.path for clips in parts.values() for clip in clips}
+    paths = sorted(names)
+    if outside := [names[path] for path in paths if path.startswith(os.pardir + os.sep)]:
+        raise InputError(f"{outside[0]} is not under data.root={root}; choose a folder that holds all clips")
+    file = Path(output or data.get("manifest") or root / NAME).expanduser()
+    decoded = len([*progress(update_manifest(root, paths, file, processes or os.cpu_count() or 1), len(paths))])
+    return Inventory(file, root, listed, parts, read_manifest(file), decoded)
+
+
+def folds(root: Path, classes: list[str] | None = None) -> Parts:
+    """All folds of UCF101, or of some of its classes; its official lists are checked against the disk on the way."""
+    parts: Parts = {}
+    for fold in (1, 2, 3):
+        splits = read_ucf101(root, fold, val_groups=0)
+        splits = keep_classes(splits, classes or splits.classes)
+        parts |= {f"fold {fold} train": splits.train, f"fold {fold} test": splits.test}
+    return parts
+
+
+def parts_of(splits: Splits) -> Parts:
+    """The parts that have clips."""
+    parts = {name: getattr(splits, name) for name in ("train", "val", "test")}
+    return {name: clips for name, clips in parts.items() if clips}
+
+
+def pack_inventory(
+    inventory: Inventory,
+    target: Path,
+    spec: PackSpec | None = None,
+    processes: int | None = None,
+    progress: Callable[[Iterable[Any], int], Iterable[Any]] = _as_they_come,
+) -> tuple[int, int, int, list[str]]:
+    """Write the copy of a data set that `data=shards` reads, of the listed classes alone; see `pack`.
+
+    Args:
+        inventory: of the data set.
+        target: a new folder.
+        spec: how clips are recoded.
+        processes: that recode; None for one a core.
+        progress: wraps the clips as they are done, of so many.
+
+    Returns:
+        The number of packed clips, how many bytes they had and have, and what could not be packed and why.
+    """
+    listed, root = inventory.listed, inventory.root
+    folded = any(part.startswith("fold ") for part in inventory.parts)
+    # A clip may be in several lists, and have another label in each.
+    rows: dict[tuple[str, int], Row] = {}
+    # The manifest is of all classes, the copy of those alone that `only` keeps.
+    for part, clips in (folds(root, listed.classes) if folded else inventory.parts).items():
+        _, fold, name = part.split() if folded else ("", "0", part)
+        for clip in clips:
+            path = os.path.relpath(str(clip.path), root)
+            row = rows.setdefault((path, clip.label), Row(path, clip.label, clip.group, {}))
+            row.parts.setdefault(fold, []).append(name)
+    chosen = [rows[key] for key in sorted(rows)]
+    workers = processes or os.cpu_count() or 1
+
+    def done(clips: Iterable[Any]) -> Iterable[Any]:
+        return progress(clips, len(chosen))
+
+    problems = pack(chosen, listed.classes, root, target, spec or PackSpec(), workers, done)
+    before = sum((root / row.name).stat().st_size for row in chosen)
+    after = sum(file.stat().st_size for file in target.iterdir())
+    return len(chosen) - len(problems), before, after, problems
