@@ -38,6 +38,7 @@ class Classification(Task):
     """
 
     network: Classifier
+    watched = ("val/top1", "max")
 
     def __init__(
         self,

@@ -180,13 +180,13 @@ def _count(number: int) -> str:
     return f"{number / 1e6:.1f} M" if number >= 1e6 else f"{number / 1e3:.1f} k" if number >= 1e3 else f"{number}"
 
 
-def log_run(loggers: Iterable[Logger], config: Mapping[str, Any], table: list[list[str]]) -> None:
+def log_run(loggers: Iterable[Logger], config: Mapping[str, Any], network: MaskedAutoencoder | Classifier) -> None:
     """Log the whole config, `code_version` and the model's table; print where W&B shows the run.
 
     Args:
         loggers: of the run.
         config: resolved, plain data.
-        table: of `model_table`.
+        network: what is trained.
     """
     loggers, code = list(loggers), code_version()
     for logger in loggers:
@@ -197,5 +197,12 @@ def log_run(loggers: Iterable[Logger], config: Mapping[str, Any], table: list[li
                 logger.experiment.add_text(f"run/{name}", "\n".join(f"    {line}" for line in text.splitlines()))
         elif isinstance(logger, WandbLogger) and not logger.experiment.offline:
             print(f"W&B: {logger.experiment.url}")
-    header, *rows = table
+    header, *rows = model_table(network)
     log_table(loggers, "run/model", header, rows, step=0)
+
+
+def finish(loggers: Iterable[Logger]) -> None:
+    """End the W&B run: the next job of a sweep is a run of its own."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()

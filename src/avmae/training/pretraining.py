@@ -60,6 +60,7 @@ class Pretraining(Task):
     """
 
     network: MaskedAutoencoder
+    watched = ("val/loss", "min")
 
     def __init__(
         self,

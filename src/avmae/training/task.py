@@ -17,8 +17,10 @@ from torch.distributed.fsdp import fully_shard
 from avmae.errors import InputError
 from avmae.models.autoencoder import MaskedAutoencoder
 from avmae.models.classifier import Classifier
+from avmae.models.weights import Match
 from avmae.training.nonfinite import skip_if
 from avmae.training.optim import OptimSpec, build_optimizer, warmup_cosine
+from avmae.training.report import StepReport
 
 CHOICE = ("fold", "val_groups", "val_share", "only", "train_share")
 """Settings of data modules that decide which clips are trained on."""
@@ -50,12 +52,15 @@ class Task(L.LightningModule):
         compile: compile the network in place, so that its weights keep their names; a name is torch.compile's backend.
 
     Attributes:
+        watched: the metric that the best checkpoint is chosen by, and whether it is to be `min` or `max`.
         report: of the step under way.
+        match: how the weights that the run starts from met the network, if it starts from any.
         skipped: 0-d bool, whether the last optimiser step was left out because its loss or gradient was not finite.
         loaded: names of the network's tensors that came from weights when the run began; layer decay is theirs.
         resumed_metrics: of the checkpoint that the run goes on from.
     """
 
+    watched: tuple[str, str]
     skipped: Tensor
 
     def __init__(
@@ -68,7 +73,9 @@ class Task(L.LightningModule):
     ) -> None:
         super().__init__()
         self.network, self.optim, self.config, self.seed = network, optim, dict(config), seed
+        self.report = StepReport()
         self.loaded: frozenset[str] = frozenset()
+        self.match: Match | None = None
         self.resumed_metrics: dict[str, float] = {}
         self._changed: list[str] = []
         if compile:
