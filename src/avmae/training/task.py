@@ -145,8 +145,7 @@ class Task(L.LightningModule):
         sharded = isinstance(trainer.strategy, ModelParallelStrategy)
         if sharded and self.optim.kind == "muon":
             raise InputError("optim.kind=muon needs whole matrices, and strategy=fsdp shards them; choose adamw or ddp")
-        # DTensor has no fused AdamW on CPU.
-        optimizer = build_optimizer(self.network, self.optim, effective, self.loaded, fused=not sharded)
+        optimizer = build_optimizer(self.network, self.optim, effective, self.loaded)
         self.print(
             f"lr {self.optim.base_lr * effective / 256:.3g} = {self.optim.base_lr:g} x {effective} clips a step / 256, "
             f"{steps} steps, {int(self.optim.warmup * steps)} of them warm-up"
