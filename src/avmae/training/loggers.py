@@ -1,4 +1,4 @@
-"""Loggers that go on where a resumed run stopped and that never ask; what a run was and shows, for all of them."""
+"""Loggers that continue where a resumed run stopped and never ask; what a run was and shows, for all of them."""
 
 import csv
 import json
@@ -22,9 +22,9 @@ from avmae.runs.environment import code_version
 
 
 class _ResumableWriter(ExperimentWriter):
-    """Keeps the rows of a resumed run up to where it goes on, where Lightning's writer deletes the file.
+    """Keeps the rows of a resumed run up to where it continues; Lightning's writer would delete the file.
 
-    What cannot be written, for the disk is full, is kept and written when there is room.
+    Rows that cannot be written because the disk is full are kept, and written when there is room.
     """
 
     def __init__(self, log_dir: str, resumed: bool) -> None:
@@ -160,13 +160,13 @@ def log_table(
             logger.experiment.add_text(name, text, step)
 
 
-def log_picture(loggers: Iterable[Logger], name: str, picture: Image.Image, step: int) -> None:
-    """Log one picture to W&B and TensorBoard."""
+def log_image(loggers: Iterable[Logger], name: str, image: Image.Image, step: int) -> None:
+    """Log one image to W&B and TensorBoard."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            logger.log_metrics({name: wandb.Image(picture)}, step)
+            logger.log_metrics({name: wandb.Image(image)}, step)
         elif isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_image(name, np.asarray(picture), step, dataformats="HWC")
+            logger.experiment.add_image(name, np.asarray(image), step, dataformats="HWC")
 
 
 def model_table(network: MaskedAutoencoder | Classifier) -> list[list[str]]:

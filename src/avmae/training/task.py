@@ -57,7 +57,7 @@ class Task(L.LightningModule):
         match: how the weights that the run starts from met the network, if it starts from any.
         skipped: 0-d bool, whether the last optimiser step was left out because its loss or gradient was not finite.
         loaded: names of the network's tensors that came from weights when the run began; layer decay is theirs.
-        resumed_metrics: of the checkpoint that the run goes on from.
+        resumed_metrics: of the checkpoint that the run resumes.
     """
 
     watched: tuple[str, str]
@@ -105,7 +105,7 @@ class Task(L.LightningModule):
             self._sharded = True
 
     def on_train_start(self) -> None:
-        """Have the optimiser follow settings that were changed on resuming; the checkpoint brought those before."""
+        """Have the optimiser follow settings that were changed on resuming; the checkpoint brought the former ones."""
         if not self._changed:
             return
         optimizer, schedule = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
@@ -154,7 +154,9 @@ class Task(L.LightningModule):
             decay = f"layer decay {self.optim.layer_decay:g} of what was loaded"
             self.print(decay if self.loaded else "no layer decay, for no weights were loaded: training is from scratch")
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(self.optim, steps))
-        self._groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        self._groups = [
+            {k: v for k, v in group.items() if k not in ("params", "fused")} for group in optimizer.param_groups
+        ]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_before_backward(self, loss: Tensor) -> None:
@@ -186,7 +188,7 @@ class Task(L.LightningModule):
         checkpoint["metrics"] = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the metrics; say where the run goes on, and with which changed settings.
+        """Take up the metrics; say where the run resumes, and with which changed settings.
 
         Raises:
             InputError: the checkpoint is of a run with another model, window, seed, choice of clips or optimiser.
@@ -202,7 +204,7 @@ class Task(L.LightningModule):
         for key in (before.keys() & now.keys()) - {"model.checkpointing"}:
             if before[key] != now[key]:
                 raise InputError(
-                    f"resume= goes on with a run of {key}={before[key]}, and now it is {now[key]}; give what it was, "
+                    f"resume= continues a run of {key}={before[key]}, and now it is {now[key]}; give what it was, "
                     "or start a new run from its weights with ckpt="
                 )
         self.resumed_metrics = checkpoint.get("metrics", {})
