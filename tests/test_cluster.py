@@ -15,7 +15,7 @@ from avmae.data.sampling import TrainSampler
 from avmae.errors import InputError
 from avmae.models.weights import load_model, read_checkpoint
 from avmae.runs.folder import damage, resume_checkpoint
-from avmae.train import accumulation
+from avmae.training.hardware import accumulation
 
 # 8 clips and 2 steps an epoch, whatever the number of processes.
 RUN = ("trainer.max_epochs=2", "trainer.log_every_n_steps=1", "optim.warmup=0", "trainer.clips_per_step=4")
@@ -271,7 +271,7 @@ def test_an_objective_that_cannot_be_had_is_named(miniature: Path, tmp_path: Pat
 
 
 def test_a_step_of_clips_that_do_not_divide() -> None:
-    config = {"data": {"batch_size": 4}, "trainer": {"devices": 2, "num_nodes": 3, "accumulate_grad_batches": 1}}
-    assert accumulation(48, config) == 2
+    trainer = {"devices": 2, "num_nodes": 3, "accumulate_grad_batches": 1, "clips_per_step": 48}
+    assert accumulation(trainer, 4) == 2
     with pytest.raises(InputError, match="clips_per_step=36 is no multiple"):
-        accumulation(36, config)
+        accumulation(trainer | {"clips_per_step": 36}, 4)

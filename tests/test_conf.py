@@ -1,5 +1,6 @@
 """Every shipped config composes, and every choice of a group works alone."""
 
+import inspect
 import re
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import lightning
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -17,7 +19,8 @@ from avmae.clip import ClipSpec
 from avmae.data.augment import AugmentSpec
 from avmae.errors import InputError
 from avmae.models.build import MaskSpec, ModelSpec, SizeSpec
-from avmae.train import accumulation, process_count
+from avmae.training.build import OURS
+from avmae.training.hardware import accumulation, settle_processes
 from avmae.training.optim import OptimSpec
 
 CHOICES = [
@@ -69,7 +72,8 @@ def test_every_choice_composes_into_settings_that_are_understood(choice: str) ->
     config = composed("data.root=DIR", "ckpt=PATH", choice)
     for key, cls in SPECS.items():
         spec(cls, key, config[key])
-    assert config["trainer"]["_target_"] == "lightning.Trainer"
+    given = {key for key in config["trainer"] if key not in OURS}
+    assert given <= inspect.signature(lightning.Trainer).parameters.keys()
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -107,7 +111,7 @@ def test_the_recipes_make_the_published_step_on_any_number_of_gpus() -> None:
         config = composed(f"experiment={experiment}", "data.root=DIR", "ckpt=PATH")
         for processes in (1, 2, 4, 8):
             config["trainer"] |= {"devices": processes, "num_nodes": 1}
-            batches = accumulation(config["trainer"]["clips_per_step"], config)
+            batches = accumulation(config["trainer"], config["data"]["batch_size"])
             assert batches * processes * config["data"]["batch_size"] == clips
 
 
@@ -121,16 +125,16 @@ def test_the_recipes_make_the_published_step_on_any_number_of_gpus() -> None:
     ],
 )
 def test_clips_of_a_step_that_do_not_divide_say_what_would(batch: int, devices: int, said: str) -> None:
-    trainer = {"devices": devices, "num_nodes": 1, "accumulate_grad_batches": 1}
+    trainer = {"devices": devices, "num_nodes": 1, "accumulate_grad_batches": 1, "clips_per_step": 128}
     with pytest.raises(InputError, match=f"clips_per_step=128 is no multiple of data.batch_size={batch}") as raised:
-        accumulation(128, {"data": {"batch_size": batch}, "trainer": trainer})
+        accumulation(trainer, batch)
     assert said in str(raised.value)
 
 
 def test_two_numbers_for_the_batches_of_a_step_are_refused() -> None:
-    trainer = {"devices": 1, "num_nodes": 1, "accumulate_grad_batches": 4}
+    trainer = {"devices": 1, "num_nodes": 1, "accumulate_grad_batches": 4, "clips_per_step": 128}
     with pytest.raises(InputError, match=r"accumulate_grad_batches=4 and trainer\.clips_per_step=128"):
-        accumulation(128, {"data": {"batch_size": 16}, "trainer": trainer})
+        accumulation(trainer, 16)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +154,7 @@ def test_unused_gpus_are_said(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    assert process_count(composed(*overrides)) == processes
+    assert settle_processes(composed(*overrides))["trainer"]["devices"] == processes
     printed = capsys.readouterr().out
     assert said in printed
     assert ("GPUs" in printed) == bool(said)

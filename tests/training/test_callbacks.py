@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from avmae.evaluation.probes import knn_votes
-from avmae.training import callbacks
+from avmae.training import progress, throughput
 from avmae.training.knn import OnlineKNN
 from avmae.training.progress import Progress, figures
 from avmae.training.throughput import Throughput
@@ -24,7 +24,8 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
         self.monotonic = self.perf_counter = lambda: self.now
-        monkeypatch.setattr(callbacks, "time", self)
+        for module in (progress, throughput):
+            monkeypatch.setattr(module, "time", self)
 
 
 class Logged(dict[str, float]):
@@ -140,19 +141,22 @@ METRICS = {
 
 
 def test_figures_are_those_of_the_bar() -> None:
-    assert figures(METRICS) == "loss 0.1235  12.3 clips/s  data wait 25%  val/loss 1  val/top1 87.5%"
-    assert figures({}) == ""
+    shown = {"loss": "0.1235", "clips/s": "12.3", "data wait": "25%", "val/loss": "1", "val/top1": "87.5%"}
+    assert figures(METRICS) == shown
+    assert figures({}) == {}
 
 
-def bar(run: SimpleNamespace, terminal: bool = False) -> Progress:
+def bar(run: SimpleNamespace) -> Progress:
     shown = Progress(seconds=15)
-    shown.terminal = terminal
+    shown.setup(run, None, "fit")
     shown.on_train_start(run, None)
     return shown
 
 
 def watched(**values: Any) -> SimpleNamespace:
     base = {"estimated_stepping_batches": 10, "global_step": 0, "max_epochs": 2, "current_epoch": 0}
+    base |= {"is_global_zero": True, "training": True, "sanity_checking": False, "state": SimpleNamespace(fn="fit")}
+    base |= {"num_training_batches": 5, "num_val_batches": [2, 2], "fit_loop": None}
     return SimpleNamespace(**base | {"logged_metrics": {"train/loss": 0.5}} | values)
 
 
@@ -187,30 +191,38 @@ def test_what_is_left_of_a_resumed_run_follows_from_its_own_steps(
     ]
 
 
-def test_on_a_terminal_the_bar_moves_and_validation_has_one_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, run = Clock(monkeypatch), watched(num_val_batches=[2, 2])
-    shown = bar(run, terminal=True)
+def test_on_a_terminal_lightnings_bar_moves_with_our_figures_and_no_line_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    clock, run = Clock(monkeypatch), watched()
+    shown = bar(run)
+    run.progress_bar_callback = shown
     try:
+        shown.on_train_epoch_start(run, None)
         steps(shown, clock, run, number=4, seconds=20)
-        assert shown._live is not None
-        (task,) = shown._live.tasks
-        assert (task.completed, task.total) == (4, 10)
-        assert task.description == "epoch 1/2  step 4/10  left 2:00  loss 0.5"
-        shown.on_validation_start(run, None)
-        clock.now += 20
-        shown.on_validation_batch_end(run, None, None, None, 1)
-        assert [task.description for task in shown._live.tasks][1:] == ["validation  2/4  left 20 s"]
-        shown.on_validation_end(run, None)
-        assert len(shown._live.tasks) == 1
+        assert shown.train_progress_bar.total == 5
+        assert shown.train_progress_bar.completed == 1, "by batches of the epoch"
+        assert shown.get_metrics(run, None) == {"left": "2:00", "loss": "0.5"}
+        run.logged_metrics = {"train/loss": 0.25}
+        assert shown.get_metrics(run, None)["loss"] == "0.5", "figures are not read at every batch"
+        clock.now += 1
+        assert shown.get_metrics(run, None)["loss"] == "0.25"
     finally:
         shown.on_exception(run, None, KeyboardInterrupt())
-    assert shown._live is None
+    assert "step 4/10" not in capsys.readouterr().out
+
+
+def test_validation_has_lines_of_its_own(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    clock, run = Clock(monkeypatch), watched()
+    shown = bar(run)
+    for number in range(4):
+        clock.now += 10
+        shown.on_validation_batch_end(run, None, None, None, number)
+    assert capsys.readouterr().out.splitlines() == ["validation  3/4  left 10 s"]
 
 
 def test_other_processes_print_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    clock, run = Clock(monkeypatch), watched()
-    shown = bar(run)
-    shown.disable()
-    steps(shown, clock, run, number=10, seconds=20)
-    shown.print("what a task says")
+    clock, run = Clock(monkeypatch), watched(is_global_zero=False)
+    steps(bar(run), clock, run, number=10, seconds=20)
     assert capsys.readouterr().out == ""

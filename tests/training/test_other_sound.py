@@ -32,7 +32,7 @@ def test_sound_is_dropped_below_one_share_and_exchanged_below_the_next() -> None
         windows=5,
         unreadable=[],
     )
-    changed = task.change_sound(clips, torch.tensor([0.1, 0.5, 0.9, 0.5, 0.5]))
+    changed = task.change_audio(clips, torch.tensor([0.1, 0.5, 0.9, 0.5, 0.5]))
     # Clip 1 hears clip 2, the next of another class; clip 4 passes over clip 3, which is silent, to clip 0.
     assert changed["has_audio"].tolist() == [False, True, True, False, True]
     assert changed["audio"][:, 0, 0, 0][[1, 2, 4]].tolist() == [2, 2, 0]
@@ -40,7 +40,7 @@ def test_sound_is_dropped_below_one_share_and_exchanged_below_the_next() -> None
     assert clips["has_audio"].tolist() == has_audio.tolist()
 
     # Where all that sounds is of one class, there is nothing to exchange.
-    alone = task.change_sound({**clips, "label": torch.zeros(5, dtype=torch.long)}, torch.full((5,), 0.5))
+    alone = task.change_audio({**clips, "label": torch.zeros(5, dtype=torch.long)}, torch.full((5,), 0.5))
     assert not alone["has_audio"].any()
 
 

@@ -1,7 +1,6 @@
 """What the commands share: composing, plain configs, errors that a user can read, and processes."""
 
 import csv
-import dataclasses
 import errno
 import functools
 import json
@@ -20,8 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import chain, count
 from pathlib import Path
-from types import NoneType
-from typing import Any, NoReturn, TypeVar, get_args
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -34,7 +32,9 @@ from avmae.cli.help import page
 from avmae.cli.numbers import refuse_words
 from avmae.errors import InputError, Interrupted, printable
 from avmae.runs.folder import queue_again, requeued, resume_checkpoint, slurm_step, torchrun_id
-from avmae.runs.launch import end_with_parent
+from avmae.runs.launch import end_with_parent, first_process, started
+from avmae.runs.settings import spec as spec
+from avmae.training.hardware import precision as precision
 
 # Read when torch loads GNU's OpenMP. By default its threads spin for milliseconds while they wait, which takes the
 # cores from the reading processes: on a busy machine a run slows down tenfold. Not to spin at all costs a small model
@@ -45,7 +45,6 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 CONF = str(Path(__file__).parents[1] / "conf")
 PRINTING = {"-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "--version"}
 """Flags with which a command prints, and does nothing else."""
-Spec = TypeVar("Spec")
 
 
 class JobError(CompactHydraException):
@@ -249,25 +248,6 @@ def check_writable(file: Path, key: str = "output") -> None:
         raise InputError(f"{key}={file} cannot be written: {error.strerror}; choose another") from error
 
 
-def spec(cls: type[Spec], key: str, values: Mapping[str, Any]) -> Spec:
-    """Build a settings class from a config node.
-
-    Raises:
-        InputError: a key that the class does not have.
-    """
-    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    unknown = sorted(set(values) - set(names))
-    if unknown:
-        raise InputError(f"unknown key {key}.{unknown[0]}; {key} has {', '.join(names)}")
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-        value, kinds = values.get(field.name), {*get_args(field.type)} or {field.type}
-        if kinds <= {int, float, NoneType} and isinstance(value, str):
-            raise InputError(f"{key}.{field.name} must be a number, not '{value}'")
-        if kinds <= {int, NoneType} and isinstance(value, float):
-            raise InputError(f"{key}.{field.name} must be a whole number, not {value}")
-    return cls(**values)
-
-
 def construct(key: str, config: Mapping[str, Any], **objects: Any) -> Any:
     """Build what a config node's ``_target_`` names, from its settings and from objects made elsewhere.
 
@@ -409,17 +389,6 @@ def launch(function: Callable[[dict[str, Any]], Any], config: dict[str, Any], pr
             child.kill()
 
 
-def started() -> tuple[int, int] | None:
-    """Nodes, and processes on each, that torchrun or SLURM has started; None if neither has."""
-    if "RANK" in os.environ:
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        return int(os.environ["WORLD_SIZE"]) // local, local
-    if (tasks := int(os.environ.get("SLURM_NTASKS", 1))) > 1:
-        nodes = int(os.environ.get("SLURM_NNODES", 1))
-        return nodes, tasks // nodes
-    return None
-
-
 class _Process:
     """One of several processes; leaves its error where the launcher reads it."""
 
@@ -444,30 +413,6 @@ class _Process:
                 # Another process has died, and the launcher is to name that one: it ends this one when it has noticed.
                 time.sleep(10)
             raise
-
-
-def first_process() -> bool:
-    """Whether this is the process that logs."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0
-
-
-def precision(trainer: dict[str, Any]) -> str:
-    """Precision by device: bf16 autocast on GPUs that compute in it (not on V100 and T4, which emulate it), else full.
-
-    Raises:
-        InputError: half precision is asked for.
-    """
-    import torch
-
-    if str(trainer["precision"]).startswith("16"):
-        raise InputError(
-            f"trainer.precision={trainer['precision']} needs a scaled loss, with which gradients are neither measured "
-            "nor clipped rightly here; choose bf16-mixed or 32-true"
-        )
-    if trainer["precision"] != "auto":
-        return trainer["precision"]
-    on_gpu = trainer["accelerator"] != "cpu" and torch.cuda.is_available()
-    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
 
 
 def quiet_libraries() -> None:

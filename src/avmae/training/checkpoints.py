@@ -26,7 +26,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
     """Writes checkpoints that are one file each.
 
     One that cannot be written (a full disk, a folder that is gone) or that has weights that are not finite is reported
-    and left out: training goes on, and the next save tries again.
+    and left out: training continues, and the next save tries again.
 
     Attributes:
         failures: by path, why the newest attempt to write it failed.

@@ -29,15 +29,16 @@ class Classification(Task):
         compile: see `Task`.
         label_smoothing: of the training loss (VideoMAE: 0.1).
         mixing: mixup and cutmix.
-        drop_audio: share of the training clips with sound whose sound is taken away, so that missing sound is no label.
-        swap_audio: share of them that hear a clip of another class instead, so that pictures overrule sound that does
-            not belong to them.
+        drop_audio: share of the training clips with audio that lose it, so that missing audio does not become a label.
+        swap_audio: share of them that get the audio of another class instead, so that video overrules audio that does
+            not belong to it.
 
     Raises:
-        InputError: sound is to be dropped or swapped that the network does not hear or cannot miss.
+        InputError: audio is to be dropped or swapped that the network does not read or cannot do without.
     """
 
     network: Classifier
+    watched = ("val/top1", "max")
 
     def __init__(
         self,
@@ -61,7 +62,7 @@ class Classification(Task):
         modalities = network.encoder.modalities
         if drop_audio + swap_audio and ("audio" not in modalities or modalities["audio"].absent is None):
             raise InputError(
-                "task.drop_audio and task.swap_audio need a system that hears: model=avmae or model=avmae_concat"
+                "task.drop_audio and task.swap_audio need a system with audio: model=avmae or model=avmae_concat"
             )
         self.label_smoothing, self.mixing = label_smoothing, mixing or MixSpec()
         self.results: dict[str, Any] = {}
@@ -83,7 +84,7 @@ class Classification(Task):
         step = self.trainer.fit_loop.epoch_loop.total_batch_idx
         if self.drop_audio + self.swap_audio:
             generator = torch.Generator(self.device).manual_seed(self.step_seed(Stream.OTHER_SOUND, step))
-            batch = self.change_sound(batch, self.draw(batch["label"].shape[0], generator))
+            batch = self.change_audio(batch, self.draw(batch["label"].shape[0], generator))
         rng = np.random.default_rng(self.step_seed(Stream.MIXING, step, self.global_rank))
         batch, target = mix(batch, self.network.classes, self.mixing, rng, self.network.clip.mel_std)
         logits = self.network(batch)
@@ -92,8 +93,8 @@ class Classification(Task):
         self.report.average("train/top1", (logits.argmax(-1) == target.argmax(-1)).float().sum(), len(logits))
         return loss
 
-    def change_sound(self, batch: Batch, drawn: Tensor) -> Batch:
-        """Take away or exchange the sound of clips whose number, (B,) drawn from [0, 1), is low."""
+    def change_audio(self, batch: Batch, drawn: Tensor) -> Batch:
+        """Drop or exchange the audio of clips whose number, (B,) drawn from [0, 1), is low."""
         other, found = next_audible(batch["has_audio"], batch["label"])
         dropped = drawn < self.drop_audio
         swapped = ~dropped & (drawn < self.drop_audio + self.swap_audio)
@@ -117,7 +118,7 @@ class Classification(Task):
     def _log_scores(self, part: str, scores: ClipScores) -> dict[str, Any]:
         result = scores.compute()
         scores.reset()
-        # Where the sound is not read, nobody knows which clips have it.
+        # Where audio is not read, nobody knows which clips have it.
         names = [key for key in result if "top" in key and (self.trainer.datamodule.audio or "/" not in key)]
         # Already summed over processes by the metric.
         self.log_dict({f"{part}/{key}": result[key] for key in names}, rank_zero_only=False)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from avmae.evaluation.scores import confusion, per_class
 from avmae.training.classification import Classification
-from avmae.training.loggers import log_picture, log_table
+from avmae.training.loggers import log_image, log_table
 
 
 class Confusion(Callback):
@@ -31,6 +31,6 @@ class Confusion(Callback):
         )
         with (folder / "per_class.csv").open("w", newline="") as file:
             csv.writer(file).writerows([header, *rows])
-        picture = Image.open(folder / "confusion.png").convert("RGB")
-        log_picture(trainer.loggers, "test/confusion", picture, trainer.global_step)
+        image = Image.open(folder / "confusion.png").convert("RGB")
+        log_image(trainer.loggers, "test/confusion", image, trainer.global_step)
         log_table(trainer.loggers, "test/per_class", header, rows, trainer.global_step)

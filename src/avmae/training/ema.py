@@ -25,6 +25,7 @@ class AveragedWeights(WeightAveraging):
         InputError: the decay is out of range.
     """
 
+    # Lightning's; see `lightning_private`.
     _average_model: AveragedModel | None
     _latest_update_step: int
 

@@ -33,7 +33,7 @@ class OnlineKNN(Callback):
         self._top1 = MeanMetric()
 
     def state_dict(self) -> dict[str, Any]:
-        """The bank, so that a resumed run's curve goes on."""
+        """The bank, so that a resumed run continues the curve."""
         return {"seen": self._seen, **self._state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

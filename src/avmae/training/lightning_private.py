@@ -1,10 +1,18 @@
 """All that touches what Lightning keeps private, as it is in 2.6; each with the reason.
 
-A new version of Lightning is taken when the tests of signals, resuming and logging pass with it.
+Two classes have to override or read private parts of those that they extend, and say so where they do:
+
+- `loggers.RunCSVLogger` and its writer: `_experiment`, `_check_log_dir_exists` and `_rewrite_with_new_header`, which
+  delete or truncate the file of a resumed run;
+- `ema.AveragedWeights`: `_average_model`, `_latest_update_step` and `_copy_average_to_current`, for `WeightAveraging`
+  updates where the processor has to wait for the device, and swaps and saves what it finds in the first.
+
+A new version of Lightning is taken when the tests of signals, resuming, logging, averages and shards pass with it.
 """
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 
 def leave_signals_alone(trainer: L.Trainer) -> None:
@@ -41,3 +49,8 @@ def count_epoch_as_started(trainer: L.Trainer) -> None:
     loop = trainer.fit_loop
     if loop.restarted_mid_epoch and loop.epoch_progress.total.processed == loop.epoch_progress.total.ready:
         loop.reset_restart_stage()
+
+
+def take_all_for_data(strategy: ModelParallelStrategy) -> None:
+    """Shard over all processes, whose number the strategy is told only after it was made."""
+    strategy._data_parallel_size = strategy.num_nodes * strategy.num_processes

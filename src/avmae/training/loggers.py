@@ -1,4 +1,4 @@
-"""Loggers that go on where a resumed run stopped and that never ask; what a run was and shows, for all of them."""
+"""Loggers that continue where a resumed run stopped and never ask; what a run was and shows, for all of them."""
 
 import csv
 import json
@@ -22,9 +22,9 @@ from avmae.runs.environment import code_version
 
 
 class _ResumableWriter(ExperimentWriter):
-    """Keeps the rows of a resumed run up to where it goes on, where Lightning's writer deletes the file.
+    """Keeps the rows of a resumed run up to where it continues; Lightning's writer would delete the file.
 
-    What cannot be written, for the disk is full, is kept and written when there is room.
+    Rows that cannot be written because the disk is full are kept, and written when there is room.
     """
 
     def __init__(self, log_dir: str, resumed: bool) -> None:
@@ -160,13 +160,13 @@ def log_table(
             logger.experiment.add_text(name, text, step)
 
 
-def log_picture(loggers: Iterable[Logger], name: str, picture: Image.Image, step: int) -> None:
-    """Log one picture to W&B and TensorBoard."""
+def log_image(loggers: Iterable[Logger], name: str, image: Image.Image, step: int) -> None:
+    """Log one image to W&B and TensorBoard."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            logger.log_metrics({name: wandb.Image(picture)}, step)
+            logger.log_metrics({name: wandb.Image(image)}, step)
         elif isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_image(name, np.asarray(picture), step, dataformats="HWC")
+            logger.experiment.add_image(name, np.asarray(image), step, dataformats="HWC")
 
 
 def model_table(network: MaskedAutoencoder | Classifier) -> list[list[str]]:
@@ -180,13 +180,13 @@ def _count(number: int) -> str:
     return f"{number / 1e6:.1f} M" if number >= 1e6 else f"{number / 1e3:.1f} k" if number >= 1e3 else f"{number}"
 
 
-def log_run(loggers: Iterable[Logger], config: Mapping[str, Any], table: list[list[str]]) -> None:
+def log_run(loggers: Iterable[Logger], config: Mapping[str, Any], network: MaskedAutoencoder | Classifier) -> None:
     """Log the whole config, `code_version` and the model's table; print where W&B shows the run.
 
     Args:
         loggers: of the run.
         config: resolved, plain data.
-        table: of `model_table`.
+        network: what is trained.
     """
     loggers, code = list(loggers), code_version()
     for logger in loggers:
@@ -197,5 +197,12 @@ def log_run(loggers: Iterable[Logger], config: Mapping[str, Any], table: list[li
                 logger.experiment.add_text(f"run/{name}", "\n".join(f"    {line}" for line in text.splitlines()))
         elif isinstance(logger, WandbLogger) and not logger.experiment.offline:
             print(f"W&B: {logger.experiment.url}")
-    header, *rows = table
+    header, *rows = model_table(network)
     log_table(loggers, "run/model", header, rows, step=0)
+
+
+def finish(loggers: Iterable[Logger]) -> None:
+    """End the W&B run: the next job of a sweep is a run of its own."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()

@@ -1,4 +1,4 @@
-"""Mixup and cutmix of clips with sound."""
+"""Mixup and cutmix of clips with audio."""
 
 import math
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class MixSpec:
 
     Args:
         mixup: alpha of the Beta distribution of the share (Zhang et al. 2018; VideoMAE: 0.8); 0 for none.
-        cutmix: the same for a box of the other clip's pictures (Yun et al. 2019; VideoMAE: 1.0); 0 for none.
+        cutmix: the same for a box of the other clip's frames (Yun et al. 2019; VideoMAE: 1.0); 0 for none.
         switch: probability of cutmix where both are on.
 
     Raises:
@@ -39,9 +39,9 @@ def mix(batch: Batch, classes: int, spec: MixSpec, rng: np.random.Generator, mel
 
     Every batch is mixed. Smoothing of the labels commutes with mixing and is left to the loss.
 
-    Pictures are averaged (mixup) or a box of them is replaced in all frames (cutmix). Sound has no box of its own: in
-    both cases its power spectra are averaged by the pictures' share, as if both had sounded at once, and a silent clip
-    adds silence. A mixed clip has sound if either has.
+    Frames are averaged (mixup) or a box is replaced in all of them (cutmix). Audio has no box of its own: in both cases
+    the power spectra are averaged by the video's share, as if both had sounded at once, and a silent clip adds silence.
+    A mixed clip has audio if either has.
 
     Args:
         batch: B clips.
@@ -51,7 +51,7 @@ def mix(batch: Batch, classes: int, spec: MixSpec, rng: np.random.Generator, mel
         mel_std: by which the log-mel spectrogram was divided.
 
     Returns:
-        The batch with other pictures and sound, and the target (B, classes) float32, a distribution.
+        The batch with other video and audio, and the target (B, classes) float32, a distribution.
     """
     target = F.one_hot(batch["label"], classes).float()
     if not (spec.mixup or spec.cutmix):
@@ -68,8 +68,8 @@ def mix(batch: Batch, classes: int, spec: MixSpec, rng: np.random.Generator, mel
         video = share * video + (1 - share) * video.flip(0)
     # The mean of the logarithm cancels out: adding a constant to all logarithms of power adds it to their mixture.
     silence = torch.full_like(batch["audio"], float("-inf"))
-    sounds = torch.where(batch["has_audio"][:, None, None, None], batch["audio"] * mel_std, silence)
-    ours, theirs = (sounds + float(np.log(max(s, 1e-12))) for s in (share, 1 - share))
+    spectra = torch.where(batch["has_audio"][:, None, None, None], batch["audio"] * mel_std, silence)
+    ours, theirs = (spectra + float(np.log(max(s, 1e-12))) for s in (share, 1 - share))
     has_audio = batch["has_audio"] | batch["has_audio"].flip(0)
     audio = torch.where(has_audio[:, None, None, None], torch.logaddexp(ours, theirs.flip(0)) / mel_std, batch["audio"])
     mixed: Batch = {**batch, "video": video, "audio": audio, "has_audio": has_audio}

@@ -95,22 +95,20 @@ def build_optimizer(
     spec: OptimSpec,
     effective_batch: int,
     loaded: Collection[str] = (),
-    fused: bool = True,
 ) -> torch.optim.Optimizer:
-    """The optimiser of a network.
+    """The optimiser of a network, AdamW as one kernel for all parameters, sharded ones too.
 
     Args:
         network: autoencoder or classifier.
         spec: the recipe's.
         effective_batch: clips a step over all processes and accumulated batches.
         loaded: see `parameter_groups`.
-        fused: one kernel for all parameters (AdamW).
     """
     lr = spec.base_lr * effective_batch / REFERENCE_BATCH
     groups = parameter_groups(network, spec, lr, loaded)
     if spec.kind == "muon":
         return Muon(groups, lr=lr, betas=spec.betas)
-    return torch.optim.AdamW(groups, lr=lr, betas=spec.betas, fused=fused)
+    return torch.optim.AdamW(groups, lr=lr, betas=spec.betas, fused=True)
 
 
 def warmup_cosine(spec: OptimSpec, steps: int) -> Callable[[int], float]:

@@ -21,10 +21,10 @@ class ObjectiveSpec:
     """What pretraining asks for besides reconstruction under masks; all off by default.
 
     Args:
-        contrast: weight of the InfoNCE loss between pooled pictures and sound (CAV-MAE: 0.01).
+        contrast: weight of the InfoNCE loss between pooled video and audio (CAV-MAE: 0.01).
         temperature: of that loss (CAV-MAE: 0.05).
-        hide_audio: share of clips whose sound is hidden whole and has to be predicted from the pictures (inpainting).
-        hide_video: share of clips whose pictures are hidden whole; only clips that have sound.
+        hide_audio: share of clips whose audio is masked whole and has to be predicted from the video (inpainting).
+        hide_video: share of clips whose video is masked whole; only clips that have audio.
 
     Raises:
         InputError: a value is out of range.
@@ -45,7 +45,7 @@ class ObjectiveSpec:
 class Pretraining(Task):
     """Trains a `MaskedAutoencoder`.
 
-    Logs the loss and its parts by modality; the sound's is the mean over clips that have sound.
+    Logs the loss and its parts by modality; the audio's is the mean over clips that have audio.
 
     Args:
         network: the autoencoder.
@@ -60,6 +60,7 @@ class Pretraining(Task):
     """
 
     network: MaskedAutoencoder
+    watched = ("val/loss", "min")
 
     def __init__(
         self,
@@ -74,12 +75,12 @@ class Pretraining(Task):
         self.objective = objective or ObjectiveSpec()
         modalities = network.encoder.modalities
         if self.objective.contrast and "audio" not in modalities:
-            raise InputError("task.contrast compares pictures with sound; choose model=avmae or model=avmae_concat")
-        self.hidden_whole = {"audio": self.objective.hide_audio, "video": self.objective.hide_video}
-        for name, share in self.hidden_whole.items():
+            raise InputError("task.contrast compares video with audio; choose model=avmae or model=avmae_concat")
+        self.masked_whole = {"audio": self.objective.hide_audio, "video": self.objective.hide_video}
+        for name, share in self.masked_whole.items():
             if share and (name not in modalities or modalities[name].absent is None):
                 raise InputError(
-                    f"task.hide_{name} needs a system that hears and has a token for absent {name}; "
+                    f"task.hide_{name} needs a system with audio that has a token for absent {name}; "
                     "choose model=avmae or model=avmae_concat with model.may_lack=[video,audio]"
                 )
 
@@ -93,7 +94,7 @@ class Pretraining(Task):
     ) -> Reconstruction:
         """Draw masks from a seed and reconstruct.
 
-        What is hidden does not depend on how many processes share a step's clips, or into how many batches they are
+        What is masked does not depend on how many processes share a step's clips, or into how many batches they are
         cut.
 
         Args:
@@ -101,13 +102,13 @@ class Pretraining(Task):
             seed: of the masks.
             part: which of the batches of a step it is.
             parts: batches of a step.
-            whole: also hide modalities whole, where the objective says so.
+            whole: also mask modalities whole, where the objective says so.
         """
         generator = torch.Generator(self.device).manual_seed(seed)
         world, clips = self.trainer.world_size * parts, batch["label"].shape[0]
         rank = self.trainer.world_size * part + self.global_rank
         masks = self.network.draw_masks(clips, generator, rank, world)
-        if not (whole and any(self.hidden_whole.values())):
+        if not (whole and any(self.masked_whole.values())):
             return self.network(batch, masks)
         drawn = self.draw(clips, generator, part, parts)
         # Never both, and nothing of a clip that would be left with nothing.
@@ -157,7 +158,7 @@ class Pretraining(Task):
         return {"features": torch.cat(list(result.fused.values()), 1)}
 
     def on_validation_epoch_end(self) -> None:
-        """Log the losses by modality; without a clip that has sound, there is none of sound."""
+        """Log the losses by modality; without a clip that has audio, there is none of audio."""
         for name, metric in self.val_losses.items():
             mean = cast(MeanMetric, metric).compute()
             cast(MeanMetric, metric).reset()

@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
 from avmae.models.weights import MODEL, shards_of
 from avmae.runs.folder import SHARDED, checksum
 from avmae.training.checkpoints import beside, is_full, make_room, nonfinite, publish, write_synced
+from avmae.training.lightning_private import take_all_for_data
 
 SHARDS = "shards"
 """Subfolder of a sharded checkpoint."""
@@ -42,18 +43,18 @@ class FSDP2Strategy(ModelParallelStrategy):
         super().__init__(
             data_parallel_size=1, tensor_parallel_size=1, save_distributed_checkpoint=sharded, timeout=timeout
         )
+        self.sharded = sharded
 
     def setup_environment(self) -> None:
-        """Take all processes for data parallelism."""
-        self._data_parallel_size = self.num_nodes * self.num_processes
+        take_all_for_data(self)
         super().setup_environment()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Write a checkpoint, in which tensors are this process's parts if it is to be sharded.
 
-        What cannot be written is reported as `SafeCheckpointIO` does it, and training goes on.
+        What cannot be written is reported as `SafeCheckpointIO` does it, and training continues.
         """
-        if not self._save_distributed_checkpoint:
+        if not self.sharded:
             # Not ModelParallelStrategy's, which deletes a sharded checkpoint before the whole one is written.
             super(ModelParallelStrategy, self).save_checkpoint(checkpoint, filepath, storage_options)
             return

@@ -17,6 +17,7 @@ from torch.distributed.fsdp import fully_shard
 from avmae.errors import InputError
 from avmae.models.autoencoder import MaskedAutoencoder
 from avmae.models.classifier import Classifier
+from avmae.models.weights import Match
 from avmae.training.nonfinite import skip_if
 from avmae.training.optim import OptimSpec, build_optimizer, warmup_cosine
 from avmae.training.report import StepReport
@@ -51,12 +52,15 @@ class Task(L.LightningModule):
         compile: compile the network in place, so that its weights keep their names; a name is torch.compile's backend.
 
     Attributes:
+        watched: the metric that the best checkpoint is chosen by, and whether it is to be `min` or `max`.
         report: of the step under way.
+        match: how the weights that the run starts from met the network, if it starts from any.
         skipped: 0-d bool, whether the last optimiser step was left out because its loss or gradient was not finite.
         loaded: names of the network's tensors that came from weights when the run began; layer decay is theirs.
-        resumed_metrics: of the checkpoint that the run goes on from.
+        resumed_metrics: of the checkpoint that the run resumes.
     """
 
+    watched: tuple[str, str]
     skipped: Tensor
 
     def __init__(
@@ -69,7 +73,9 @@ class Task(L.LightningModule):
     ) -> None:
         super().__init__()
         self.network, self.optim, self.config, self.seed = network, optim, dict(config), seed
+        self.report = StepReport()
         self.loaded: frozenset[str] = frozenset()
+        self.match: Match | None = None
         self.resumed_metrics: dict[str, float] = {}
         self._changed: list[str] = []
         self.report = StepReport()
@@ -100,7 +106,7 @@ class Task(L.LightningModule):
             self._sharded = True
 
     def on_train_start(self) -> None:
-        """Have the optimiser follow settings that were changed on resuming; the checkpoint brought those before."""
+        """Have the optimiser follow settings that were changed on resuming; the checkpoint brought the former ones."""
         if not self._changed:
             return
         optimizer, schedule = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
@@ -140,8 +146,7 @@ class Task(L.LightningModule):
         sharded = isinstance(trainer.strategy, ModelParallelStrategy)
         if sharded and self.optim.kind == "muon":
             raise InputError("optim.kind=muon needs whole matrices, and strategy=fsdp shards them; choose adamw or ddp")
-        # DTensor has no fused AdamW on CPU.
-        optimizer = build_optimizer(self.network, self.optim, effective, self.loaded, fused=not sharded)
+        optimizer = build_optimizer(self.network, self.optim, effective, self.loaded)
         self.print(
             f"lr {self.optim.base_lr * effective / 256:.3g} = {self.optim.base_lr:g} x {effective} clips a step / 256, "
             f"{steps} steps, {int(self.optim.warmup * steps)} of them warm-up"
@@ -150,7 +155,9 @@ class Task(L.LightningModule):
             decay = f"layer decay {self.optim.layer_decay:g} of what was loaded"
             self.print(decay if self.loaded else "no layer decay, for no weights were loaded: training is from scratch")
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(self.optim, steps))
-        self._groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        self._groups = [
+            {k: v for k, v in group.items() if k not in ("params", "fused")} for group in optimizer.param_groups
+        ]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_before_backward(self, loss: Tensor) -> None:
@@ -182,7 +189,7 @@ class Task(L.LightningModule):
         checkpoint["metrics"] = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the metrics; say where the run goes on, and with which changed settings.
+        """Take up the metrics; say where the run resumes, and with which changed settings.
 
         Raises:
             InputError: the checkpoint is of a run with another model, window, seed, choice of clips or optimiser.
@@ -198,7 +205,7 @@ class Task(L.LightningModule):
         for key in (before.keys() & now.keys()) - {"model.checkpointing"}:
             if before[key] != now[key]:
                 raise InputError(
-                    f"resume= goes on with a run of {key}={before[key]}, and now it is {now[key]}; give what it was, "
+                    f"resume= continues a run of {key}={before[key]}, and now it is {now[key]}; give what it was, "
                     "or start a new run from its weights with ckpt="
                 )
         self.resumed_metrics = checkpoint.get("metrics", {})

@@ -1,0 +1,92 @@
+"""What a run computes on: its processes, their precision, and the batches that make a step."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from avmae.errors import InputError
+from avmae.runs.launch import started
+
+
+def settle_processes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with numbers for `trainer.devices`, the processes on this machine, and `trainer.num_nodes`.
+
+    Of processes there is one, or for a strategy that shares the work, as many as devices, unless torchrun or SLURM has
+    started us and decides. Says so where GPUs stay unused that nobody has counted out.
+
+    Raises:
+        InputError: GPUs are asked for where there are none, or another number than can be.
+    """
+    # Here, for the help of the commands imports this file and need not load torch.
+    import torch
+
+    trainer, gpus = config["trainer"], torch.cuda.device_count()
+    if trainer["accelerator"] in ("gpu", "cuda") and not gpus:
+        raise InputError("trainer.accelerator=gpu, but there is no GPU here; use trainer.accelerator=cpu or auto")
+    single = config["strategy"].get("_args_") == ["auto"]
+    nodes, devices = started() or (1, "auto")
+    devices = devices if trainer["devices"] == "auto" else trainer["devices"]
+    if devices == "auto":
+        devices = 1 if single or trainer["accelerator"] == "cpu" else max(1, gpus)
+        if single and trainer["accelerator"] != "cpu" and gpus > 1:
+            print(f"uses 1 of {gpus} GPUs: add strategy=ddp to use all, or trainer.devices=1 if one is meant")
+    if not isinstance(devices, int) or devices < 1:
+        raise InputError(f"trainer.devices must be a number of processes from 1, or auto, not {devices}")
+    if single and devices > 1:
+        raise InputError(f"trainer.devices={devices} needs a strategy that shares the work: strategy=ddp or fsdp")
+    if gpus and trainer["accelerator"] != "cpu" and devices > gpus:
+        raise InputError(f"trainer.devices={devices}, but there are only {gpus} GPUs here")
+    nodes = nodes if trainer["num_nodes"] == "auto" else trainer["num_nodes"]
+    return {**config, "trainer": trainer | {"devices": devices, "num_nodes": nodes}}
+
+
+def precision(trainer: Mapping[str, Any]) -> str:
+    """Precision by device: bf16 autocast on GPUs that compute in it (not on V100 and T4, which emulate it), else full.
+
+    Raises:
+        InputError: half precision is asked for.
+    """
+    import torch
+
+    if str(trainer["precision"]).startswith("16"):
+        raise InputError(
+            f"trainer.precision={trainer['precision']} needs a scaled loss, with which gradients are neither measured "
+            "nor clipped rightly here; choose bf16-mixed or 32-true"
+        )
+    if trainer["precision"] != "auto":
+        return trainer["precision"]
+    on_gpu = trainer["accelerator"] != "cpu" and torch.cuda.is_available()
+    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+
+
+def accumulation(trainer: Mapping[str, Any], batch: int) -> int:
+    """Batches that make a step.
+
+    Args:
+        trainer: settings, with numbers of processes.
+        batch: clips in a batch of one process.
+
+    Raises:
+        InputError: no whole number of batches makes `clips_per_step`, or the number of batches is given besides; it
+            says what would do.
+    """
+    clips, given = trainer["clips_per_step"], trainer["accumulate_grad_batches"]
+    processes = trainer["devices"] * trainer["num_nodes"]
+    if not clips:
+        return given
+    if not isinstance(clips, int):
+        raise InputError(f"trainer.clips_per_step={clips} must be a whole number, or null")
+    if given != 1:
+        raise InputError(
+            f"trainer.accumulate_grad_batches={given} and trainer.clips_per_step={clips} both say how many clips make "
+            "a step; leave one out (trainer.clips_per_step=null)"
+        )
+    if clips % (batch * processes) == 0:
+        return clips // (batch * processes)
+    # The largest batch that needs no more memory.
+    fitting = next((b for b in range(min(batch, clips), 0, -1) if clips % (b * processes) == 0), None)
+    near = max(1, round(clips / (batch * processes))) * batch * processes
+    choices = [f"data.batch_size={fitting}"] * (fitting is not None) + [f"trainer.clips_per_step={near}"]
+    raise InputError(
+        f"trainer.clips_per_step={clips} is no multiple of data.batch_size={batch} x {processes} "
+        f"process{'es' if processes > 1 else ''} = {batch * processes}; choose {' or '.join(choices)}"
+    )
