@@ -12,7 +12,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from avmae.cli.command import CONF, plain, precision, spec
+from avmae.cli.config import CONF, plain, precision, spec
 from avmae.clip import ClipSpec
 from avmae.data.augment import AugmentSpec
 from avmae.errors import InputError

@@ -14,7 +14,7 @@ import yaml
 from commands import ENVIRONMENT, error, run, train
 from media_files import write_media
 
-from avmae.cli.command import evaluation_data
+from avmae.cli.config import evaluation_data
 from avmae.clip import ClipSpec
 from avmae.data.datamodule import CSVDataModule, FolderDataModule
 from avmae.data.decode.encode import write_video

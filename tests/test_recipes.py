@@ -10,7 +10,7 @@ from commands import CALLBACKS, error, run, start_train, train
 from safetensors import safe_open
 
 from avmae import evaluate
-from avmae.cli.command import evaluation_data
+from avmae.cli.config import evaluation_data
 from avmae.clip import ClipSpec
 from avmae.data.datamodule import UCF101DataModule
 from avmae.data.decode.window import probe

@@ -26,7 +26,8 @@ from timm.optim import Muon
 from avmae.cli import command
 from avmae.cli.command import run_folder
 from avmae.errors import InputError
-from avmae.runs.folder import LAST, PREVIOUS, own_checkpoint, record_environment, requeued, resume_checkpoint
+from avmae.runs.environment import record_environment
+from avmae.runs.folder import LAST, PREVIOUS, own_checkpoint, requeued, resume_checkpoint
 from avmae.training.checkpoints import SafeCheckpointIO
 from avmae.training.loggers import RunCSVLogger
 from avmae.training.nonfinite import skip_if

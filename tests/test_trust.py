@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from avmae.cli.command import evaluation_data, print_table, refuse_foreign_code
+from avmae.cli.config import evaluation_data, refuse_foreign_code
+from avmae.cli.table import print_table
 from avmae.data.manifest import read_manifest
 from avmae.data.sources.csv import read_csv
 from avmae.data.sources.shards import read_packed

@@ -6,15 +6,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from avmae.cli.command import (
-    check_writable,
-    chosen_data,
-    command,
-    evaluation_data,
-    precision,
-    print_table,
-    quiet_libraries,
-)
+from avmae.cli.command import command, quiet_libraries
+from avmae.cli.config import check_writable, chosen_data, evaluation_data, precision
+from avmae.cli.table import print_table
 from avmae.errors import InputError
 
 

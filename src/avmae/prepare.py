@@ -6,7 +6,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from avmae.cli.command import command, construct, print_table, spec
+from avmae.cli.command import command
+from avmae.cli.config import construct, spec
+from avmae.cli.table import print_table
 from avmae.errors import InputError, printable
 
 

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from avmae.cli.command import command, print_table, spec
+from avmae.cli.command import command
+from avmae.cli.config import spec
+from avmae.cli.table import print_table
 from avmae.errors import InputError, MediaError, printable
 
 

@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Any
 
-from avmae.cli.command import command, construct, spec
+from avmae.cli.command import command
+from avmae.cli.config import construct, spec
 from avmae.errors import InputError
 
 

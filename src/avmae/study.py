@@ -21,7 +21,9 @@ from typing import Any, NoReturn
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from avmae.cli.command import command, construct, evaluation_data, precision, print_table, quiet_libraries
+from avmae.cli.command import command, quiet_libraries
+from avmae.cli.config import construct, evaluation_data, precision
+from avmae.cli.table import print_table
 from avmae.clip import ClipSpec
 from avmae.errors import InputError
 from avmae.runs.folder import newest_sound

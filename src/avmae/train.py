@@ -12,19 +12,13 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from avmae.cli.command import (
-    command,
-    construct,
-    first_process,
-    launch,
-    precision,
-    print_table,
-    quiet_libraries,
-    spec,
-    started,
-)
+from avmae.cli.command import command, quiet_libraries
+from avmae.cli.config import construct, instantiate, precision, spec
+from avmae.cli.table import print_table
 from avmae.errors import InputError, printable
-from avmae.runs.folder import newest_sound, own_checkpoint, record_environment, resume_checkpoint
+from avmae.runs.environment import record_environment
+from avmae.runs.folder import newest_sound, own_checkpoint, resume_checkpoint
+from avmae.runs.launch import first_process, launch, started
 
 RECIPE = ("mask", "augment", "optim", "task", "trainer")
 """Parts of the config that a checkpoint keeps so that a resumed run can say what has changed."""
@@ -137,7 +131,6 @@ def run(config: dict[str, Any]) -> dict[str, float]:
     """
     import lightning as L
     import torch
-    from hydra.utils import instantiate
     from lightning.pytorch.callbacks import WeightAveraging
 
     from avmae.clip import ClipSpec

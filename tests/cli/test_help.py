@@ -8,7 +8,7 @@ from commands import error, run
 from hydra import compose, initialize_config_dir
 
 from avmae.__main__ import COMMANDS
-from avmae.cli.command import CONF
+from avmae.cli.config import CONF
 from avmae.cli.help import page
 
 STAND_IN = {"???": "given"}

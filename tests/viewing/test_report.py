@@ -15,7 +15,7 @@ from commands import error, run, train
 from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
-from avmae.cli.command import CONF
+from avmae.cli.config import CONF
 from avmae.errors import InputError
 from avmae.report import defaults
 from avmae.runs.history import read_run, read_study

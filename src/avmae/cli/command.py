@@ -1,41 +1,34 @@
 """What the commands share: composing, plain configs, errors that a user can read, and processes."""
 
-import csv
-import dataclasses
 import errno
 import functools
-import json
 import logging
-import multiprocessing
 import os
 import re
 import select
 import signal
 import sys
-import tempfile
-import time
-import uuid
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable
 from datetime import datetime
 from itertools import chain, count
 from pathlib import Path
-from types import NoneType
-from typing import Any, NoReturn, TypeVar, get_args
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException, HydraException, InstantiationException
+from hydra.errors import CompactHydraException, HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from avmae.cli.config import CONF, plain, refuse_missing, refuse_words
 from avmae.cli.help import page
-from avmae.cli.numbers import refuse_words
-from avmae.data.paths import PATHS
-from avmae.errors import InputError, Interrupted, printable
-from avmae.runs.folder import queue_again, requeued, resume_checkpoint, slurm_step, started_in, torchrun_id
-from avmae.runs.launch import end_with_parent
+from avmae.cli.table import SweepTable
+from avmae.errors import InputError, printable
+from avmae.runs.folder import requeued, resume_checkpoint
+from avmae.runs.launch import first_process
+from avmae.runs.scheduler import slurm_step, torchrun_id
 
 # Read when torch loads GNU's OpenMP. By default its threads spin for milliseconds while they wait, which takes the
 # cores from the reading processes: on a busy machine a run slows down tenfold. Not to spin at all costs a small model
@@ -43,13 +36,8 @@ from avmae.runs.launch import end_with_parent
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
-CONF = str(Path(__file__).parents[1] / "conf")
 PRINTING = {"-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "--version"}
 """Flags with which a command prints, and does nothing else."""
-SHARED = ("fold", "val_groups", "batch_size", "workers", "segments", "crops", "timeout")
-"""Settings of data that say the same of any kind of them."""
-SAME_KIND = ("val_share", "only", "train_share")
-Spec = TypeVar("Spec")
 
 
 class JobError(CompactHydraException):
@@ -82,7 +70,7 @@ def command(config_name: str) -> Callable[[Callable[[dict[str, Any]], Any]], Cal
                 result = function(config)
                 sys.stdout.flush()
                 return result
-            except (InputError, InstantiationException, OSError) as error:
+            except (InputError, OSError) as error:
                 if isinstance(error, BrokenPipeError) and _nobody_reads():
                     raise SystemExit(128 + signal.SIGPIPE) from None
                 full = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -142,47 +130,6 @@ def _nobody_reads() -> bool:
     return True
 
 
-def plain(cfg: DictConfig) -> dict[str, Any]:
-    """A config as plain dicts and lists, every interpolation resolved; names what is missing.
-
-    Raises:
-        InputError: see `refuse_missing`.
-    """
-    refuse_missing(cfg)
-    config = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(config, dict)
-    return {str(key): value for key, value in config.items()}
-
-
-def refuse_missing(cfg: DictConfig) -> None:
-    """Refuse a config in which a mandatory value was not given: one that is ``???``, or is named by ``requires``.
-
-    A recipe names a key there whose default is null, for OmegaConf keeps null where ``???`` is merged over it. A run
-    that is resumed has what it began with.
-
-    Raises:
-        InputError: it names all that is missing.
-    """
-    # Not OmegaConf.missing_keys, which resolves: what names the run's folder would make it.
-    values: Any = OmegaConf.to_container(cfg, resolve=False)
-    missing = set(_mandatory({key: value for key, value in values.items() if key != "hydra"}))
-    if OmegaConf.select(cfg, "resume") is None:
-        missing |= {key for key in OmegaConf.select(cfg, "requires") or () if OmegaConf.select(cfg, key) is None}
-    if missing:
-        names = sorted(missing)
-        given = " ".join(f"{name}=VALUE" for name in names)
-        raise InputError(f"{' and '.join(names)} must be given: add {given} to the command")
-
-
-def _mandatory(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Dotted keys of what is ``???``."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _mandatory(value, f"{prefix}{key}.")
-        elif value == "???":
-            yield f"{prefix}{key}"
-
-
 class Complete(Callback):
     """Refuses a run that lacks a mandatory value before Hydra makes its folder."""
 
@@ -217,181 +164,9 @@ def _message(error: Exception) -> str:
     if os.environ.get("AVMAE_TRACEBACK"):
         raise error
     message = str(error)
-    if isinstance(error, InstantiationException):
-        # Hydra wraps what the constructor raised; the user needs that alone.
-        message = str(error.__cause__ or error).splitlines()[0]
-        key = re.search(r"full_key: (\S+)", str(error))
-        message = f"{key[1]}: {message}" if key and not isinstance(error.__cause__, InputError) else message
     # What torch makes of an error in a reading process: its traceback, which ends with the message.
     message = re.sub(r"Caught \w+ in DataLoader worker.*\n[\w.]*Error: ", "", message, flags=re.DOTALL).rstrip()
     return printable(message)
-
-
-def check_writable(file: Path, key: str = "output") -> None:
-    """Find out whether a file can be written, before the hours that it takes to have something to write.
-
-    Raises:
-        InputError: it cannot.
-    """
-    try:
-        if file.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        # Whatever forbids it: rights, a read-only disk, a folder that is none.
-        with tempfile.NamedTemporaryFile(dir=file.parent, prefix="."):
-            pass
-        if file.exists():
-            file.open("ab").close()
-    except OSError as error:
-        raise InputError(f"{key}={file} cannot be written: {error.strerror}; choose another") from error
-
-
-def spec(cls: type[Spec], key: str, values: Mapping[str, Any]) -> Spec:
-    """Build a settings class from a config node.
-
-    Raises:
-        InputError: a key that the class does not have.
-    """
-    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    unknown = sorted(set(values) - set(names))
-    if unknown:
-        raise InputError(f"unknown key {key}.{unknown[0]}; {key} has {', '.join(names)}")
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-        value, kinds = values.get(field.name), {*get_args(field.type)} or {field.type}
-        if kinds <= {int, float, NoneType} and isinstance(value, str):
-            raise InputError(f"{key}.{field.name} must be a number, not '{value}'")
-        if kinds <= {int, NoneType} and isinstance(value, float):
-            raise InputError(f"{key}.{field.name} must be a whole number, not {value}")
-    return cls(**values)
-
-
-def construct(key: str, config: Mapping[str, Any], **objects: Any) -> Any:
-    """Build what a config node's ``_target_`` names, from its settings and from objects made elsewhere.
-
-    Raises:
-        InputError: a key that the target does not take.
-    """
-    if not config.get("_target_"):
-        raise InputError(f"{key}: choose a kind, as {key}=ucf101")
-    # Partial, or Hydra would turn settings objects into configs.
-    target = hydra.utils.instantiate(config, _partial_=True, _convert_="all")
-    try:
-        return target(**objects)
-    except TypeError as error:
-        if "unexpected keyword argument" in str(error):
-            raise InputError(f"unknown key in {key}: {str(error).split('()')[-1].strip()}") from error
-        if missing := re.search(r"missing \d+ required positional arguments?: '(\w+)'", str(error)):
-            raise InputError(f"{key}.{missing[1]} must be given") from error
-        raise
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{key}: {str(error).splitlines()[0]}") from error
-
-
-def chosen_data(settings: dict[str, Any], data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What `evaluation_data` takes, where the command line may choose another kind of data by `data=KIND`.
-
-    Another kind brings its own defaults, but which fold is tested, and how clips are read and scored, is as in the
-    checkpoint unless the command line names it; of the same kind also which classes and which share of them.
-
-    Args:
-        settings: the checkpoint's config.
-        data: the command's.
-    """
-    job = HydraConfig.get()
-    if job.runtime.choices["data"] == "checkpoint":
-        return settings, data
-    typed = {word.lstrip("+").split("=")[0] for word in job.overrides.task}
-    own, target = settings.get("data", {}), data["_target_"]
-    kept = SHARED + (SAME_KIND if target == own.get("_target_") else ())
-    taken = {key: own[key] for key in kept if key in own and key in data and f"data.{key}" not in typed}
-    return {**settings, "data": {**data, **taken}}, {"_target_": target}
-
-
-def evaluation_data(
-    settings: Mapping[str, Any], given: Mapping[str, Any], modalities: Collection[str], ckpt: str | Path | None = None
-) -> Any:
-    """The data module of a checkpoint, changed by what is given; UCF101 where the checkpoint is another project's.
-
-    Another data module than the checkpoint's reads as much at once and scores as many views, of other projects'
-    checkpoints 5 segments x 3 crops.
-
-    Args:
-        settings: the checkpoint's config.
-        given: the command's `data`; None keeps what the checkpoint says.
-        modalities: of the model.
-        ckpt: the checkpoint's path, to say where it was trained if its data are not found.
-    """
-    from avmae.clip import ClipSpec
-
-    given = {key: value for key, value in given.items() if value is not None}
-    data = settings.get("data", {"_target_": "avmae.data.datamodule.UCF101DataModule", "segments": 5, "crops": 3})
-    if given.get("_target_", data.get("_target_")) != data.get("_target_"):
-        data = {key: data[key] for key in ("segments", "crops", "batch_size", "workers") if key in data}
-    refuse_foreign_code(data | {k: v for k, v in given.items() if k == "_target_"}, trusted=given.get("_target_"))
-    if "root" not in data | given and "train" not in data | given and "test" not in given:
-        raise InputError("the checkpoint names no data; give data.root=DIR, the folder of UCF101, or data=KIND as well")
-    if "root" in given and "://" not in str(given["root"]) and not Path(given["root"]).expanduser().is_dir():
-        raise InputError(f"data.root={given['root']} is not a folder; give the data set's")
-    if data.get("manifest") and not Path(data["manifest"]).expanduser().is_file():
-        # It is where training ran; all that is lost is which clips of train and val cannot be read.
-        data = data | {"manifest": None}
-    refuse_lost_data({key: value for key, value in data.items() if key not in given}, ckpt)
-    clip = ClipSpec(**settings["clip"])
-    return construct("data", data | given, clip=clip, audio="audio" in modalities, seed=settings["seed"])
-
-
-def refuse_lost_data(data: Mapping[str, Any], ckpt: str | Path | None) -> None:
-    """Say where the data of a checkpoint may be found, if they are not where it says.
-
-    Args:
-        data: the checkpoint's, but for what is given anew.
-        ckpt: its path.
-
-    Raises:
-        InputError: there is nothing at one of its paths.
-    """
-    # The embedded data sets are written where they are missing.
-    paths = {key: data.get(key) for key in PATHS if not (key == "root" and "groups" in data)}
-    for key, path in paths.items():
-        if not isinstance(path, str) or "://" in path or Path(path).expanduser().exists():
-            continue
-        folder = None if ckpt is None else started_in(ckpt)
-        hint = f"; training was started in {folder}" if folder and not Path(path).is_absolute() else ""
-        there = os.path.join(folder or "", path)
-        raise InputError(
-            f"the checkpoint's data.{key}={path} is not there{hint}; give data.{key}="
-            f"{there if os.path.exists(there) else 'PATH'}"
-        )
-
-
-def refuse_foreign_code(data: Mapping[str, Any], trusted: str | None = None) -> None:
-    """Keep a checkpoint's config from naming what is to be called: only avmae's own data modules, with plain values.
-
-    Args:
-        data: the checkpoint's.
-        trusted: another data module that the user named.
-
-    Raises:
-        InputError: it names anything else.
-    """
-    target = data.get("_target_")
-    nested = [value for key, value in data.items() if key != "_target_"]
-    special = [key for key in data if str(key).startswith("_") and key != "_target_"]
-    for value in nested:
-        # What is found is appended to the list that is walked.
-        if isinstance(value, Mapping):
-            special += [key for key in value if str(key).startswith("_")]
-            nested += value.values()
-        elif isinstance(value, list):
-            nested += value
-    own = re.fullmatch(r"avmae\.data\.datamodule\.\w+DataModule", str(target))
-    if not (own or target == trusted is not None) or special:
-        raise InputError(
-            f"the checkpoint asks to call {target} with {', '.join(map(str, special)) or 'plain values'} to read its "
-            "data, which is no data module of avmae's; if you trust it, set data._target_ yourself"
-        )
 
 
 def run_folder(logs: str, name: str, resume: str | None) -> str:
@@ -436,134 +211,6 @@ def claimed(folder: str) -> str:
     raise AssertionError("numbers do not end")
 
 
-def launch(function: Callable[[dict[str, Any]], Any], config: dict[str, Any], processes: int) -> Any:
-    """Run a function of a config in this process, or in several local ones that know each other.
-
-    The processes are torchrun's, started from here with the resolved config, so it works the same inside a sweep. If
-    one dies, all end: within a second if the others notice, else 30 s later. Signals are handed on to all of them.
-    Where torchrun or SLURM has started us, this process is one of those already.
-
-    Returns:
-        What the first process returned.
-
-    Raises:
-        InputError: a process failed with one, or died.
-        Interrupted: a signal ended them.
-    """
-    if processes == 1 or started():
-        return function(config)
-    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    def hand_on(number: int, frame: Any) -> NoReturn:
-        raise SignalException(f"signal {number}", signal.Signals(number))
-
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    # Seconds for a step and for writing the checkpoint, after a signal; then what is left is killed.
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
-    # What it says of a failed process says less than our message.
-    for name in ("agent.server.api", "multiprocessing.api"):
-        logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
-    # Torch hands on SIGTERM and SIGINT itself.
-    before = {number: signal.signal(number, hand_on) for number in (signal.SIGUSR1, signal.SIGUSR2)}
-    try:
-        # Where the processes leave their errors; torch itself would never delete it.
-        with tempfile.TemporaryDirectory(prefix="avmae_", ignore_cleanup_errors=True) as folder:
-            settings = LaunchConfig(
-                min_nodes=1,
-                max_nodes=1,
-                nproc_per_node=processes,
-                run_id=uuid.uuid4().hex,
-                rdzv_backend="c10d",
-                rdzv_endpoint="localhost:0",
-                max_restarts=0,
-                logs_specs=DefaultLogsSpecs(log_dir=folder),
-            )
-            return elastic_launch(settings, _Process(function))(config)[0]
-    except SignalException as error:
-        if error.sigval == signal.SIGUSR2:
-            # After SIGUSR1 the processes have asked SLURM themselves; submitit's handler is this process's.
-            queue_again(error.sigval, before[signal.SIGUSR2])
-        raise Interrupted(128 + error.sigval) from None
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode > 128:
-            # The signal did not come by way of this process.
-            raise Interrupted(failure.exitcode) from None
-        message = failure.message["message"] if isinstance(failure.message, dict) else failure.message
-        message = re.sub(r"^(InputError|MediaError): ", "", message)
-        if failure.exitcode < 0:
-            message = f"{signal.Signals(-failure.exitcode).name} ended it; go on with resume=last"
-        raise InputError(f"process {rank} of {processes} failed: {message}") from error
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for child in multiprocessing.active_children():
-            child.kill()
-
-
-def started() -> tuple[int, int] | None:
-    """Nodes, and processes on each, that torchrun or SLURM has started; None if neither has."""
-    if "RANK" in os.environ:
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        return int(os.environ["WORLD_SIZE"]) // local, local
-    if (tasks := int(os.environ.get("SLURM_NTASKS", 1))) > 1:
-        nodes = int(os.environ.get("SLURM_NNODES", 1))
-        return nodes, tasks // nodes
-    return None
-
-
-class _Process:
-    """One of several processes; leaves its error where the launcher reads it."""
-
-    def __init__(self, function: Callable[[dict[str, Any]], Any]) -> None:
-        self.function = function
-        self.__name__ = self.__qualname__ = function.__name__
-
-    def __call__(self, config: dict[str, Any]) -> Any:
-        from torch.distributed.elastic.multiprocessing.errors import record
-
-        end_with_parent()
-        try:
-            return record(self._run)(config)
-        except (InputError, InstantiationException):
-            raise SystemExit(1) from None
-
-    def _run(self, config: dict[str, Any]) -> Any:
-        try:
-            return self.function(config)
-        except RuntimeError as error:
-            if re.search("Connection (closed|reset) by peer", str(error)):
-                # Another process has died, and the launcher is to name that one: it ends this one when it has noticed.
-                time.sleep(10)
-            raise
-
-
-def first_process() -> bool:
-    """Whether this is the process that logs."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0
-
-
-def precision(trainer: dict[str, Any]) -> str:
-    """Precision by device: bf16 autocast on GPUs that compute in it (not on V100 and T4, which emulate it), else full.
-
-    Raises:
-        InputError: half precision is asked for.
-    """
-    import torch
-
-    if str(trainer["precision"]).startswith("16"):
-        raise InputError(
-            f"trainer.precision={trainer['precision']} needs a scaled loss, with which gradients are neither measured "
-            "nor clipped rightly here; choose bf16-mixed or 32-true"
-        )
-    if trainer["precision"] != "auto":
-        return trainer["precision"]
-    on_gpu = trainer["accelerator"] != "cpu" and torch.cuda.is_available()
-    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-
-
 def quiet_libraries() -> None:
     """Silence advice that does not apply here; errors and our own lines stay."""
     # Their own import would set the level again.
@@ -588,54 +235,6 @@ def quiet_libraries() -> None:
         ".*It is recommended to use .self.log.*sync_dist=True.*",
     ):
         warnings.filterwarnings("ignore", line)
-
-
-class SweepTable(Callback):
-    """Ends a multirun with one table over its jobs, on the terminal and in `sweep.csv`.
-
-    It reads what the jobs left in their folders, for they may have run elsewhere.
-    """
-
-    _folder: Path | None = None
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Note the folder: the end is not announced of a multirun that a failed job or a signal ends."""
-        SweepTable._folder = Path(config.hydra.sweep.dir)
-
-    @classmethod
-    def finish(cls) -> None:
-        """Print and write the table of the multirun that has ended, if there was one."""
-        if cls._folder is None:
-            return
-        folder, cls._folder = cls._folder, None
-        rows = []
-        for summary in folder.glob("*/summary.json"):
-            overrides: Any = OmegaConf.load(summary.parent / ".hydra" / "overrides.yaml")
-            metrics = {k: f"{v:.4g}" for k, v in json.loads(summary.read_text()).items()}
-            row = dict(override.lstrip("+").partition("=")[::2] for override in overrides)
-            rows.append({"job": summary.parent.name, **row, **metrics})
-        if not rows:
-            return
-        rows.sort(key=lambda row: (len(row["job"]), row["job"]))
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        # What all jobs share, such as a long path, says nothing about the sweep.
-        varied = [n for n in names if n == "job" or len({row.get(n, "") for row in rows}) > 1 or len(rows) == 1]
-        print_table(varied, [[row.get(name, "") for name in varied] for row in rows])
-        file = folder / "sweep.csv"
-        with file.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, names)
-            writer.writeheader()
-            writer.writerows(rows)
-        print(f"wrote {file}")
-
-
-def print_table(header: list[str], rows: list[list[str]]) -> None:
-    """Print aligned columns."""
-    rows = [[printable(cell, keep="") for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    for row in (header, ["-" * width for width in widths], *rows):
-        first, *rest = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        print("  ".join([row[0].ljust(len(first)), *rest]))
 
 
 OmegaConf.register_new_resolver("run_folder", run_folder, use_cache=True, replace=True)

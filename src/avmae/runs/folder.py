@@ -1,26 +1,18 @@
-"""What a run keeps in its folder to be gone on with and to be repeated: checkpoints and its environment."""
+"""The folder of a run: where it lies, and which of its checkpoints the run resumes from."""
 
 import functools
-import importlib.metadata
-import json
 import os
-import platform
-import shlex
-import signal
-import subprocess
 import sys
 import zipfile
 import zlib
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from avmae.errors import InputError
-from avmae.runs.environment import checkout
+from avmae.runs.environment import command_line, starts
+from avmae.runs.scheduler import job_id, slurm_job, submitit_local_job, torchrun_id
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 """The newest checkpoint, and the one that it replaced."""
-ENVIRONMENT = "environment.json"
 SHARDED = "meta.pt"
 """What a sharded checkpoint, a folder, has beside its shards."""
 
@@ -111,64 +103,9 @@ def own_checkpoint(run_dir: str) -> Path | None:
     The folder of a multirun's job is the same at each start.
     """
     again = submitit_local_job() or int(os.environ.get("SLURM_RESTART_COUNT", 0))
-    if not again or job_id() not in {start["slurm_job"] for start in _starts(run_dir)}:
+    if not again or job_id() not in {start["slurm_job"] for start in starts(run_dir)}:
         return None
     return newest_sound(Path(run_dir, "checkpoints"))
-
-
-def queue_again(number: int, handler: Any) -> None:
-    """Ask the scheduler to start this job again, if that is what a signal means.
-
-    Args:
-        number: of the signal, which has been acted on.
-        handler: that the signal had before this run took it over. In a job of submitit's that is what queues it again;
-            else SIGUSR1 does so in one of SLURM's.
-
-    Raises:
-        SystemExit: by submitit, which has queued the job.
-        RuntimeError: by submitit, which has not, as after too many time-outs.
-    """
-    if number not in (signal.SIGUSR1, signal.SIGUSR2):
-        return
-    if callable(handler):
-        handler(number, None)
-    elif number == signal.SIGUSR1 and (job := slurm_job()) is not None:
-        try:
-            subprocess.run(["scontrol", "requeue", job], check=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            print(f"job {job} cannot be queued again: {error}", file=sys.stderr, flush=True)
-
-
-def job_id() -> str | None:
-    """The id of the job that this process is part of, which a requeue keeps: submitit's here, or SLURM's."""
-    return submitit_local_job() or slurm_job()
-
-
-def submitit_local_job() -> str | None:
-    """The id of the job that submitit runs on this machine (``cluster=local``)."""
-    return os.environ.get("SUBMITIT_LOCAL_JOB_ID")
-
-
-def slurm_job() -> str | None:
-    """The id of the SLURM job that this process is part of, which a requeue keeps."""
-    if "SLURM_ARRAY_JOB_ID" in os.environ:
-        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    return os.environ.get("SLURM_JOB_ID")
-
-
-def slurm_step() -> str | None:
-    """A name for what one `srun` starts as several processes, which all of them know; None elsewhere."""
-    if int(os.environ.get("SLURM_NTASKS", 1)) == 1 or "SLURM_STEP_ID" not in os.environ:
-        return None
-    # After a requeue, steps are counted from 0 again.
-    again = os.environ.get("SLURM_RESTART_COUNT", "0")
-    return f"{slurm_job()}.{os.environ['SLURM_STEP_ID']}" + (f"_{again}" if again != "0" else "")
-
-
-def torchrun_id() -> str | None:
-    """What torchrun's --rdzv-id calls the run; all nodes share it, and a restart keeps it."""
-    run = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    return run if run != "none" and "RANK" in os.environ else None
 
 
 def requeued(logs: str, name: str) -> str | None:
@@ -192,62 +129,5 @@ def _checkpoints(logs: str, name: str, requeued: bool) -> list[Path]:
     if not requeued:
         return found
     # A job may train several times under one name, as for each fold.
-    this = (slurm_job(), _command())
-    return [p for p in found if this in [(start["slurm_job"], start["command"]) for start in _starts(p.parents[1])]]
-
-
-def _starts(run_dir: str | Path) -> list[dict[str, Any]]:
-    file = Path(run_dir, ENVIRONMENT)
-    return json.loads(file.read_text()) if file.is_file() else []
-
-
-def started_in(ckpt: str | Path) -> str | None:
-    """The folder in which the run of a checkpoint was last started, which its relative paths start from, if known."""
-    starts = _starts(Path(ckpt).expanduser().absolute().parent.parent)
-    return starts[-1].get("folder") if starts else None
-
-
-def record_environment(run_dir: str | Path, resumed: str | None) -> None:
-    """Add this start to the run's `environment.json`: when, where, how it was called, with what.
-
-    Args:
-        run_dir: the run's folder.
-        resumed: the checkpoint that the run goes on from.
-    """
-    installed = {package.name: package.version for package in importlib.metadata.distributions() if package.name}
-    start: dict[str, Any] = {
-        "time": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": _command(),
-        "folder": os.getcwd(),
-        "host": platform.node(),
-        "slurm_job": job_id(),
-        "resumed": resumed,
-        "git": {"avmae": _commit(Path(__file__).parent), "folder": _commit(Path.cwd())},
-        "platform": platform.platform(),
-        "processors": os.cpu_count(),
-        "gpus": _gpus(),
-        "python": platform.python_version(),
-        "versions": dict(sorted(installed.items())),
-    }
-    temporary = Path(run_dir, f".{ENVIRONMENT}.tmp")
-    temporary.write_text(json.dumps([*_starts(run_dir), start], indent=2))
-    temporary.replace(Path(run_dir, ENVIRONMENT))
-
-
-def _command() -> str:
-    """How this process was called."""
-    spec = sys.modules["__main__"].__spec__
-    program = ["-m", spec.name] if spec else sys.argv[:1]
-    return shlex.join([sys.executable, *program, *sys.argv[1:]])
-
-
-def _commit(folder: Path) -> str | None:
-    """The commit that a folder is checked out from, with a mark if tracked files differ; None outside of git."""
-    commit, changed = checkout(folder)
-    return f"{commit} with changes" if changed else commit
-
-
-def _gpus() -> list[str]:
-    import torch
-
-    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    this = (slurm_job(), command_line())
+    return [p for p in found if this in [(start["slurm_job"], start["command"]) for start in starts(p.parents[1])]]
