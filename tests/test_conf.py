@@ -55,7 +55,7 @@ ARGUMENTS = {
 
 def composed(*overrides: str) -> dict:
     with initialize_config_dir(CONF, version_base="1.3"):
-        config = compose("train", [*overrides, "hydra.runtime.output_dir=run"], return_hydra_config=True)
+        config = compose("train", [*overrides, "run_dir=run"], return_hydra_config=True)
     from hydra.core.hydra_config import HydraConfig
 
     HydraConfig.instance().set_config(config)

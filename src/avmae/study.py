@@ -273,7 +273,7 @@ def train(arguments: list[str], run_dir: Path) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     log = run_dir / "output.txt"
     command = [sys.executable, "-m", "avmae.train", *arguments, override("hydra.run.dir", run_dir)]
-    if (checkpoint := newest_sound(run_dir / "checkpoints")) is not None:
+    if (checkpoint := newest_sound(run_dir)) is not None:
         command.append(override("resume", checkpoint))
     # In one piece, for others print at the same time.
     print(f"  {shlex.join(['python', *command[1:]])}\n", end="", flush=True)

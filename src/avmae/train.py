@@ -9,15 +9,10 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-
 from avmae.cli.command import command, quiet_libraries
 from avmae.cli.config import construct, instantiate, precision, spec
 from avmae.cli.table import print_table
 from avmae.errors import InputError, printable
-from avmae.runs.environment import record_environment
-from avmae.runs.folder import newest_sound, own_checkpoint, resume_checkpoint
 from avmae.runs.launch import first_process, launch, started
 
 RECIPE = ("mask", "augment", "optim", "task", "trainer")
@@ -33,20 +28,6 @@ def main(config: dict[str, Any]) -> dict[str, float] | float:
     Returns:
         All metrics by name, or of ``objective=NAME`` that one.
     """
-    own = own_checkpoint(config["run_dir"])
-    rerun = config["resume"] == "last" and HydraConfig.get().mode == RunMode.MULTIRUN
-    if own is None and rerun:
-        # Of a sweep, each job goes on with what it left, and one that never began begins.
-        own = newest_sound(Path(config["run_dir"], "checkpoints"))
-    if own or rerun:
-        config["resume"] = own and str(own)
-        for logger in config["logger"].values():
-            if "resume" in logger:
-                logger["resume"] = config["resume"]
-    elif config["resume"]:
-        config["resume"] = str(resume_checkpoint(config["logs"], config["name"], config["resume"]))
-    if first_process():
-        record_environment(config["run_dir"], config["resume"])
     try:
         metrics, objective = launch(run, config, process_count(config)), config["objective"]
     except Exception:

@@ -13,11 +13,14 @@ from typing import Any, TypeVar, get_args
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig, OmegaConf
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, read_write
 
 from avmae.data.paths import PATHS
 from avmae.errors import InputError
-from avmae.runs.environment import started_in
+from avmae.runs.environment import record_environment, started_in
+from avmae.runs.folder import settle_run
+from avmae.runs.launch import first_process, on_first_process
 
 CONF = str(Path(__file__).parents[1] / "conf")
 GLOBAL = "# @package _global_\n"
@@ -25,6 +28,46 @@ SHARED = ("fold", "val_groups", "batch_size", "workers", "segments", "crops", "t
 """Settings of data that say the same of any kind of them."""
 SAME_KIND = ("val_share", "only", "train_share")
 Spec = TypeVar("Spec")
+
+
+def settings(cfg: DictConfig, config_name: str) -> dict[str, Any]:
+    """The plain config of a command; of a training with its folder, which is made, and with what it resumes.
+
+    Raises:
+        InputError: a key is unknown, missing or no number, or see `avmae.runs.folder.settle_run`.
+    """
+    file = Path(CONF, f"{config_name}.yaml")
+    own: Any = OmegaConf.load(file)
+    groups = {str(key) for default in own.get("defaults", []) if isinstance(default, DictConfig) for key in default}
+    if unknown := sorted(set(map(str, cfg)) - set(own) - {name.removeprefix("optional ") for name in groups}):
+        raise InputError(f"unknown key {unknown[0]}; the keys are {', '.join(sorted(map(str, cfg)))}")
+    config, files = plain(cfg), {file: ""}
+    for group, choice in HydraConfig.get().runtime.choices.items():
+        # A user's own may lie elsewhere.
+        if not group.startswith("hydra/") and (file := Path(CONF, group, f"{choice}.yaml")).is_file():
+            files[file] = f"{group}."
+    refuse_words(config, files)
+    if "run_dir" not in config:
+        return config
+    _settle(cfg)
+    return plain(cfg)
+
+
+def _settle(cfg: DictConfig) -> None:
+    """Fill in `run_dir` and `resume`; what was composed is left in the folder's `.hydra/`, as Hydra leaves it."""
+    hydra = HydraConfig.instance().cfg
+    assert hydra is not None
+    swept = hydra.hydra.mode == RunMode.MULTIRUN
+    given = hydra.hydra.runtime.output_dir if swept else cfg.run_dir
+    run_dir, resume = on_first_process(lambda: settle_run(cfg.logs, cfg.name, cfg.resume, given, swept))
+    with read_write(hydra.hydra):
+        hydra.hydra.runtime.output_dir = run_dir
+    if first_process():
+        record_environment(run_dir, resume)
+        Path(run_dir, ".hydra").mkdir(exist_ok=True)
+        for name, content in {"config": cfg, "hydra": hydra, "overrides": hydra.hydra.overrides.task}.items():
+            OmegaConf.save(content, Path(run_dir, ".hydra", f"{name}.yaml"))
+    cfg.run_dir, cfg.resume = run_dir, resume
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -48,24 +91,13 @@ def refuse_missing(cfg: DictConfig) -> None:
     Raises:
         InputError: it names all that is missing.
     """
-    # Not OmegaConf.missing_keys, which resolves: what names the run's folder would make it.
-    values: Any = OmegaConf.to_container(cfg, resolve=False)
-    missing = set(_mandatory({key: value for key, value in values.items() if key != "hydra"}))
+    missing = OmegaConf.missing_keys(cfg)
     if OmegaConf.select(cfg, "resume") is None:
         missing |= {key for key in OmegaConf.select(cfg, "requires") or () if OmegaConf.select(cfg, key) is None}
     if missing:
         names = sorted(missing)
         given = " ".join(f"{name}=VALUE" for name in names)
         raise InputError(f"{' and '.join(names)} must be given: add {given} to the command")
-
-
-def _mandatory(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Dotted keys of what is ``???``."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _mandatory(value, f"{prefix}{key}.")
-        elif value == "???":
-            yield f"{prefix}{key}"
 
 
 def refuse_words(config: Mapping[str, Any], files: Mapping[Path, str]) -> None:

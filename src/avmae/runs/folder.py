@@ -1,15 +1,16 @@
 """The folder of a run: where it lies, and which of its checkpoints the run resumes from."""
 
-import functools
-import os
 import sys
 import zipfile
 import zlib
+from collections.abc import Iterable
+from datetime import datetime
+from itertools import chain, count
 from pathlib import Path
 
 from avmae.errors import InputError
 from avmae.runs.environment import command_line, starts
-from avmae.runs.scheduler import job_id, slurm_job, submitit_local_job, torchrun_id
+from avmae.runs.scheduler import job_id, queued_again, slurm_step, torchrun_id
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 """The newest checkpoint, and the one that it replaced."""
@@ -50,84 +51,139 @@ def checksum(file: Path) -> int:
     return value
 
 
-@functools.cache
-def resume_checkpoint(logs: str, name: str, resume: str) -> Path:
-    """The checkpoint that ``resume=`` means; a damaged one is passed over, and that is said.
+def settle_run(
+    logs: str, name: str, resume: str | None = None, run_dir: str | None = None, swept: bool = False
+) -> tuple[str, str | None]:
+    """Make the folder in which a run writes, and find the checkpoint that it resumes: both are decided here alone.
 
     Args:
         logs: folder of all runs.
         name: of the run.
-        resume: `last` for the newest checkpoint of that name, `requeued` for that of this SLURM job, or a path.
+        resume: `last`, a checkpoint's path, or None for a new run, or for what a scheduler has started again.
+        run_dir: the run's folder; None for a new one, or that of the run it resumes.
+        swept: the run is a sweep's job. `last` is then what lies in its folder, if anything does.
+
+    Returns:
+        Two absolute paths, the second None for a run that begins.
 
     Raises:
-        InputError: there is none that is sound.
+        InputError: there is no sound checkpoint to resume from, or the folder cannot be made.
     """
-    if resume not in ("last", "requeued"):
-        path = Path(resume).expanduser()
-        if not path.exists():
-            raise InputError(f"resume={resume} is not a file; give a checkpoint's path, or resume=last")
-        if path.absolute().parent.name != "checkpoints":
-            raise InputError(
-                f"resume={resume} is in no run's checkpoints/, and a resumed run goes on in its own folder; move it "
-                "back, or start a new run from its weights with ckpt="
-            )
-        if wrong := damage(path):
-            raise InputError(f"resume={resume} is damaged ({wrong}); resume=last takes the newest that is sound")
-        return path.absolute()
-    found = _checkpoints(logs, name, requeued=resume == "requeued")
+    given = source = None
+    if resume == "last":
+        # A folder that is given may be new, and the run be resumed from another one.
+        source = Path(run_dir) if run_dir and (swept or _kept(Path(run_dir))) else _newest(logs, name)
+    elif resume:
+        given = _given(resume)
+        source = given.parents[1]
+    elif not run_dir:
+        source = _left_by_this_job(logs, name)
+    folder = Path(run_dir).absolute() if run_dir else source or new_folder(logs, name)
+    if queued_again() and job_id() in [start["slurm_job"] for start in starts(folder)]:
+        # Whatever `resume` says, for that is where this job began.
+        found = newest_sound(folder) or given
+    elif given or (run_dir and resume is None):
+        found = given
+    else:
+        # A new folder holds none, but what torchrun restarts finds its own.
+        found = newest_sound(source or folder)
+        if found is None and source and not swept:
+            raise InputError(f"no checkpoint in {source} is sound; start without resume=, or give a path")
+    _make(folder)
+    return str(folder), str(found) if found else None
+
+
+def settle_sweep(logs: str, name: str, resume: str | None) -> str:
+    """Where a sweep writes: a new folder, or with ``resume=last`` that of the newest sweep of the name.
+
+    Raises:
+        InputError: there is no such sweep, or the folder cannot be made.
+    """
+    if resume != "last":
+        return str(new_folder(logs, name, "_sweep"))
+    # They are named by their time.
+    found = sorted(path for path in Path(logs, name).glob("*_sweep*") if path.is_dir())
     if not found:
-        swept = any(Path(logs, name).glob(f"*_sweep*/*/checkpoints/{LAST}"))
-        hint = "its jobs are a sweep's, which goes on with -m" if swept else "start without resume="
-        raise InputError(f"resume=last: no checkpoint of a run under {logs}/{name}; {hint}, or give a path")
-    newest = max(found, key=lambda path: path.stat().st_mtime).parent
-    if (sound := newest_sound(newest)) is not None:
-        return sound
-    raise InputError(f"resume=last: no checkpoint in {newest} is sound; start without resume=, or give a path")
+        raise InputError(f"resume=last: no sweep under {logs}/{name}; start without resume=")
+    return str(found[-1])
 
 
-def newest_sound(folder: Path) -> Path | None:
-    """The newest of a folder's checkpoints that is not damaged; of those that are, it is said."""
-    for path in (folder / LAST, folder / PREVIOUS):
-        if path.exists():
-            wrong = damage(path)
-            if wrong is None:
-                return path.absolute()
-            print(f"{path} is damaged ({wrong})", file=sys.stderr, flush=True)
+def new_folder(logs: str, name: str, kind: str = "") -> Path:
+    """A folder that torchrun or SLURM names, or a new one named by the time.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    parent = Path(logs, name).absolute()
+    if named := torchrun_id() or slurm_step():
+        return parent / f"{named}{kind}"
+    time = f"{datetime.now():%Y-%m-%d_%H-%M-%S}{kind}"
+    # What began in the same second may have this name.
+    names = chain([time], (f"{time}_{number}" for number in count(2)))
+    return next(parent / each for each in names if _make(parent / each))
+
+
+def _make(folder: Path) -> bool:
+    """Make a folder; whether it is new."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir()
+    except OSError as error:
+        if folder.is_dir():
+            return False
+        raise InputError(f"{folder} cannot be made: {error.strerror}; choose another logs=") from error
+    return True
+
+
+def newest_sound(run_dir: Path) -> Path | None:
+    """The newest checkpoint in a run's folder that is not damaged; of those that are, it is said."""
+    for path in _kept(run_dir):
+        wrong = damage(path)
+        if wrong is None:
+            return path.absolute()
+        print(f"{path} is damaged ({wrong})", file=sys.stderr, flush=True)
     return None
 
 
-@functools.cache
-def own_checkpoint(run_dir: str) -> Path | None:
-    """What a job that was queued again goes on with, if it left anything in its folder: the newest that is sound.
+def _kept(run_dir: Path) -> list[Path]:
+    """What a run can be resumed from, the newest first."""
+    return [path for name in (LAST, PREVIOUS) if (path := run_dir / "checkpoints" / name).exists()]
 
-    The folder of a multirun's job is the same at each start.
-    """
-    again = submitit_local_job() or int(os.environ.get("SLURM_RESTART_COUNT", 0))
-    if not again or job_id() not in {start["slurm_job"] for start in starts(run_dir)}:
+
+def _given(resume: str) -> Path:
+    """The checkpoint of `resume=PATH`."""
+    path = Path(resume).expanduser()
+    if not path.exists():
+        raise InputError(f"resume={resume} is not a file; give a checkpoint's path, or resume=last")
+    if path.absolute().parent.name != "checkpoints":
+        raise InputError(
+            f"resume={resume} is in no run's checkpoints/, and a resumed run writes to its own folder; move it "
+            "back, or start a new run from its weights with ckpt="
+        )
+    if wrong := damage(path):
+        raise InputError(f"resume={resume} is damaged ({wrong}); resume=last takes the newest that is sound")
+    return path.absolute()
+
+
+def _newest(logs: str, name: str) -> Path:
+    """The folder of the run of a name that has the newest checkpoint."""
+    if (newest := _newest_of(Path(logs, name).glob("*"))) is None:
+        swept = any(Path(logs, name).glob(f"*_sweep*/*/checkpoints/{LAST}"))
+        hint = "its jobs are a sweep's, which is resumed with -m" if swept else "start without resume="
+        raise InputError(f"resume=last: no checkpoint of a run under {logs}/{name}; {hint}, or give a path")
+    return newest
+
+
+def _left_by_this_job(logs: str, name: str) -> Path | None:
+    """The folder in which this command trained before its job was queued again, if it left a checkpoint there."""
+    if torchrun_id() or not queued_again():
         return None
-    return newest_sound(Path(run_dir, "checkpoints"))
-
-
-def requeued(logs: str, name: str) -> str | None:
-    """What to go on with if this start is not the first, and if there is anything; else None.
-
-    Returns:
-        A path where torchrun named the run, which is then the folder's name; `requeued` in a job of SLURM's.
-    """
-    if (run := torchrun_id()) is not None:
-        folder = Path(logs, name, run, "checkpoints")
-        found = [path for path in (folder / LAST, folder / PREVIOUS) if path.exists()]
-        return next((str(path) for path in found if damage(path) is None), None)
-    if slurm_job() is None or int(os.environ.get("SLURM_RESTART_COUNT", 0)) == 0:
-        return None
-    return "requeued" if _checkpoints(logs, name, requeued=True) else None
-
-
-def _checkpoints(logs: str, name: str, requeued: bool) -> list[Path]:
-    """All that a run of a name may be gone on with; of a job that was queued again, what this command left."""
-    found = [path for file in (LAST, PREVIOUS) for path in Path(logs, name).glob(f"*/checkpoints/{file}")]
-    if not requeued:
-        return found
     # A job may train several times under one name, as for each fold.
-    this = (slurm_job(), command_line())
-    return [p for p in found if this in [(start["slurm_job"], start["command"]) for start in starts(p.parents[1])]]
+    this = (job_id(), command_line())
+    found = Path(logs, name).glob("*")
+    return _newest_of(f for f in found if this in [(start["slurm_job"], start["command"]) for start in starts(f)])
+
+
+def _newest_of(run_dirs: Iterable[Path]) -> Path | None:
+    times = {folder: max(path.stat().st_mtime for path in kept) for folder in run_dirs if (kept := _kept(folder))}
+    return max(times, key=lambda folder: times[folder]).absolute() if times else None

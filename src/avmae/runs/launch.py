@@ -1,6 +1,8 @@
 """The processes of a run: which they are, how they are started here, and that none outlives the one that started it."""
 
 import ctypes
+import functools
+import json
 import logging
 import multiprocessing
 import os
@@ -11,12 +13,15 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable
+from itertools import count
 from typing import Any, NoReturn
 
 from avmae.errors import InputError, Interrupted
 from avmae.runs.scheduler import queue_again
 
 PR_SET_PDEATHSIG = 1
+_calls = count()
+"""Of `on_first_process`."""
 
 
 def launch(function: Callable[[dict[str, Any]], Any], config: dict[str, Any], processes: int) -> Any:
@@ -77,7 +82,7 @@ def launch(function: Callable[[dict[str, Any]], Any], config: dict[str, Any], pr
         message = failure.message["message"] if isinstance(failure.message, dict) else failure.message
         message = re.sub(r"^(InputError|MediaError): ", "", message)
         if failure.exitcode < 0:
-            message = f"{signal.Signals(-failure.exitcode).name} ended it; go on with resume=last"
+            message = f"{signal.Signals(-failure.exitcode).name} ended it; continue with resume=last"
         raise InputError(f"process {rank} of {processes} failed: {message}") from error
     finally:
         for number, handler in before.items():
@@ -125,7 +130,61 @@ def started() -> tuple[int, int] | None:
 
 def first_process() -> bool:
     """Whether this is the process that logs."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0
+    return _world()[0] == 0
+
+
+def on_first_process(function: Callable[[], Any]) -> Any:
+    """Call a function on the first of the processes that torchrun or SLURM has started, and tell the others.
+
+    They are told by the store in which torch's process groups find each other: it is there before any group is, and
+    unlike a file it is new with each start.
+
+    Args:
+        function: returns what JSON can hold; called by all in the same order.
+
+    Raises:
+        SystemExit: on the other processes, if the function failed on the first.
+    """
+    if started() is None:
+        return function()
+    store, others = _store(), _world()[1] - 1
+    key = f"avmae/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_calls)}"
+    if not first_process():
+        answer = json.loads(store.get(key))
+        store.add(f"{key}/told", 1)
+        if answer is None:
+            raise SystemExit(1)
+        return answer[0]
+    answer = None
+    try:
+        answer = [function()]
+    finally:
+        store.set(key, json.dumps(answer))
+        # The store may end with this process.
+        until = time.monotonic() + 60
+        while answer is None and store.add(f"{key}/told", 0) < others and time.monotonic() < until:
+            time.sleep(0.1)
+    return answer[0]
+
+
+def _world() -> tuple[int, int]:
+    """This process's number, and how many torchrun or SLURM has started."""
+    names = ("RANK", "WORLD_SIZE") if "RANK" in os.environ else ("SLURM_PROCID", "SLURM_NTASKS")
+    return int(os.environ.get(names[0], 0)), int(os.environ.get(names[1], 1))
+
+
+@functools.cache
+def _store() -> Any:
+    """Torch's own store, kept for as long as this process lives, for it may be the one that serves it."""
+    from torch.distributed import rendezvous
+
+    if "RANK" not in os.environ:
+        from lightning.fabric.plugins.environments import SLURMEnvironment
+
+        # The address that Lightning's process group will have.
+        slurm = SLURMEnvironment(auto_requeue=False)
+        os.environ |= {"MASTER_ADDR": slurm.main_address, "MASTER_PORT": str(slurm.main_port)}
+    return next(rendezvous("env://", *_world()))[0]
 
 
 def end_with_parent(number: signal.Signals = signal.SIGKILL) -> None:

@@ -47,6 +47,11 @@ def slurm_job() -> str | None:
     return os.environ.get("SLURM_JOB_ID")
 
 
+def queued_again() -> bool:
+    """Whether this may not be the first start of the job: SLURM counts them, submitit does not say."""
+    return submitit_local_job() is not None or int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0
+
+
 def slurm_step() -> str | None:
     """A name for what one `srun` starts as several processes, which all of them know; None elsewhere."""
     if int(os.environ.get("SLURM_NTASKS", 1)) == 1 or "SLURM_STEP_ID" not in os.environ:

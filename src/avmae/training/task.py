@@ -19,6 +19,7 @@ from avmae.models.autoencoder import MaskedAutoencoder
 from avmae.models.classifier import Classifier
 from avmae.training.nonfinite import skip_if
 from avmae.training.optim import OptimSpec, build_optimizer, warmup_cosine
+from avmae.training.report import StepReport
 
 CHOICE = ("fold", "val_groups", "val_share", "only", "train_share")
 """Settings of data modules that decide which clips are trained on."""
@@ -68,6 +69,7 @@ class Task(L.LightningModule):
     ) -> None:
         super().__init__()
         self.network, self.optim, self.config, self.seed = network, optim, dict(config), seed
+        self.report = StepReport()
         self.loaded: frozenset[str] = frozenset()
         self.resumed_metrics: dict[str, float] = {}
         self._changed: list[str] = []
