@@ -24,8 +24,11 @@ def record_environment(run_dir: str | Path, resumed: str | None) -> None:
 
     Args:
         run_dir: the run's folder.
-        resumed: the checkpoint that the run goes on from.
+        resumed: the checkpoint that the run resumes.
     """
+    import torch
+
+    checkouts = {"avmae": checkout(Path(__file__).parent), "folder": checkout(Path.cwd())}
     installed = {package.name: package.version for package in importlib.metadata.distributions() if package.name}
     start: dict[str, Any] = {
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -34,10 +37,10 @@ def record_environment(run_dir: str | Path, resumed: str | None) -> None:
         "host": platform.node(),
         "slurm_job": job_id(),
         "resumed": resumed,
-        "git": {"avmae": _commit(Path(__file__).parent), "folder": _commit(Path.cwd())},
+        "git": {name: f"{commit} with changes" if dirty else commit for name, (commit, dirty) in checkouts.items()},
         "platform": platform.platform(),
         "processors": os.cpu_count(),
-        "gpus": _gpus(),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "python": platform.python_version(),
         "versions": dict(sorted(installed.items())),
     }
@@ -63,18 +66,6 @@ def command_line() -> str:
     spec = sys.modules["__main__"].__spec__
     program = ["-m", spec.name] if spec else sys.argv[:1]
     return shlex.join([sys.executable, *program, *sys.argv[1:]])
-
-
-def _commit(folder: Path) -> str | None:
-    """The commit that a folder is checked out from, with a mark if tracked files differ; None outside of git."""
-    commit, changed = checkout(folder)
-    return f"{commit} with changes" if changed else commit
-
-
-def _gpus() -> list[str]:
-    import torch
-
-    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
 
 
 def code_version() -> dict[str, Any]:

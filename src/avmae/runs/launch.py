@@ -155,15 +155,16 @@ def on_first_process(function: Callable[[], Any]) -> Any:
         if answer is None:
             raise SystemExit(1)
         return answer[0]
-    answer = None
     try:
         answer = [function()]
-    finally:
-        store.set(key, json.dumps(answer))
+    except Exception:
+        store.set(key, "null")
         # The store may end with this process.
         until = time.monotonic() + 60
-        while answer is None and store.add(f"{key}/told", 0) < others and time.monotonic() < until:
+        while store.add(f"{key}/told", 0) < others and time.monotonic() < until:
             time.sleep(0.1)
+        raise
+    store.set(key, json.dumps(answer))
     return answer[0]
 
 
