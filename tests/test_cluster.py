@@ -14,7 +14,7 @@ from commands import CALLBACKS, ENVIRONMENT, _arguments, error, run, start_train
 from avmae.data.sampling import TrainSampler
 from avmae.errors import InputError
 from avmae.models.weights import load_model, read_checkpoint
-from avmae.runs.folder import damage, resume_checkpoint
+from avmae.runs.folder import damage, settle_run
 from avmae.training.hardware import accumulation
 
 # 8 clips and 2 steps an epoch, whatever the number of processes.
@@ -123,7 +123,7 @@ def test_the_sharded_checkpoint_before_is_kept_and_gone_on_with(
         shutil.rmtree(previous)
         last.rename(previous)
     whole = how == "killed while saving"
-    assert resume_checkpoint(str(tmp_path), "run", "last") == (last if whole else previous)
+    assert settle_run(str(tmp_path), "run", "last")[1] == str(last if whole else previous)
     assert ("last.ckpt is damaged" in capsys.readouterr().err) != ("killed" in how)
 
 

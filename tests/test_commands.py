@@ -15,9 +15,10 @@ from commands import ENVIRONMENT, error, run, train
 from safetensors.torch import load_file
 from test_train import load, metrics
 
-from avmae.cli.command import CONF, check_writable, evaluation_data
+from avmae.cli.config import CONF, check_writable
 from avmae.cli.help import page
 from avmae.errors import InputError
+from avmae.evaluation.data import evaluation_data
 from avmae.models.weights import write_safetensors
 from avmae.runs.folder import resume_checkpoint
 

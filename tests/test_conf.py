@@ -14,13 +14,14 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from avmae.cli.command import CONF, plain, precision, spec
+from avmae.cli.config import CONF, plain
 from avmae.clip import ClipSpec
 from avmae.data.augment import AugmentSpec
 from avmae.errors import InputError
 from avmae.models.build import MaskSpec, ModelSpec, SizeSpec
+from avmae.runs.settings import spec
 from avmae.training.build import OURS
-from avmae.training.hardware import accumulation, settle_processes
+from avmae.training.hardware import accumulation, precision, settle_processes
 from avmae.training.optim import OptimSpec
 
 CHOICES = [
@@ -58,7 +59,7 @@ ARGUMENTS = {
 
 def composed(*overrides: str) -> dict:
     with initialize_config_dir(CONF, version_base="1.3"):
-        config = compose("train", [*overrides, "hydra.runtime.output_dir=run"], return_hydra_config=True)
+        config = compose("train", [*overrides, "run_dir=run"], return_hydra_config=True)
     from hydra.core.hydra_config import HydraConfig
 
     HydraConfig.instance().set_config(config)

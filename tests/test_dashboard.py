@@ -14,7 +14,7 @@ from commands import ENVIRONMENT, error, run
 from hydra import compose, initialize_config_dir
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-from avmae.cli.command import CONF
+from avmae.cli.config import CONF
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
 

@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,10 +24,10 @@ from commands import CALLBACKS, ENVIRONMENT, error, start_train, train
 from test_train import assert_same_run, load, metrics
 from timm.optim import Muon
 
-from avmae.cli import command
-from avmae.cli.command import run_folder
 from avmae.errors import InputError
-from avmae.runs.folder import LAST, PREVIOUS, own_checkpoint, record_environment, requeued, resume_checkpoint
+from avmae.runs import folder as run_folders
+from avmae.runs.environment import record_environment
+from avmae.runs.folder import LAST, PREVIOUS, settle_run
 from avmae.training.checkpoints import SafeCheckpointIO
 from avmae.training.loggers import RunCSVLogger
 from avmae.training.nonfinite import skip_if
@@ -171,14 +172,13 @@ def test_a_job_of_slurms_goes_on_in_its_folder_only_if_it_was_queued_again(
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     record_environment(run, None)
 
-    def found(**environment: str) -> Path | None:
-        own_checkpoint.cache_clear()
+    def found(**environment: str) -> str | None:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        return own_checkpoint(str(run))
+        return settle_run("logs", "run", run_dir=str(run), swept=True)[1]
 
     assert found() is None
-    assert found(SLURM_RESTART_COUNT="1") == run / "checkpoints" / LAST
+    assert found(SLURM_RESTART_COUNT="1") == str(run / "checkpoints" / LAST)
     assert found(SLURM_JOB_ID="18") is None
     assert found(SLURM_JOB_ID="17") is not None
     spoil(run / "checkpoints" / LAST, "cut off")
@@ -193,38 +193,57 @@ def test_a_job_that_was_queued_again_goes_on_with_what_the_same_command_left(
     found = {}
     for fold in (1, 2, 3):
         monkeypatch.setattr(sys, "argv", ["train.py", f"data.fold={fold}"])
-        found[fold] = requeued(str(tmp_path), "run")
+        run, found[fold] = settle_run(str(tmp_path), "run")
         if fold < 3:
-            run = tmp_path / f"run/{fold}"
-            SafeCheckpointIO().save_checkpoint(checkpoint(fold), run / "checkpoints" / LAST)
+            SafeCheckpointIO().save_checkpoint(checkpoint(fold), Path(run, "checkpoints", LAST))
             record_environment(run, None)
     assert found == {1: None, 2: None, 3: None}
     monkeypatch.setattr(sys, "argv", ["train.py", "data.fold=1"])
-    assert requeued(str(tmp_path), "run") == "requeued"
-    resume_checkpoint.cache_clear()
-    assert resume_checkpoint(str(tmp_path), "run", "requeued") == tmp_path / "run/1/checkpoints" / LAST
+    run, resumed = settle_run(str(tmp_path), "run")
+    assert resumed == f"{run}/checkpoints/{LAST}"
+    assert load(Path(resumed))["global_step"] == 1
 
 
 def test_runs_that_begin_in_the_same_second_have_a_folder_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Clock:
         now = staticmethod(lambda: datetime(2026, 1, 1))
 
-    monkeypatch.setattr(command, "datetime", Clock)
-    folders = [run_folder(str(tmp_path), "run", None) for _ in range(3)]
+    monkeypatch.setattr(run_folders, "datetime", Clock)
+    folders = [settle_run(str(tmp_path), "run") for _ in range(3)]
     first = f"{tmp_path}/run/2026-01-01_00-00-00"
-    assert folders == [first, f"{first}_2", f"{first}_3"]
-    monkeypatch.setenv("RANK", "1")
-    assert run_folder(str(tmp_path), "run", None) == first
+    assert folders == [(first, None), (f"{first}_2", None), (f"{first}_3", None)]
 
 
-def test_processes_of_an_srun_write_to_one_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("launcher", ["torchrun", "srun"])
+def test_processes_that_torchrun_or_slurm_starts_are_told_what_the_first_decides(launcher: str, tmp_path: Path) -> None:
+    script = "from avmae.runs.launch import on_first_process as f; import os; print(f(os.getpid)); f(lambda: 1 / 0)"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    names = ("RANK", "WORLD_SIZE") if launcher == "torchrun" else ("SLURM_PROCID", "SLURM_NTASKS")
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "SLURM_JOB_ID": "17", "SLURM_NTASKS_PER_NODE": "2"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script], env=ENVIRONMENT | address | {names[0]: str(n), names[1]: "2"}, **pipes
+        )
+        for n in range(2)
+    ]
+    (first, failed), (told, nothing) = (process.communicate(timeout=120) for process in processes)
+    assert first == told == f"{processes[0].pid}\n"
+    assert "ZeroDivisionError" in failed
+    assert nothing == "", "one says what is wrong"
+    assert [process.returncode for process in processes] == [1, 1]
+
+
+def test_processes_of_an_srun_write_to_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = []
     for tasks, step, again in (("1", "0", "0"), ("2", "0", "0"), ("2", "1", "0"), ("2", "0", "1")):
         environment = {"JOB_ID": "17", "NTASKS": tasks, "STEP_ID": step, "RESTART_COUNT": again}
         for name, value in environment.items():
             monkeypatch.setenv(f"SLURM_{name}", value)
-        folders.append(run_folder("logs", "run", None))
-    assert folders[1:] == ["logs/run/17.0", "logs/run/17.1", "logs/run/17.0_1"]
+        folders.append(settle_run(str(tmp_path), "run")[0])
+    assert folders[1:] == [f"{tmp_path}/run/{name}" for name in ("17.0", "17.1", "17.0_1")]
     assert folders[0] not in folders[1:]
 
 
@@ -367,13 +386,14 @@ def test_resume_takes_the_checkpoint_before_a_damaged_one_and_says_so(
     assert {file.name for file in folder.iterdir()} == {LAST, PREVIOUS}
     assert load(folder / LAST)["global_step"] == 3
     spoil(folder / LAST, how)
-    found = resume_checkpoint(str(tmp_path), "run", "last")
-    assert (found.name, load(found)["global_step"]) == (PREVIOUS, 2)
+    run, resumed = settle_run(str(tmp_path), "run", "last")
+    found = Path(resumed)
+    assert found == Path(run, "checkpoints", PREVIOUS)
+    assert load(found)["global_step"] == 2
     assert (str(folder / LAST) in capsys.readouterr().err) == (how != "gone")
-    resume_checkpoint.cache_clear()
     spoil(folder / PREVIOUS, how)
     with pytest.raises(InputError, match="no checkpoint"):
-        resume_checkpoint(str(tmp_path), "run", "last")
+        settle_run(str(tmp_path), "run", "last")
 
 
 def test_what_cannot_be_saved_is_reported_and_tried_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

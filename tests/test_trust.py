@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from avmae.cli.command import print_table
+from avmae.cli.table import print_table
 from avmae.data.build import by_source
 from avmae.data.manifest import read_manifest
 from avmae.data.sources.csv import read_csv

@@ -6,15 +6,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from avmae.cli.command import (
-    check_writable,
-    chosen_data,
-    command,
-    precision,
-    print_table,
-    quiet_libraries,
-)
+from avmae.cli.command import command, quiet_libraries
+from avmae.cli.config import check_writable, chosen_data
+from avmae.cli.table import print_table
 from avmae.errors import InputError
+from avmae.evaluation.data import evaluation_data
+from avmae.training.hardware import precision
 
 
 @command("evaluate")
@@ -60,7 +57,6 @@ def run_of(ckpt: str) -> Path:
 def score(ckpt: str, config: dict[str, Any]) -> dict[str, Any]:
     """Results of one checkpoint: a classifier's accuracy, or a pretraining's retrieval."""
     from avmae.data.degrade import Degradation, all_degradations
-    from avmae.evaluation.data import evaluation_data
     from avmae.evaluation.degraded import score_degraded
     from avmae.models.classifier import Classifier
     from avmae.models.weights import load_model, read_checkpoint

@@ -4,15 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from avmae.cli.command import (
-    check_writable,
-    chosen_data,
-    command,
-    precision,
-    print_table,
-    quiet_libraries,
-)
+from avmae.cli.command import command, quiet_libraries
+from avmae.cli.config import check_writable, chosen_data
+from avmae.cli.table import print_table
 from avmae.errors import InputError
+from avmae.evaluation.data import evaluation_data
+from avmae.training.hardware import precision
 
 
 @command("features")
@@ -25,7 +22,6 @@ def main(config: dict[str, Any]) -> None:
     """
     import torch
 
-    from avmae.evaluation.data import evaluation_data
     from avmae.evaluation.embedding import embed
     from avmae.evaluation.probes import knn_votes
     from avmae.models.weights import load_model, read_checkpoint, write_safetensors

@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from avmae.cli.command import command, print_table
+from avmae.cli.command import command
+from avmae.cli.table import print_table
 from avmae.errors import InputError, printable
 
 

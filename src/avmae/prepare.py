@@ -6,8 +6,11 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from avmae.cli.command import check_counts, command, print_table, spec
+from avmae.cli.command import command
+from avmae.cli.config import check_counts
+from avmae.cli.table import print_table
 from avmae.errors import printable
+from avmae.runs.settings import spec
 
 if TYPE_CHECKING:
     from avmae.data.inventory import Inventory

@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from avmae.cli.command import command, print_table, spec
+from avmae.cli.command import command
+from avmae.cli.table import print_table
 from avmae.errors import MediaError, printable
+from avmae.runs.settings import spec
 
 
 def reconstruct(

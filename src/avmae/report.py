@@ -9,7 +9,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from avmae.cli.command import CONF, command
+from avmae.cli.command import command
+from avmae.cli.config import CONF
 from avmae.errors import InputError
 from avmae.runs.history import flat
 

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from avmae.cli.command import command, spec
+from avmae.cli.command import command
 from avmae.clip import ClipSpec
+from avmae.runs.settings import spec
 
 if TYPE_CHECKING:
     from avmae.data.statistics import Statistics

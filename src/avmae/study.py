@@ -21,11 +21,15 @@ from typing import Any, NoReturn
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from avmae.cli.command import check_counts, command, precision, print_table, quiet_libraries
+from avmae.cli.command import command, quiet_libraries
+from avmae.cli.config import check_counts
+from avmae.cli.table import print_table
 from avmae.clip import ClipSpec
 from avmae.errors import InputError
+from avmae.evaluation.data import evaluation_data
 from avmae.runs.folder import newest_sound
 from avmae.runs.launch import end_with_parent
+from avmae.training.hardware import precision
 
 HEARING = ("avmae_concat", "avmae")
 QUICK = {
@@ -245,7 +249,6 @@ def results(
 ) -> Iterator[dict[str, Any]]:
     """Rows of what `unit` finds."""
     from avmae.data.degrade import Degradation, all_degradations
-    from avmae.evaluation.data import evaluation_data
     from avmae.evaluation.degraded import score_degraded
     from avmae.models.weights import load_model, read_checkpoint
 
@@ -275,7 +278,7 @@ def train(arguments: list[str], run_dir: Path) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     log = run_dir / "output.txt"
     command = [sys.executable, "-m", "avmae.train", *arguments, override("hydra.run.dir", run_dir)]
-    if (checkpoint := newest_sound(run_dir / "checkpoints")) is not None:
+    if (checkpoint := newest_sound(run_dir)) is not None:
         command.append(override("resume", checkpoint))
     # In one piece, for others print at the same time.
     print(f"  {shlex.join(['python', *command[1:]])}\n", end="", flush=True)
@@ -293,7 +296,6 @@ def train(arguments: list[str], run_dir: Path) -> None:
 def measure_controls(output: Path) -> dict[str, float]:
     """What the data give away to linear models, on the data set that the trainings had."""
     from avmae.evaluation.controls import controls
-    from avmae.evaluation.data import evaluation_data
     from avmae.models.weights import read_checkpoint
 
     first = next(output.glob("*/seed*/finetune_1/checkpoints/last.ckpt"))

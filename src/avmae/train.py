@@ -5,12 +5,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-
-from avmae.cli.command import command, first_process, launch, print_table, quiet_libraries
+from avmae.cli.command import command, quiet_libraries
+from avmae.cli.config import instantiate
+from avmae.cli.table import print_table
 from avmae.errors import InputError, printable
-from avmae.runs.folder import newest_sound, own_checkpoint, record_environment, resume_checkpoint
+from avmae.runs.launch import launch
 from avmae.training.hardware import settle_processes
 
 WRITTEN = (
@@ -34,20 +33,6 @@ def main(config: dict[str, Any]) -> dict[str, float] | float:
     """
     if not isinstance(config["seed"], int) or config["seed"] < 0:
         raise InputError(f"seed={config['seed']} must be a whole number from 0")
-    own = own_checkpoint(config["run_dir"])
-    rerun = config["resume"] == "last" and HydraConfig.get().mode == RunMode.MULTIRUN
-    if own is None and rerun:
-        # Of a sweep, each job goes on with what it left, and one that never began begins.
-        own = newest_sound(Path(config["run_dir"], "checkpoints"))
-    if own or rerun:
-        config["resume"] = own and str(own)
-        for logger in config["logger"].values():
-            if "resume" in logger:
-                logger["resume"] = config["resume"]
-    elif config["resume"]:
-        config["resume"] = str(resume_checkpoint(config["logs"], config["name"], config["resume"]))
-    if first_process():
-        record_environment(config["run_dir"], config["resume"])
     try:
         config = settle_processes(config)
         metrics, objective = launch(run, config, config["trainer"]["devices"]), config["objective"]
@@ -72,8 +57,6 @@ def run(config: dict[str, Any]) -> dict[str, float]:
     Returns:
         The final metrics by name.
     """
-    from hydra.utils import instantiate
-
     from avmae.data.build import build_data
     from avmae.training.build import build_task, build_trainer, fit_and_test, read_specs
     from avmae.training.loggers import finish, log_run

@@ -8,7 +8,7 @@ from commands import error, run
 from hydra import compose, initialize_config_dir
 
 from avmae.__main__ import COMMANDS
-from avmae.cli.command import CONF
+from avmae.cli.config import CONF
 from avmae.cli.help import page
 
 STAND_IN = {"???": "given"}
@@ -37,7 +37,7 @@ def test_the_page_says_what_is_chosen_given_and_meant(tmp_path: Path) -> None:
     assert "size        base, demo*, huge" in printed
     assert "\n  clip.frames=4\n" in printed
     lines = {line.split("=")[0].strip(): line for line in printed.splitlines() if "=" in line}
-    assert "go on with a run: a checkpoint's path, or last" in lines["resume"]
+    assert "continue a run: a checkpoint's path, or last" in lines["resume"]
     assert lines["seed"].split() == ["seed=0"]
     assert not list(tmp_path.iterdir()), "help makes no folder"
     assert "must be given" in run("predict", "--help", cwd=tmp_path)

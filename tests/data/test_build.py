@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from avmae.cli.command import CONF
+from avmae.cli.config import CONF
 from avmae.clip import ClipSpec
 from avmae.data.build import EMBEDDED, FORMER_NAMES, SOURCES, build_data, keys_of
 from avmae.data.datamodule import Loading

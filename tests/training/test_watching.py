@@ -17,7 +17,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto.wandb_internal_pb2 import Record
 
-from avmae.cli.command import CONF
+from avmae.cli.config import CONF
 from avmae.runs.environment import code_version
 from avmae.training.progress import duration
 from avmae.viewing.plots import confusion_figure

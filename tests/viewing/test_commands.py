@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from avmae.cli.command import CONF
+from avmae.cli.config import CONF
 
 
 @pytest.mark.parametrize("name", ["predict", "reconstruct", "report", "demo", "dashboard"])

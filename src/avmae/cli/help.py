@@ -64,7 +64,7 @@ def _settings(node: Any, prefix: str) -> Iterator[tuple[str, str]]:
     """Each setting as it can be typed; those of one section stay together, and what is not to be set is left out."""
     for nested in (False, True):
         for key, value in node.items():
-            if key.startswith("_") or ("${hydra:" in str(value) and not isinstance(value, dict)):
+            if key.startswith("_") or ("${run_dir}" in str(value) and not isinstance(value, dict)):
                 continue
             if isinstance(value, dict) and value:
                 if nested:

@@ -11,7 +11,7 @@ from avmae.data.build import EMBEDDED, SOURCES, build_data, by_source, keys_of
 from avmae.data.datamodule import ClipDataModule
 from avmae.data.paths import PATHS
 from avmae.errors import InputError
-from avmae.runs.folder import started_in
+from avmae.runs.environment import started_in
 
 SHARED = ("fold", "val_groups", "batch_size", "workers", "segments", "crops", "timeout")
 """Settings that mean the same for any kind of data that has them."""

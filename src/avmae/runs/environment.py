@@ -1,12 +1,71 @@
-"""Which version of the code runs."""
+"""How and with what a run was started: command, machine, versions and commit."""
 
 import contextlib
 import importlib.metadata
+import json
+import os
 import platform
 import re
+import shlex
 import subprocess
+import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from avmae.runs.scheduler import job_id
+
+ENVIRONMENT = "environment.json"
+"""File of a run's folder: a list, an entry for each start."""
+
+
+def record_environment(run_dir: str | Path, resumed: str | None) -> None:
+    """Add this start to the run's `environment.json`: when, where, how it was called, with what.
+
+    Args:
+        run_dir: the run's folder.
+        resumed: the checkpoint that the run resumes.
+    """
+    import torch
+
+    checkouts = {"avmae": checkout(Path(__file__).parent), "folder": checkout(Path.cwd())}
+    installed = {package.name: package.version for package in importlib.metadata.distributions() if package.name}
+    start: dict[str, Any] = {
+        "time": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": command_line(),
+        "folder": os.getcwd(),
+        "host": platform.node(),
+        "slurm_job": job_id(),
+        "resumed": resumed,
+        "git": {name: f"{commit} with changes" if dirty else commit for name, (commit, dirty) in checkouts.items()},
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "python": platform.python_version(),
+        "versions": dict(sorted(installed.items())),
+    }
+    temporary = Path(run_dir, f".{ENVIRONMENT}.tmp")
+    temporary.write_text(json.dumps([*starts(run_dir), start], indent=2))
+    temporary.replace(Path(run_dir, ENVIRONMENT))
+
+
+def starts(run_dir: str | Path) -> list[dict[str, Any]]:
+    """What `record_environment` has written of each start of a run; nothing where there is no run."""
+    file = Path(run_dir, ENVIRONMENT)
+    return json.loads(file.read_text()) if file.is_file() else []
+
+
+def started_in(ckpt: str | Path) -> str | None:
+    """The folder in which the run of a checkpoint was last started, which its relative paths start from, if known."""
+    found = starts(Path(ckpt).expanduser().absolute().parent.parent)
+    return found[-1].get("folder") if found else None
+
+
+def command_line() -> str:
+    """How this process was called."""
+    spec = sys.modules["__main__"].__spec__
+    program = ["-m", spec.name] if spec else sys.argv[:1]
+    return shlex.join([sys.executable, *program, *sys.argv[1:]])
 
 
 def code_version() -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from avmae.errors import InputError
-from avmae.runs.folder import ENVIRONMENT
+from avmae.runs.environment import ENVIRONMENT
 
 RUN_FILES = (".hydra/config.yaml", "metrics.csv", "summary.json")
 PACKAGES = ("avmae", "torch", "torchaudio", "torchvision", "lightning", "timm", "av")

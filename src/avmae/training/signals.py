@@ -14,7 +14,8 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from avmae.data.datamodule import Batch
 from avmae.errors import Interrupted
-from avmae.runs.folder import LAST, queue_again
+from avmae.runs.folder import LAST
+from avmae.runs.scheduler import queue_again
 from avmae.training.lightning_private import (
     count_epoch_as_started,
     leave_signals_alone,

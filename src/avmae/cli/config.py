@@ -1,0 +1,185 @@
+"""Settings: composed by Hydra, plain data from here on; what is missing, unknown or of the wrong kind is refused."""
+
+import errno
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, read_write
+
+from avmae.errors import InputError
+from avmae.runs.environment import record_environment
+from avmae.runs.folder import settle_run
+from avmae.runs.launch import first_process, on_first_process
+
+CONF = str(Path(__file__).parents[1] / "conf")
+GLOBAL = "# @package _global_\n"
+
+
+def settings(cfg: DictConfig, config_name: str) -> dict[str, Any]:
+    """The plain config of a command; of a training with its folder, which is made, and with what it resumes.
+
+    Raises:
+        InputError: a key is unknown, missing or no number, or see `avmae.runs.folder.settle_run`.
+    """
+    file = Path(CONF, f"{config_name}.yaml")
+    own: Any = OmegaConf.load(file)
+    groups = {str(key) for default in own.get("defaults", []) if isinstance(default, DictConfig) for key in default}
+    if unknown := sorted(set(map(str, cfg)) - set(own) - {name.removeprefix("optional ") for name in groups}):
+        raise InputError(f"unknown key {unknown[0]}; the keys are {', '.join(sorted(map(str, cfg)))}")
+    config, files = plain(cfg), {file: ""}
+    for group, choice in HydraConfig.get().runtime.choices.items():
+        # A user's own may lie elsewhere.
+        if not group.startswith("hydra/") and (file := Path(CONF, group, f"{choice}.yaml")).is_file():
+            files[file] = f"{group}."
+    refuse_words(config, files)
+    if "run_dir" not in config:
+        return config
+    _settle(cfg)
+    return plain(cfg)
+
+
+def _settle(cfg: DictConfig) -> None:
+    """Fill in `run_dir` and `resume`; what was composed is left in the folder's `.hydra/`, as Hydra leaves it."""
+    hydra = HydraConfig.instance().cfg
+    assert hydra is not None
+    swept = hydra.hydra.mode == RunMode.MULTIRUN
+    given = hydra.hydra.runtime.output_dir if swept else cfg.run_dir
+    run_dir, resume = on_first_process(lambda: settle_run(cfg.logs, cfg.name, cfg.resume, given, swept))
+    with read_write(hydra.hydra):
+        hydra.hydra.runtime.output_dir = run_dir
+    if first_process():
+        record_environment(run_dir, resume)
+        Path(run_dir, ".hydra").mkdir(exist_ok=True)
+        for name, content in {"config": cfg, "hydra": hydra, "overrides": hydra.hydra.overrides.task}.items():
+            OmegaConf.save(content, Path(run_dir, ".hydra", f"{name}.yaml"))
+    cfg.run_dir, cfg.resume = run_dir, resume
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """A config as plain dicts and lists, every interpolation resolved; names what is missing.
+
+    Raises:
+        InputError: see `refuse_missing`.
+    """
+    refuse_missing(cfg)
+    config = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config.items()}
+
+
+def refuse_missing(cfg: DictConfig) -> None:
+    """Refuse a config in which a mandatory value was not given: one that is ``???``, or is named by ``requires``.
+
+    A recipe names a key there whose default is null, for OmegaConf keeps null where ``???`` is merged over it. A run
+    that is resumed has what it began with.
+
+    Raises:
+        InputError: it names all that is missing.
+    """
+    missing = OmegaConf.missing_keys(cfg)
+    if OmegaConf.select(cfg, "resume") is None:
+        missing |= {key for key in OmegaConf.select(cfg, "requires") or () if OmegaConf.select(cfg, key) is None}
+    if missing:
+        names = sorted(missing)
+        given = " ".join(f"{name}=VALUE" for name in names)
+        raise InputError(f"{' and '.join(names)} must be given: add {given} to the command")
+
+
+def refuse_words(config: Mapping[str, Any], files: Mapping[Path, str]) -> None:
+    """Refuse a text for a setting that is a number in the config files.
+
+    Args:
+        config: of a command, resolved.
+        files: the config files that it is made of, and below which key each one's settings are.
+
+    Raises:
+        InputError: there is one; names the key.
+    """
+    defaults = [pair for file, key in files.items() for pair in _defaults(file, key)]
+    words = {key for key, value in defaults if isinstance(value, str) and value != "???"}
+    numbers = {key for key, value in defaults if isinstance(value, int | float) and not isinstance(value, bool)} - words
+    for key, value in _flat(config, ""):
+        if key in numbers and isinstance(value, str):
+            raise InputError(f"{key} must be a number, not '{value}'")
+
+
+def _defaults(file: Path, prefix: str) -> Iterator[tuple[str, Any]]:
+    """What a config file, and the files of its folder that it starts from, give its settings."""
+    content: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    for base in content.pop("defaults", []) if prefix else []:
+        if isinstance(base, str) and base != "_self_":
+            yield from _defaults(file.with_stem(base.partition("@")[0]), prefix)
+    yield from _flat(content, "" if file.read_text(encoding="utf-8").startswith(GLOBAL) else prefix)
+
+
+def _flat(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def check_writable(file: Path, key: str = "output") -> None:
+    """Find out whether a file can be written, before the hours that it takes to have something to write.
+
+    Raises:
+        InputError: it cannot.
+    """
+    try:
+        if file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # Whatever forbids it: rights, a read-only disk, a folder that is none.
+        with tempfile.NamedTemporaryFile(dir=file.parent, prefix="."):
+            pass
+        if file.exists():
+            file.open("ab").close()
+    except OSError as error:
+        raise InputError(f"{key}={file} cannot be written: {error.strerror}; choose another") from error
+
+
+def instantiate(node: Mapping[str, Any], **how: Any) -> Any:
+    """Hydra's, of which the user gets the constructor's own message alone.
+
+    Raises:
+        InputError: the constructor failed.
+    """
+    try:
+        return hydra.utils.instantiate(node, **how)
+    except InstantiationException as error:
+        message = str(error.__cause__ or error).splitlines()[0]
+        key = re.search(r"full_key: (\S+)", str(error))
+        own = isinstance(error.__cause__, InputError)
+        raise InputError(f"{key[1]}: {message}" if key and not own else message) from error
+
+
+def check_counts(config: Mapping[str, Any], *keys: str) -> None:
+    """Raise an InputError unless settings are whole numbers from 1, or null where the config file says so."""
+    for key in keys:
+        if config[key] is not None and (not isinstance(config[key], int) or config[key] < 1):
+            raise InputError(f"{key}={config[key]} must be a whole number from 1")
+
+
+def chosen_data(data: dict[str, Any]) -> tuple[dict[str, Any], set[str] | None]:
+    """What `evaluation_data` takes as `given` and `typed`: the command line may choose a kind by `data=KIND`."""
+    job = HydraConfig.get()
+    if job.runtime.choices["data"] == "checkpoint":
+        return data, None
+    return data, {word.lstrip("+").split("=")[0].removeprefix("data.") for word in job.overrides.task}
+
+
+def if_may_lack_audio(value: Any, modalities: Sequence[str], may_lack: Sequence[str]) -> Any:
+    """A recipe's share of clips that lose their audio; 0 for systems without audio, or without a token in its place."""
+    return value if "audio" in modalities and "audio" in may_lack else 0.0
+
+
+OmegaConf.register_new_resolver("if_may_lack_audio", if_may_lack_audio, replace=True)
