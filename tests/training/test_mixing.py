@@ -95,8 +95,6 @@ def test_each_process_draws_its_own_share(monkeypatch: pytest.MonkeyPatch) -> No
         task, targets = Classification(network, OptimSpec(base_lr=1.0), {}, mixing=MixSpec(mixup=0.8)), []
         loop = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=step))
         task.trainer = SimpleNamespace(world_size=2, global_rank=rank, fit_loop=loop)
-        monkeypatch.setattr(task, "over_processes", lambda values: values)
-        monkeypatch.setattr(task, "log_dict", lambda values: None)
         mixed = lambda *arguments: targets.append(mix(*arguments)) or targets[-1]  # noqa: E731
         monkeypatch.setattr(classification, "mix", mixed)
         task.training_step(batch([True, True]), 0)
