@@ -152,13 +152,10 @@ def result_tables(results: Sequence[Results], last: bool = True) -> Iterator[Tab
     if by_class := result.get("per_class"):
         yield "", ["class", "top1", "clips"], [[n, f"{c['top1']:.1%}", str(c["clips"])] for n, c in by_class.items()]
     if figures := {name: value for name, value in result.items() if isinstance(value, float | int)}:
-        title = ""
-        if not by_class:
-            title = (
-                f"retrieval among {result['clips']} test clips with sound; meant for models trained with task.contrast"
-            )
+        among = f"retrieval among {result.get('clips', 0)} test clips with sound"
+        title = "" if by_class else f"{among}; meant for models trained with task.contrast"
         cells = [[n, f"{v:.1%}" if isinstance(v, float) else str(v)] for n, v in figures.items()]
-        yield "" if by_class else title, ["metric", "value"], cells
+        yield title, ["metric", "value"], cells
     table: dict[str, dict[str, str]] = {}
     for row in result.get("degraded", ()):
         column = row["metric"] if row["subset"] == "all" else f"{row['subset']}/{row['metric']}"
