@@ -107,7 +107,7 @@ def test_a_study_that_is_ended_ends_its_trainings_and_goes_on_with_them(
     assert "Traceback" not in (tmp_path / "printed.txt").read_text()
     said = last.parents[1] / "output.txt"
     until = time.monotonic() + 60
-    while "go on with resume=last" not in said.read_text():
+    while "continue with resume=last" not in said.read_text():
         assert time.monotonic() < until, said.read_text()
         time.sleep(0.1)
     assert not (tmp_path / "out/videomae").exists()

@@ -31,7 +31,9 @@ class _MaskedError(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.every, self.sound, self.silent = (MeanMetric(nan_strategy="disable") for _ in range(3))
+        # In float64, for what audio changes in an error of video may be less than float32 sums can tell.
+        means = (MeanMetric(nan_strategy="disable").set_dtype(torch.float64) for _ in range(3))
+        self.every, self.sound, self.silent = means
 
     def update_with(self, model: MaskedAutoencoder, batch: Batch, clean: Batch) -> None:
         masks = draw_by_view(model, clean)
