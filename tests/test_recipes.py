@@ -1,6 +1,5 @@
 """The parts of the recipes that only whole commands show."""
 
-import inspect
 import json
 from pathlib import Path
 
@@ -10,14 +9,16 @@ from commands import CALLBACKS, error, run, start_train, train
 from miniature_data import miniature_data
 from safetensors import safe_open
 
-from avmae import evaluate
 from avmae.clip import ClipSpec
 from avmae.data.decode.window import probe
 from avmae.data.sources.ucf101 import read_ucf101
 from avmae.errors import InputError
+from avmae.evaluate import evaluate
+from avmae.evaluation.batches import Inference
 from avmae.evaluation.data import evaluation_data
 from avmae.evaluation.degraded import score_degraded
 from avmae.evaluation.embedding import embed
+from avmae.evaluation.results import result_files, result_tables, write_results
 from avmae.models.build import MaskSpec, ModelSpec, SizeSpec, build_autoencoder
 
 
@@ -63,16 +64,22 @@ def test_an_objective_that_the_system_cannot_meet_is_refused(miniature: Path, tm
         assert key in error(train(*wrong, cwd=tmp_path, miniature=miniature, ok=False))
 
 
-def test_a_pretraining_is_evaluated_by_retrieval(pretrained: Path, tmp_path: Path) -> None:
-    printed = run("evaluate", f"ckpt={pretrained}/checkpoints/last.ckpt", f"output={tmp_path}/r.json", cwd=tmp_path)
-    results = json.loads((tmp_path / "r.json").read_text())
+def test_a_pretraining_is_evaluated_by_retrieval(pretrained: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    ckpt = pretrained / "checkpoints/last.ckpt"
+    results = evaluate(ckpt)
     # Half of the 28 test clips of the miniature have sound; 14 are too few for r10 to be less than r5.
     assert results["clips"] == 14
     for way in ("video_to_audio", "audio_to_video"):
         found = [14 * results[f"{way}/r{k}"] for k in (1, 5, 10)]
         assert found == pytest.approx(sorted(map(round, found)), abs=1e-4), "whole clips, and more among more"
-    assert "28 test clips, 5 x 3 views each (segments x crops)" in printed
-    assert "retrieval among 14 test clips with sound" in printed
+    (title, *_) = next(result_tables([results]))
+    assert "retrieval among 14 test clips with sound" in title
+    assert capfd.readouterr() == ("", ""), "nothing is printed that was not asked for"
+    # In one pass with what it makes of degraded clips, and told how far it is.
+    both = evaluate(ckpt, degrade="clean", progress=True)
+    assert {name: both[name] for name in results} == results
+    assert {(row["degradation"], row["metric"]) for row in both["degraded"]} == {("clean", "hidden_mse")}
+    assert "28 test clips, 5 x 3 views each (segments x crops)" in capfd.readouterr().out
 
 
 def test_without_sound_there_is_nothing_to_retrieve(pretrained: Path, miniature: Path, tmp_path: Path) -> None:
@@ -82,6 +89,7 @@ def test_without_sound_there_is_nothing_to_retrieve(pretrained: Path, miniature:
     ckpt = f"ckpt={pretrained}/checkpoints/last.ckpt"
     printed = run("evaluate", ckpt, *data, "data.segments=1", f"output={tmp_path}/r.json", cwd=tmp_path)
     assert "14 test clips, 1 x 3 views each (segments x crops)" in printed
+    assert "retrieval among 0 test clips with sound" in printed
     assert json.loads((tmp_path / "r.json").read_text())["clips"] == 0
     assert "NaN" not in (tmp_path / "r.json").read_text()
 
@@ -101,32 +109,28 @@ def test_views_are_the_checkpoints_and_otherwise_the_papers(miniature: Path) -> 
         assert (how.segments, how.crops, how.batch_size, how.workers) == expected
 
 
-def test_checkpoints_of_different_kinds_share_a_table(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_checkpoints_of_different_kinds_share_a_table(tmp_path: Path) -> None:
     scores = {"a": {"video_to_audio/r1": 0.5}, "b": {"top1": 0.25, "top5": 0.5}, "c": {"top1": 0.75}}
-    monkeypatch.setattr(evaluate, "score", lambda path, config: {"ckpt": path, **scores[path]})
     for ckpts, means in ((["a", "b"], {}), (["b", "c"], {"top1": 0.5})):
-        inspect.unwrap(evaluate.main)({"ckpt": ckpts, "output": str(tmp_path / "results.json")})
-        content = json.loads((tmp_path / "results.json").read_text())
-        assert content == means | {"runs": [{"ckpt": ckpt, **scores[ckpt]} for ckpt in ckpts]}
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    for row in (["checkpoint", "video_to_audio/r1", "top1", "top5"], ["a", "50.0%"], ["b", "25.0%", "50.0%"], ["mean"]):
-        assert row in rows
+        results = [{"ckpt": ckpt, **scores[ckpt]} for ckpt in ckpts]
+        write_results(results, *result_files(ckpts, f"{tmp_path}/results.json"))
+        assert json.loads((tmp_path / "results.json").read_text()) == means | {"runs": results}
+        *_, (_, header, rows) = result_tables(results)
+        assert rows[-1] == ["mean", *("50.0%" if name in means else "" for name in header[1:])]
+    *_, (_, header, rows) = result_tables([{"ckpt": ckpt, **scores[ckpt]} for ckpt in "ab"])
+    assert header == ["checkpoint", "video_to_audio/r1", "top1", "top5"]
+    assert rows == [["a", "50.0%", "", ""], ["b", "", "25.0%", "50.0%"], ["mean", "", "", ""]]
 
 
-def test_each_run_gets_its_own_results_and_the_folder_above_the_mean(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(evaluate, "score", lambda path, config: {"ckpt": path, "top1": float("/b/" in path)})
+def test_each_run_gets_its_own_results_and_the_folder_above_the_mean(tmp_path: Path) -> None:
     runs = [tmp_path / "logs" / name for name in "abc"]
     for run_dir in runs:
         (run_dir / "checkpoints").mkdir(parents=True)
     ckpts = [f"{run_dir}/checkpoints/last.ckpt" for run_dir in runs]
     other = tmp_path / "exported"
     other.mkdir()
-    for ckpt in (ckpts[0], ckpts, str(other), str(other / "foreign.pth")):
-        inspect.unwrap(evaluate.main)({"ckpt": ckpt, "output": None})
+    for given in (ckpts[:1], ckpts, [str(other)], [str(other / "foreign.pth")]):
+        write_results([{"ckpt": ckpt, "top1": float("/b/" in ckpt)} for ckpt in given], *result_files(given, None))
     found = {str(f.parent.relative_to(tmp_path)): json.loads(f.read_text()) for f in tmp_path.rglob("results.json")}
     assert {name: content["top1"] for name, content in found.items()} == {
         "logs/a": 0,
@@ -144,9 +148,7 @@ def test_a_list_for_a_test_needs_neither_the_others_nor_all_classes(miniature: P
     lists = ("data=csv", f"data.train={tmp_path}/train.csv", "task=classify", "trainer.max_epochs=1")
     train("hydra.run.dir=run", *lists, cwd=tmp_path)
     (tmp_path / "train.csv").unlink()
-    ckpt = f"ckpt={tmp_path}/run/checkpoints/last.ckpt"
-    run("evaluate", ckpt, f"data.test={tmp_path}/test.csv", cwd=tmp_path)
-    content = json.loads((tmp_path / "run/results.json").read_text())
+    content = evaluate(tmp_path / "run/checkpoints/last.ckpt", {"test": f"{tmp_path}/test.csv"})
     assert (content["clips"], len(content["classes"])) == (6, 4)
 
 
@@ -256,8 +258,7 @@ def test_a_probe_leaves_the_encoder_as_it_was(pool: str, pretrained: Path, minia
     assert all(torch.equal(value, before[name]) for name, value in encoder(state).items())
     # It starts at zero.
     assert state["state_dict"]["network.heads.audio.weight"].any(), "the head was not trained"
-    printed = run("evaluate", f"ckpt={tmp_path}/run/checkpoints/last.ckpt", cwd=tmp_path)
-    assert "top1" in printed
+    assert 0 <= evaluate(tmp_path / "run/checkpoints/last.ckpt")["top1"] <= 1
 
 
 @pytest.mark.parametrize("recipe", ["experiment=probe_ucf101", "experiment=finetune_ucf101_k400", "task=probe"])
@@ -306,8 +307,8 @@ def test_embeddings_and_degraded_tests_heed_the_precision(miniature: Path) -> No
     pretrained = build_autoencoder(clip, ModelSpec("avmae"), size, MaskSpec()).eval()
 
     def found(precision: str) -> tuple[torch.Tensor, list[float]]:
-        rows = score_degraded(pretrained, data, [], accelerator="cpu", precision=precision)
-        fused = embed(pretrained, data, "test", accelerator="cpu", precision=precision).fused
+        rows = score_degraded(pretrained, data, [], Inference("cpu", precision))
+        fused = embed(pretrained, data, "test", Inference("cpu", precision)).fused
         return fused, [row["value"] for row in rows]
 
     (full, errors), (rounded, rounded_errors) = found("32-true"), found("bf16-mixed")

@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from commands import ENVIRONMENT, error, run
 from conftest import TINY
 
-from avmae.study import side_by_side
+from avmae.cli.config import CONF
+from avmae.evaluation.study import StudySpec
+from avmae.runs.side_by_side import places
 
 SYSTEMS = ("videomae", "avmae")
 
@@ -138,6 +141,9 @@ def test_a_part_of_a_study_can_be_looked_at(study: tuple[Path, str], arguments: 
 def test_a_training_gets_one_of_the_gpus_that_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-b,5")
-    pool, _ = side_by_side(1, "auto")
-    with pool:
-        assert pool.submit(os.getenv, "CUDA_VISIBLE_DEVICES").result() == "GPU-b"
+    assert places(1, "auto")[0]["CUDA_VISIBLE_DEVICES"] == "GPU-b"
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in places(None, "auto")] == ["GPU-b", "5"]
+
+
+def test_defaults_stand_alike_in_the_class_and_in_the_config() -> None:
+    assert StudySpec(**yaml.safe_load(Path(CONF, "study/sound.yaml").read_text())) == StudySpec()

@@ -1,19 +1,18 @@
 """What a data set gives away without being understood: linear models on simple features.
 
-A class that can be told from the size of its file, or from whether there is sound at all, would pass for something
-heard or seen. `pictures` and `sound` say how much each modality holds for so simple a look at it.
+A class that can be told from the size of its file, or from whether there is sound at all, could be mistaken for
+something heard or seen. `pictures` and `sound` say how much so simple a look at each modality tells.
 """
 
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from avmae.data.datamodule import Batch, ClipDataModule
 from avmae.data.manifest import SILENCE, inspect
+from avmae.evaluation.batches import Inference
 
 RIDGE = 1.0
 """Weight of the penalty, for features of unit variance."""
@@ -46,7 +45,7 @@ def picture_features(batch: Batch) -> Tensor:
 
 
 def sound_features(batch: Batch) -> Tensor:
-    """Mean and deviation of each mel bin, and how fast loudness changes; zeros for clips without sound."""
+    """Mean and standard deviation of each mel bin, and how fast loudness changes; zeros for clips without sound."""
     mel = batch["audio"][:, 0]
     rhythm = torch.fft.rfft(mel.mean(2), dim=1).abs()[:, 1:33]
     features = torch.cat([mel.mean(1), mel.std(1), mel[:, : mel.shape[1] // 2].mean(1), rhythm], 1)
@@ -64,45 +63,49 @@ def file_features(path: Path) -> list[float]:
     ]
 
 
-def controls(datamodule: ClipDataModule) -> dict[str, float]:
+def _features(datamodule: ClipDataModule, part: str, inference: Inference) -> dict[str, Tensor]:
+    """By name (N, D) float32 of the clips that can be read, and `label` (N,) int64; `file` where clips are files."""
+    columns: dict[str, list[Tensor]] = {"pictures": [], "sound": [], "has_sound": [], "label": [], "scored": []}
+    for _, batch in inference.batches(datamodule, part):
+        columns["pictures"].append(picture_features(batch))
+        columns["sound"].append(sound_features(batch))
+        columns["has_sound"].append(batch["has_audio"].float()[:, None])
+        columns["label"].append(batch["label"])
+        columns["scored"].append(batch["clip_id"])
+    whole = {name: torch.cat(values) for name, values in columns.items()}
+    scored = whole.pop("scored")
+    whole = {name: value[scored >= 0] for name, value in whole.items()}
+    entries = getattr(datamodule.splits, part)
+    if all(isinstance(entry.path, str | Path) for entry in entries):
+        files = inference.track(entries, f"Inspecting {part} files")
+        whole["file"] = torch.tensor([file_features(Path(entry.path)) for entry in files])[scored[scored >= 0]]
+    return whole
+
+
+def controls(datamodule: ClipDataModule, progress: bool = False) -> dict[str, float]:
     """Test accuracies of linear models that see next to nothing.
 
     Args:
-        datamodule: of the data set; one central window of each clip is read.
+        datamodule: of the data set, with one segment and one crop.
+        progress: show how far it is.
 
     Returns:
         By control: `chance`; `has_sound`, from whether a clip has sound and nothing else; `file/sound` and
         `file/silent`, from properties of files (where clips are files), among the clips with and without sound;
         `pictures` and `sound`, linear models on simple features, and `pictures/...`, `sound/...` of these subsets.
     """
-    classes, parts = len(datamodule.classes), {}
-    local = all(isinstance(e.path, str | Path) for part in ("train", "test") for e in getattr(datamodule.splits, part))
-    for part in ("train", "test"):
-        entries = getattr(datamodule.splits, part)
-        columns: dict[str, list[Tensor]] = {"pictures": [], "sound": [], "has_sound": [], "label": [], "scored": []}
-        for sample in track(datamodule.part_loader(part), f"Controls, {part}", console=Console(stderr=True)):
-            batch = datamodule.transform.cpu()(sample)
-            columns["pictures"].append(picture_features(batch))
-            columns["sound"].append(sound_features(batch))
-            columns["has_sound"].append(batch["has_audio"].float()[:, None])
-            columns["label"].append(batch["label"])
-            columns["scored"].append(batch["clip_id"])
-        whole = {name: torch.cat(values) for name, values in columns.items()}
-        scored = whole.pop("scored")
-        whole = {name: value[scored >= 0] for name, value in whole.items()}
-        if local:
-            files = track(entries, f"Controls, {part} files", console=Console(stderr=True))
-            properties = torch.tensor([file_features(Path(entry.path)) for entry in files])
-            whole["file"] = properties[scored[scored >= 0]]
-        parts[part] = whole
+    # Clips that cannot be read have been judged by those who trained on them.
+    inference = Inference("cpu", max_unreadable=1.0, progress=progress)
+    parts = {part: _features(datamodule, part, inference) for part in ("train", "test")}
+    local = all("file" in part for part in parts.values())
 
     def accuracy(name: str, chosen: Callable[[dict[str, Tensor]], Tensor]) -> float:
         train, test = ((p[name][chosen(p)], p["label"][chosen(p)]) for p in (parts["train"], parts["test"]))
-        return linear_accuracy(train, test, classes)
+        return linear_accuracy(train, test, len(datamodule.classes))
 
     everything = {"": lambda p: p["label"] >= 0}
     halves = {"/sound": lambda p: p["has_sound"][:, 0] > 0, "/silent": lambda p: p["has_sound"][:, 0] == 0}
-    results = {"chance": 1 / classes}
+    results = {"chance": 1 / len(datamodule.classes)}
     for name, subsets in (
         ("has_sound", everything),
         ("file", halves if local else {}),

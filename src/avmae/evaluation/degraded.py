@@ -1,17 +1,17 @@
-"""What a model makes of poorer pictures and sound, everything tested on the same decoded windows."""
+"""What a model makes of degraded video and audio, everything tested on the same decoded windows."""
 
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
-from torch import Tensor, nn
+from torch import nn
+from torchmetrics import MeanMetric
 
 from avmae.data.datamodule import Batch, ClipDataModule
 from avmae.data.degrade import SEVERITIES, Degradation
-from avmae.evaluation.embedding import autocast, choose_device, refuse_unreadable
+from avmae.evaluation.batches import Inference
+from avmae.evaluation.embedding import Embedder
 from avmae.evaluation.scores import ClipScores
 from avmae.models.autoencoder import MaskedAutoencoder, normalize_patches
 from avmae.models.classifier import Classifier
@@ -23,35 +23,34 @@ Row = dict[str, Any]
 `metric` and `value`."""
 
 
-class _HiddenError(nn.Module):
-    """Mean squared error of hidden picture patches, of all clips and of those with and without sound.
+class _MaskedError(nn.Module):
+    """Mean squared error of masked video patches, of all clips and of those with and without sound.
 
     The model sees degraded patches and has to predict clean ones, in the units of its training.
     """
 
-    sums: Tensor
-
     def __init__(self) -> None:
         super().__init__()
-        # What audio changes early in training is lost in the rounding of a float32 sum.
-        self.register_buffer("sums", torch.zeros(2, 2, dtype=torch.float64))
+        # In float64, for what audio changes in an error of video may be less than float32 sums can tell.
+        means = (MeanMetric(nan_strategy="disable").set_dtype(torch.float64) for _ in range(3))
+        self.every, self.sound, self.silent = means
 
-    def update(self, model: MaskedAutoencoder, batch: Batch, clean: Batch) -> None:
-        clips = clean["label"].shape[0]
+    def update_with(self, model: MaskedAutoencoder, batch: Batch, clean: Batch) -> None:
         masks = draw_by_view(model, clean)
         prediction = model(batch, masks).predictions["video"].float()
         target = gather_tokens(model.encoder.patchify(clean)["video"], masks["video"].hidden)
         if model.normalize_target:
             target, _, _ = normalize_patches(target)
-        error = (prediction - target).square().reshape(clips, -1).mean(1, dtype=torch.float64)
-        scored = (clean["clip_id"] >= 0).double()
-        self.sums.index_add_(0, clean["has_audio"].long(), torch.stack([error * scored, scored], 1))
+        scored, sound = clean["clip_id"] >= 0, clean["has_audio"]
+        error = (prediction - target).square().reshape(len(scored), -1).mean(1, dtype=torch.float64)
+        subsets = ((self.every, scored), (self.sound, scored & sound), (self.silent, scored & ~sound))
+        for metric, chosen in subsets:
+            # Not as weights, which MeanMetric leaves out of account when it lets NaN pass.
+            metric.update(error[chosen])
 
-    def compute(self) -> dict[str, float]:
-        silent, sound = self.sums.tolist()
-        total = [a + b for a, b in zip(silent, sound, strict=True)]
-        parts = {"": total, "sound/": sound, "silent/": silent}
-        return {f"{name}hidden_mse": error / count for name, (error, count) in parts.items() if count}
+    def compute(self) -> dict[str, Any]:
+        parts = {"": self.every, "sound/": self.sound, "silent/": self.silent}
+        return {f"{name}hidden_mse": part.compute() for name, part in parts.items() if torch.as_tensor(part.weight) > 0}
 
 
 def draw_by_view(model: MaskedAutoencoder, batch: Batch) -> dict[str, Mask]:
@@ -68,68 +67,80 @@ def draw_by_view(model: MaskedAutoencoder, batch: Batch) -> dict[str, Mask]:
 
 
 @torch.inference_mode()
-def score_degraded(
+def measure(
     model: MaskedAutoencoder | Classifier,
     datamodule: ClipDataModule,
     degradations: Sequence[Degradation],
-    max_unreadable: float = 0.05,
-    accelerator: str = "auto",
-    precision: str = "32-true",
-) -> list[Row]:
-    """Test a model on clean test clips and on each degradation of them.
+    inference: Inference,
+    embedder: Embedder | None = None,
+) -> list[dict[str, Any]]:
+    """Test a model on clean test clips and on each degradation of them, in one pass.
 
     Args:
-        model: in evaluation mode; a classifier is scored by `top1` and `top5` by clip, an autoencoder by `hidden_mse`
-            of pictures under masks that are the same for every degradation and for systems with the same patches.
+        model: in evaluation mode.
         datamodule: its test clips, segments and crops.
         degradations: each scored by itself.
-        max_unreadable: largest share of clips that may be unreadable.
-        accelerator: see `choose_device`.
-        precision: see `autocast`.
+        inference: device, precision, progress.
+        embedder: is given the clean clips as well.
 
     Returns:
-        Rows, the clean ones first. Whether a clip counts as sounding is what its file says, whatever was done to it.
+        Of the clean clips and of each degradation what `ClipScores` finds for a classifier; for an autoencoder
+        `hidden_mse` of video, also with the prefixes `sound/` and `silent/`, under masks that are the same for every
+        degradation and for systems with the same patches.
 
     Raises:
-        InputError: too many clips cannot be read, of which some are named; or a precision that is none.
+        InputError: too many clips cannot be read, of which some are named.
     """
-    device = choose_device(accelerator)
-    model.to(device)
-    transform, clips = datamodule.transform.to(device), len(datamodule.splits.test)
+    model.to(inference.device)
     conditions = [None, *degradations]
-    if isinstance(model, Classifier):
-        scores: list[Any] = [ClipScores(clips, model.classes).to(device) for _ in conditions]
-    else:
-        scores = [_HiddenError().to(device) for _ in conditions]
-    messages: set[str] = set()
+    scores: list[Any] = [
+        (ClipScores(len(datamodule.splits.test), model.classes) if isinstance(model, Classifier) else _MaskedError())
+        for _ in conditions
+    ]
     alone: set[int] = set()
-    loader = datamodule.part_loader("test", partners=any(d.kind == "swap" for d in degradations))
-    for sample in track(loader, "Degrading test clips", console=Console(stderr=True)):
-        sample = datamodule.transfer_batch_to_device(sample, device, 0)
-        clean = transform(sample)
+    for score in scores:
+        score.to(inference.device)
+    for sample, clean in inference.batches(datamodule, "test", any(d.kind == "swap" for d in degradations)):
         if "has_other" in sample:
             without = sample["has_audio"] & ~sample["has_other"] & (sample["clip_id"] >= 0)
             alone.update(sample["clip_id"][without].tolist())
-        messages.update(clean["unreadable"])
         for condition, score in zip(conditions, scores, strict=True):
-            batch: Batch = clean if condition is None else transform(sample, condition)
-            with autocast(device, precision):
+            batch: Batch = clean if condition is None else datamodule.transform(sample, condition)
+            with inference.autocast():
                 if isinstance(model, Classifier):
+                    # Whether a clip counts as sounding is what its file says, whatever was done to it.
                     score.update(model(batch), {**batch, "has_audio": clean["has_audio"]})
                 else:
-                    score.update(model, batch, clean)
+                    score.update_with(model, batch, clean)
+        if embedder is not None:
+            with inference.autocast():
+                embedder.update(model, clean)
     if alone:
         print(
             f"warning: {len(alone)} clips with sound were tested in silence for swap: there is no clip with sound of "
             "another class",
             file=sys.stderr,
         )
-    refuse_unreadable(messages, clips, "test", max_unreadable)
+    return [score.compute() for score in scores]
+
+
+def score_degraded(
+    model: MaskedAutoencoder | Classifier,
+    datamodule: ClipDataModule,
+    degradations: Sequence[Degradation],
+    inference: Inference | None = None,
+) -> list[Row]:
+    """Rows of what `measure` finds, the clean ones first."""
+    return degraded_rows(degradations, measure(model, datamodule, degradations, inference or Inference()))
+
+
+def degraded_rows(degradations: Sequence[Degradation], found: Sequence[dict[str, Any]]) -> list[Row]:
+    """`top1` and `top5`, or `hidden_mse`, by condition and subset, from `measure`."""
     rows = []
-    for condition, score in zip(conditions, scores, strict=True):
+    for condition, figures in zip([None, *degradations], found, strict=True):
         kind, severity = ("clean", 0.0) if condition is None else (condition.kind, condition.severity)
         severity = severity if SEVERITIES.get(kind) or kind == "clean" else 1.0
-        for name, value in score.compute().items():
+        for name, value in figures.items():
             *subset, metric = name.split("/")
             if metric in ("top1", "top5", "hidden_mse"):
                 row = {"degradation": kind, "severity": severity, "subset": subset[0] if subset else "all"}

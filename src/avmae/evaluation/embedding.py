@@ -1,16 +1,19 @@
-"""Clips to vectors, nothing hidden: what features, k-NN and retrieval are made of."""
+"""Clips to vectors, nothing masked: what features, k-NN and retrieval are made of."""
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import track
+import torch.nn.functional as F
 from torch import Tensor
 
-from avmae.data.datamodule import ClipDataModule
-from avmae.errors import InputError
+from avmae.data.datamodule import Batch, ClipDataModule
+from avmae.evaluation.batches import Inference
+from avmae.evaluation.probes import knn_votes
 from avmae.models.autoencoder import MaskedAutoencoder
 from avmae.models.classifier import Classifier
+from avmae.models.weights import write_safetensors
 
 
 @dataclass(frozen=True)
@@ -30,33 +33,41 @@ class Embeddings:
     scored: Tensor
 
 
-def choose_device(accelerator: str) -> torch.device:
-    """A GPU where there is one, unless the accelerator is `cpu`."""
-    return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context in which a network that is only tested computes.
+class Embedder:
+    """Averages the embeddings of each clip's views.
 
     Args:
-        device: of the network.
-        precision: `bf16-mixed` or `32-true`, as Lightning names them.
-
-    Raises:
-        InputError: another precision.
+        clips: how many there are.
+        device: of the network and the batches.
     """
-    if precision not in ("bf16-mixed", "32-true"):
-        raise InputError(f"precision={precision} is not for tests; choose auto, bf16-mixed or 32-true")
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
+
+    def __init__(self, clips: int, device: torch.device) -> None:
+        self.clips = clips
+        self.sums: dict[str, Tensor] = {}
+        self.views, self.has_audio = torch.zeros(2, clips, device=device)
+
+    def update(self, model: MaskedAutoencoder | Classifier, batch: Batch) -> None:
+        """Take a batch; views with ``clip_id`` -1 are left out."""
+        encoder, rows = model.encoder, batch["label"].shape[0]
+        apart = encoder.encode_apart(encoder.patchify(batch), {"audio": batch["has_audio"]})
+        pooled = encoder.pool(apart, rows)
+        pooled["fused"] = torch.cat(list(encoder.pool(encoder.fusion(apart), rows).values()), 1)
+        scored, clip_id = (batch["clip_id"] >= 0).float(), batch["clip_id"].clamp(min=0)
+        self.views.index_add_(0, clip_id, scored)
+        self.has_audio.index_add_(0, clip_id, scored * batch["has_audio"])
+        for name, value in pooled.items():
+            total = self.sums.setdefault(name, value.new_zeros(self.clips, value.shape[1], dtype=torch.float32))
+            total.index_add_(0, clip_id, value.float() * scored[:, None])
+
+    def compute(self) -> Embeddings:
+        means = {name: (total / self.views.clamp(min=1)[:, None]).cpu() for name, total in self.sums.items()}
+        fused = means.pop("fused")
+        return Embeddings(fused, means, (self.has_audio > 0).cpu(), (self.views > 0).cpu())
 
 
+@torch.inference_mode()
 def embed(
-    model: MaskedAutoencoder | Classifier,
-    datamodule: ClipDataModule,
-    part: str,
-    max_unreadable: float = 0.05,
-    accelerator: str = "auto",
-    precision: str = "32-true",
+    model: MaskedAutoencoder | Classifier, datamodule: ClipDataModule, part: str, inference: Inference | None = None
 ) -> Embeddings:
     """Embed the clips of one part, averaged over the data module's segments x crops.
 
@@ -64,43 +75,58 @@ def embed(
         model: in evaluation mode.
         datamodule: of the data set.
         part: `train`, `val` or `test`.
-        max_unreadable: largest share of clips that may be unreadable.
-        accelerator: see `choose_device`.
-        precision: see `autocast`.
+        inference: device, precision, progress.
 
     Raises:
-        InputError: too many clips cannot be read, of which some are named; or a precision that is none.
+        InputError: too many clips cannot be read, of which some are named.
     """
-    device = choose_device(accelerator)
-    encoder, transform = model.encoder.to(device), datamodule.transform.to(device)
-    loader, clips = datamodule.part_loader(part), len(getattr(datamodule.splits, part))
-    sums: dict[str, Tensor] = {}
-    views, has_audio = torch.zeros(clips, device=device), torch.zeros(clips, device=device)
-    messages: set[str] = set()
-    with torch.inference_mode(), autocast(device, precision):
-        for sample in track(loader, f"Embedding {part}", console=Console(stderr=True)):
-            batch = transform(datamodule.transfer_batch_to_device(sample, device, 0))
-            messages.update(batch["unreadable"])
-            rows = batch["label"].shape[0]
-            apart = encoder.encode_apart(encoder.patchify(batch), {"audio": batch["has_audio"]})
-            pooled = encoder.pool(apart, rows)
-            pooled["fused"] = torch.cat(list(encoder.pool(encoder.fusion(apart), rows).values()), 1)
-            scored, clip_id = (batch["clip_id"] >= 0).float(), batch["clip_id"].clamp(min=0)
-            views.index_add_(0, clip_id, scored)
-            has_audio.index_add_(0, clip_id, scored * batch["has_audio"])
-            for name, value in pooled.items():
-                total = sums.setdefault(name, value.new_zeros(clips, value.shape[1], dtype=torch.float32))
-                total.index_add_(0, clip_id, value.float() * scored[:, None])
-    refuse_unreadable(messages, clips, part, max_unreadable)
-    means = {name: (total / views.clamp(min=1)[:, None]).cpu() for name, total in sums.items()}
-    fused = means.pop("fused")
-    return Embeddings(fused, means, (has_audio > 0).cpu(), (views > 0).cpu())
+    inference = inference or Inference()
+    model.encoder.to(inference.device)
+    embedder = Embedder(len(getattr(datamodule.splits, part)), inference.device)
+    for _, batch in inference.batches(datamodule, part):
+        with inference.autocast():
+            embedder.update(model, batch)
+    return embedder.compute()
 
 
-def refuse_unreadable(messages: set[str], clips: int, part: str, max_unreadable: float) -> None:
-    """Raise an InputError that names some of the clips, if too large a share of a part could not be read."""
-    if len(messages) > max_unreadable * clips:
-        raise InputError(
-            f"{len(messages)} of {clips} clips of the {part} part cannot be read, more than "
-            f"max_unreadable={max_unreadable:g}; for example:\n  " + "\n  ".join(sorted(messages)[:5])
-        )
+@dataclass(frozen=True)
+class Features:
+    """Embeddings of the parts of a data set, without the clips that cannot be read.
+
+    Args:
+        tensors: `PART/features` (N, D) float32, see `Embeddings.fused`, and `PART/labels` (N,) int64, for those of the
+            parts train, val and test that have clips.
+        clips: paths by part.
+        classes: names.
+    """
+
+    tensors: dict[str, Tensor]
+    clips: dict[str, list[str]]
+    classes: list[str]
+
+    def save(self, file: Path, ckpt: str) -> None:
+        """Write the tensors as safetensors; the rest, and where they come from, as JSON in the metadata."""
+        metadata = {"clips": json.dumps(self.clips), "classes": json.dumps(self.classes), "ckpt": ckpt}
+        write_safetensors(self.tensors, file, metadata)
+
+    def knn_top1(self, neighbours: int = 20, temperature: float = 0.07) -> float | None:
+        """Share of test clips whose class their nearest training clips vote for; None where a part has no clips."""
+        if not (self.clips.get("train") and self.clips.get("test")):
+            return None
+        bank, labels = F.normalize(self.tensors["train/features"], dim=1), self.tensors["train/labels"]
+        votes = knn_votes(self.tensors["test/features"], bank, labels, len(self.classes), neighbours, temperature)
+        return float((votes.argmax(1) == self.tensors["test/labels"]).float().mean())
+
+
+def embed_parts(
+    model: MaskedAutoencoder | Classifier, datamodule: ClipDataModule, inference: Inference | None = None
+) -> Features:
+    """Embed the clips of all parts; see `embed`."""
+    tensors, clips = {}, {}
+    for part in ("train", "val", "test"):
+        if entries := getattr(datamodule.splits, part):
+            found = embed(model, datamodule, part, inference)
+            tensors[f"{part}/features"] = found.fused[found.scored]
+            tensors[f"{part}/labels"] = torch.tensor([entry.label for entry in entries])[found.scored]
+            clips[part] = [str(e.path) for e, kept in zip(entries, found.scored.tolist(), strict=True) if kept]
+    return Features(tensors, clips, list(datamodule.classes))

@@ -16,7 +16,7 @@ def test_a_linear_model_tells_sides_and_takes_the_commonest_class_where_it_sees_
     assert linear_accuracy(nothing, (torch.zeros(4, 1), torch.tensor([2, 0, 2, 2])), classes=3) == 0.75
 
 
-def clips(part: str) -> dict[str, torch.Tensor]:
+def clips(part: str) -> dict:
     """Four of each of four classes: 0 and 1 have sound and differ by its loudness, 0 and 2 flicker, 1 and 3 do not.
 
     A seventeenth clip is there only to fill the batch, and says the contrary of all.
@@ -30,18 +30,29 @@ def clips(part: str) -> dict[str, torch.Tensor]:
     loud = torch.where(label == 0, 3.0, -3.0)
     audio = loud[:, None, None, None] + 0.1 * torch.randn(17, 1, 64, 4, generator=generator)
     clip_id = torch.where(torch.arange(17) < 16, torch.arange(17), -1)
-    return {"video": video, "audio": audio, "has_audio": label < 2, "label": label, "clip_id": clip_id}
+    return {
+        "video": video,
+        "audio": audio,
+        "has_audio": label < 2,
+        "label": label,
+        "clip_id": clip_id,
+        "unreadable": [],
+    }
 
 
 def test_controls_find_what_gives_classes_away() -> None:
     class Transform:
-        def cpu(self):
+        def to(self, device):
             return lambda sample: sample
 
     # Clips of a store are no files.
     splits = SimpleNamespace(train=[SimpleNamespace(path=1)], test=[SimpleNamespace(path=1)])
     module = SimpleNamespace(
-        classes=list("abcd"), splits=splits, transform=Transform(), part_loader=lambda part: [clips(part)]
+        classes=list("abcd"),
+        splits=splits,
+        transform=Transform(),
+        part_loader=lambda part, partners: [clips(part)],
+        transfer_batch_to_device=lambda sample, device, number: sample,
     )
     found = controls(module)
     assert found == pytest.approx(

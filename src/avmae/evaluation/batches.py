@@ -1,0 +1,96 @@
+"""One pass over clips, shared by all that only looks at them: loader, device, transform, precision, progress."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from avmae.data.datamodule import Batch, ClipDataModule
+from avmae.errors import InputError, printable
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How a network that is only tested sees the clips of a data set.
+
+    Args:
+        accelerator: `cpu`, or else a GPU where there is one.
+        precision: `bf16-mixed` or `32-true`, as Lightning names them; `auto` is the first on GPUs that compute in it.
+        max_unreadable: largest share of a part's clips that may be unreadable.
+        progress: print how many clips there are, how far the pass is, and which clips cannot be read.
+
+    Raises:
+        InputError: another precision.
+    """
+
+    accelerator: str = "auto"
+    precision: str = "auto"
+    max_unreadable: float = 0.05
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("auto", "bf16-mixed", "32-true"):
+            raise InputError(f"precision={self.precision} is not for tests; choose auto, bf16-mixed or 32-true")
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda" if self.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+
+    def autocast(self) -> torch.autocast:
+        """The context in which the network computes."""
+        # V100 and T4 only emulate bf16.
+        native = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        rounded = native if self.precision == "auto" else self.precision == "bf16-mixed"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=rounded)
+
+    def batches(self, datamodule: ClipDataModule, part: str, partners: bool = False) -> Iterator[tuple[Any, Batch]]:
+        """Segments x crops of each clip of a part, on the device: as read, and as `datamodule.transform` makes it.
+
+        Args:
+            datamodule: of the data set.
+            part: `train`, `val` or `test`.
+            partners: also read a clip of another class with each; see `ClipDataset`.
+
+        Raises:
+            InputError: too many clips cannot be read; it names some of them.
+        """
+        transform, clips = datamodule.transform.to(self.device), len(getattr(datamodule.splits, part))
+        if self.progress:
+            views = f"{datamodule.loading.segments} x {datamodule.loading.crops} views each (segments x crops)"
+            print(f"{clips} {part} clips, {views}")
+        unreadable: set[str] = set()
+        for sample in self.track(datamodule.part_loader(part, partners), f"Reading {part}"):
+            sample = datamodule.transfer_batch_to_device(sample, self.device, 0)
+            unreadable.update(sample["unreadable"])
+            if len(unreadable) > self.max_unreadable * clips:
+                raise InputError(
+                    f"{len(unreadable)} or more of {clips} clips of the {part} part cannot be read, more than "
+                    f"max_unreadable={self.max_unreadable:g}; for example:\n  " + "\n  ".join(sorted(unreadable)[:5])
+                )
+            yield sample, transform(sample)
+        if unreadable and self.progress:
+            text = "\n  ".join(sorted(unreadable)[:5])
+            print(f"skipped: {len(unreadable)} {part} clips, for example:\n  {printable(text)}", file=sys.stderr)
+
+    def track(self, items: Iterable[Item], title: str, seconds: float = 15.0) -> Iterable[Item]:
+        """The items, with a bar on a terminal, or a line now and then in a log file, if progress is to be shown."""
+        console = Console(stderr=True)
+        if not self.progress:
+            return items
+        return track(items, title, console=console) if console.is_terminal else _lines(items, title, seconds)
+
+
+def _lines(items: Any, title: str, seconds: float) -> Iterator[Any]:
+    shown = time.monotonic()
+    for done, item in enumerate(items):
+        if time.monotonic() - shown > seconds:
+            shown = time.monotonic()
+            print(f"{title}  {done}/{len(items)}", file=sys.stderr, flush=True)
+        yield item

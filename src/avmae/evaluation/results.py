@@ -1,0 +1,172 @@
+"""What `results.json` holds: what a model reaches on test clips, where that is written, and how it is shown."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+
+from avmae.data.datamodule import ClipDataModule
+from avmae.data.degrade import Degradation, all_degradations
+from avmae.errors import InputError
+from avmae.evaluation.batches import Inference
+from avmae.evaluation.degraded import condition_name, degraded_rows, measure
+from avmae.evaluation.embedding import Embedder, Embeddings, embed
+from avmae.evaluation.scores import confusion, per_class
+from avmae.models.autoencoder import MaskedAutoencoder
+from avmae.models.classifier import Classifier
+from avmae.models.contrast import recall
+
+Results = dict[str, Any]
+Table = tuple[str, list[str], list[list[str]]]
+"""Title, header and rows."""
+
+
+def score_model(
+    model: MaskedAutoencoder | Classifier,
+    datamodule: ClipDataModule,
+    degrade: str | Sequence[str],
+    inference: Inference,
+) -> Results:
+    """A classifier's accuracy, or an autoencoder's retrieval between video and audio; and either on degraded clips.
+
+    Args:
+        model: in evaluation mode.
+        datamodule: its test clips, segments and crops.
+        degrade: `all`, or some as `blur:8`; `clean` for the error of masked patches of an autoencoder on clean clips.
+        inference: device, precision, progress.
+
+    Raises:
+        InputError: there are no test clips, or not of the model's classes; too many cannot be read; an autoencoder has
+            nothing to retrieve and no degradation is asked for.
+    """
+    inference = inference or Inference()
+    asked = [degrade] if isinstance(degrade, str) else [str(text) for text in degrade]
+    degradations = all_degradations() if "all" in asked else [Degradation.parse(x) for x in asked if x != "clean"]
+    datamodule.require_test()
+    if isinstance(model, Classifier):
+        if len(datamodule.classes) != model.classes:
+            raise InputError(
+                f"the data set has {len(datamodule.classes)} classes, the classifier {model.classes}; "
+                "fine-tune on this data set first, or evaluate on the one it was trained on"
+            )
+        found = measure(model, datamodule, degradations, inference)
+        results = classification(found[0], datamodule)
+    elif "audio" in model.encoder.modalities:
+        embedder = Embedder(len(datamodule.splits.test), inference.device)
+        found = measure(model, datamodule, degradations, inference, embedder) if degrade else []
+        results = retrieval(embedder.compute() if degrade else embed(model, datamodule, "test", inference))
+    elif degrade:
+        found, results = measure(model, datamodule, degradations, inference), {}
+    else:
+        raise InputError(
+            "a pretraining checkpoint of video alone knows no classes; fine-tune it first, or give degrade="
+        )
+    return results | ({"degraded": degraded_rows(degradations, found)} if degrade else {})
+
+
+def classification(found: Results, datamodule: ClipDataModule) -> Results:
+    """Accuracies as shares of 1, over all clips, over those with and without sound, and by class.
+
+    Args:
+        found: what `ClipScores` computed for the test clips.
+        datamodule: theirs.
+    """
+    figures = {k: float(v) if "top" in k else int(v) for k, v in found.items() if k not in ("predictions", "sounding")}
+    labels, classes = [entry.label for entry in datamodule.splits.test], datamodule.classes
+    counts = confusion(found["predictions"], labels, len(classes))
+    clips, hits = counts.sum(1), counts.diagonal()
+    # Whole classes, of UCF101 the 51 with sound and the 50 without: a few silent clips do not leave their class.
+    sounding = torch.from_numpy(found["sounding"] & (found["predictions"] >= 0))
+    heard = torch.bincount(torch.tensor(labels)[sounding], minlength=len(classes)) * 2 > clips
+    for name, chosen in (("sound_classes", heard), ("silent_classes", ~heard & (clips > 0))):
+        if chosen.any():
+            figures[f"{name}/top1"] = float(hits[chosen].sum() / clips[chosen].sum())
+    return {**figures, "per_class": per_class(counts, classes), "classes": classes, "confusion": counts.tolist()}
+
+
+def retrieval(embeddings: Embeddings) -> Results:
+    """How well a clip's audio is found by its video and the other way round, and among how many `clips` with sound."""
+    kept = embeddings.scored & embeddings.has_audio
+    figures = recall(embeddings.apart["video"][kept], embeddings.apart["audio"][kept]) if kept.any() else {}
+    return {"clips": int(kept.sum()), **figures}
+
+
+def average(results: Sequence[Results]) -> dict[str, float]:
+    """Means of the figures that all have: checkpoints of different kinds are scored differently."""
+    return {name: mean(result[name] for result in results) for name in figure_names(results, every=True)}
+
+
+def figure_names(results: Sequence[Results], every: bool = False) -> list[str]:
+    """Names of the figures that any of the results has, or every one."""
+    names = dict.fromkeys(name for result in results for name, value in result.items() if isinstance(value, float))
+    return [name for name in names if not every or all(name in result for result in results)]
+
+
+def result_files(ckpts: Sequence[str], output: str | None) -> tuple[list[Path], Path]:
+    """Where the results of each checkpoint are written, if each has its own besides those of all; and those of all.
+
+    Of several runs each has its own, and the folder above them the mean.
+    """
+    own = [_run_of(ckpt) / "results.json" for ckpt in ckpts]
+    separate = len(own) > 1 and len(set(own)) == len(own) and not output
+    above = Path(os.path.commonpath([file.parent for file in own])) / "results.json"
+    return own if separate else [], Path(output or above).expanduser()
+
+
+def _run_of(ckpt: str) -> Path:
+    """The folder of a checkpoint's run; of one that is in none, the folder that it is or is in."""
+    path = Path(ckpt).expanduser().absolute()
+    if path.parent.name == "checkpoints":
+        return path.parent.parent
+    return path if path.is_dir() else path.parent
+
+
+def write_results(results: Sequence[Results], own: Sequence[Path], output: Path) -> None:
+    """Write what `result_files` names; several checkpoints' results are the means and the `runs` that they are of.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    content = results[0] if len(results) == 1 else average(results) | {"runs": results}
+    for file, result in [*zip(own, results, strict=False), (output, content)]:
+        partial = file.with_name(f".{file.name}.partial")
+        try:
+            partial.write_text(json.dumps(result, indent=2), encoding="utf-8")
+            partial.replace(file)
+        except OSError as error:
+            raise InputError(f"{file} cannot be written: {error.strerror}; choose another output=") from error
+
+
+def result_tables(results: Sequence[Results], last: bool = True) -> Iterator[Table]:
+    """Of the newest results by class, the figures, and by degradation, as far as they have them; then the means.
+
+    Args:
+        results: of each checkpoint.
+        last: whether those are all, so that their means come next.
+    """
+    result = results[-1]
+    if by_class := result.get("per_class"):
+        yield "", ["class", "top1", "clips"], [[n, f"{c['top1']:.1%}", str(c["clips"])] for n, c in by_class.items()]
+    if figures := {name: value for name, value in result.items() if isinstance(value, float | int)}:
+        among = f"retrieval among {result.get('clips', 0)} test clips with sound"
+        title = "" if by_class else f"{among}; meant for models trained with task.contrast"
+        cells = [[n, f"{v:.1%}" if isinstance(v, float) else str(v)] for n, v in figures.items()]
+        yield title, ["metric", "value"], cells
+    table: dict[str, dict[str, str]] = {}
+    for row in result.get("degraded", ()):
+        column = row["metric"] if row["subset"] == "all" else f"{row['subset']}/{row['metric']}"
+        if row["metric"] != "top5":
+            text = f"{row['value']:.1%}" if row["metric"] == "top1" else f"{row['value']:.4f}"
+            table.setdefault(condition_name(row["degradation"], row["severity"]), {})[column] = text
+    if table:
+        columns = list(dict.fromkeys(name for row in table.values() for name in row))
+        yield "", ["degraded", *columns], [[line, *(row[c] for c in columns)] for line, row in table.items()]
+    if last and len(results) > 1:
+        names = figure_names(results)
+        lines = [*((found["ckpt"], found) for found in results), ("mean", average(results))]
+        cells = [[first, *(f"{line[n]:.1%}" if n in line else "" for n in names)] for first, line in lines]
+        yield "", ["checkpoint", *names], cells

@@ -1,0 +1,260 @@
+"""Does sound help, and most where the video is poor? Every training and test of the answer, and its tables."""
+
+import json
+import shlex
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import yaml
+
+from avmae.errors import InputError
+from avmae.evaluation.degraded import Row, condition_name
+from avmae.evaluation.results import Table
+from avmae.runs.folder import newest_sound
+from avmae.runs.side_by_side import Unit, places, run_side_by_side
+
+HEARING = ("avmae_concat", "avmae")
+QUICK: dict[str, Any] = {
+    "seeds": [0],
+    "labels": [1.0],
+    "degradations": ["lowres:8", "blur:16", "drop:0.75", "noise:0", "silence", "swap"],
+}
+QUICK_PRETRAINING = ("trainer.max_epochs=4", "trainer.check_val_every_n_epoch=4")
+
+
+@dataclass(frozen=True)
+class StudySpec:
+    """What is trained and tested; conf/study/sound.yaml explains the settings, and has the same defaults.
+
+    Raises:
+        InputError: no fine-tuning is on all training clips.
+    """
+
+    name: str = "sound"
+    quick: bool = False
+    systems: list[str] = field(default_factory=lambda: ["imagemae", "videomae", "avmae_concat", "avmae"])
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    labels: list[float] = field(default_factory=lambda: [1.0, 0.1])
+    pretrain: str = "study_pretrain"
+    finetune: str = "study_finetune"
+    few_labels: list[str] = field(
+        default_factory=lambda: ["trainer.max_epochs=40", "trainer.check_val_every_n_epoch=40"]
+    )
+    overrides: list[str] = field(default_factory=list)
+    hearing: dict[str, list[str]] = field(
+        default_factory=lambda: {
+            "pretrain": ["task.hide_audio=0.25"],
+            "finetune": ["task.drop_audio=0.3", "task.swap_audio=0.3"],
+        }
+    )
+    degradations: str | list[str] = "all"
+
+    def __post_init__(self) -> None:
+        for name, value in QUICK.items() if self.quick else ():
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "labels", [float(share) for share in self.labels])
+        if 1.0 not in self.labels:
+            raise InputError(f"study.labels={self.labels} must contain 1.0, a fine-tuning on all training clips")
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run of `python -m avmae.train`.
+
+    Args:
+        name: of its folder.
+        start: what the weights start from: `pretraining` itself, `pretrained` or `scratch`.
+        labels: share of the training clips.
+        arguments: of the command, but for the data and the folder.
+    """
+
+    name: str
+    start: str
+    labels: float
+    arguments: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study in its folder; one that was stopped is resumed there.
+
+    Args:
+        output: the folder.
+        spec: what is trained and tested.
+        data: arguments that are handed on to every training.
+        accelerator: of trainings and tests.
+    """
+
+    output: Path
+    spec: StudySpec
+    data: Sequence[str] = ()
+    accelerator: str = "auto"
+
+    def begin(self) -> None:
+        """Make the folder, or resume what is in it; seeds and systems may be added to a study later.
+
+        Raises:
+            InputError: it cannot be made, or holds a study with other settings.
+        """
+        file = self.output / "settings.json"
+        settings = {k: v for k, v in asdict(self.spec).items() if k not in ("seeds", "systems")}
+        settings["data"] = list(self.data)
+        if file.is_file():
+            found = json.loads(file.read_text(encoding="utf-8"))
+            if differs := sorted(key for key in found.keys() | settings.keys() if found.get(key) != settings.get(key)):
+                raise InputError(
+                    f"{self.output} holds a study with another {', '.join(differs)} ({found.get(differs[0])}, now "
+                    f"{settings.get(differs[0])}); give output=NEWDIR, or delete it"
+                )
+            return
+        try:
+            self.output.mkdir(parents=True, exist_ok=True)
+            write(file, settings)
+        except OSError as error:
+            raise InputError(f"output={self.output} cannot be written: {error.strerror}; choose another") from error
+
+    def units(self, progress: bool = False) -> dict[str, Unit]:
+        """Trainings and tests that have not been done, by system and seed; see `run_side_by_side`."""
+        # The most expensive systems first, so that the last one to end is a short one.
+        every = [(system, seed) for seed in self.spec.seeds for system in reversed(self.spec.systems)]
+        return {
+            f"{system}, seed {seed}": self._unit(system, seed, progress)
+            for system, seed in every
+            if not self._rows_of(system, seed).is_file()
+        }
+
+    def run(self, jobs: int | None = None, progress: bool = False) -> None:
+        """Do all units, side by side.
+
+        Args:
+            jobs: how many at once; see `places`.
+            progress: print what is started, and what has ended.
+
+        Raises:
+            InputError: a training or a test failed.
+        """
+        units, began, ended = self.units(progress), time.monotonic(), set[str]()
+
+        def note(name: str) -> None:
+            ended.add(name)
+            if progress:
+                print(f"[{len(ended)}/{len(units)}] {name}: {time.monotonic() - began:.0f} s so far", flush=True)
+
+        if units:
+            run_side_by_side(units, places(jobs, self.accelerator), note)
+
+    def content(self, rows: list[Row], controls: Mapping[str, float]) -> dict[str, Any]:
+        """What study.json holds."""
+        return {"study": asdict(self.spec), "controls": controls, "rows": rows}
+
+    def rows(self) -> list[Row]:
+        """What was found, when all units are done; accuracy first, for that is what is asked for."""
+        files = [self._rows_of(system, seed) for seed in self.spec.seeds for system in self.spec.systems]
+        rows = [row for file in files for row in json.loads(file.read_text(encoding="utf-8"))]
+        return sorted(rows, key=lambda row: row["start"] == "pretraining")
+
+    def _rows_of(self, system: str, seed: int) -> Path:
+        return self.output / system / f"seed{seed}" / "rows.json"
+
+    def _unit(self, system: str, seed: int, progress: bool) -> Unit:
+        """Train one system with one seed in all ways and test each; leaves rows.json in its folder."""
+        file, found = self._rows_of(system, seed), list[Row]()
+        for training in trainings(file.parent, system, seed, self.spec):
+            run_dir, tested = file.parent / training.name, file.parent / f"{training.name}.json"
+            run_dir.mkdir(parents=True, exist_ok=True)
+            for command, done in (("train", run_dir / "summary.json"), ("evaluate", tested)):
+                if not done.is_file():
+                    make = self._train if command == "train" else self._test
+                    arguments = ["-m", f"avmae.{command}", *make(training, run_dir)]
+                    if progress:
+                        print(f"  {shlex.join(['python', *arguments])}", flush=True)
+                    yield arguments, run_dir / "output.txt"
+            rows = json.loads(tested.read_text(encoding="utf-8"))["degraded"]
+            about = {"system": system, "seed": seed, "start": training.start, "labels": training.labels}
+            found += [{**about, **row} for row in rows]
+        write(file, found)
+
+    def _train(self, training: Training, run_dir: Path) -> Iterator[str]:
+        yield from (*training.arguments, *self.data, f"trainer.accelerator={self.accelerator}")
+        yield override("hydra.run.dir", run_dir)
+        if (checkpoint := newest_sound(run_dir)) is not None:
+            yield override("resume", checkpoint)
+
+    def _test(self, training: Training, run_dir: Path) -> Iterator[str]:
+        trained = yaml.safe_load((run_dir / ".hydra/config.yaml").read_text(encoding="utf-8"))
+        yield override("ckpt", run_dir / "checkpoints/last.ckpt")
+        yield override("output", run_dir.parent / f"{training.name}.json")
+        yield from (f"accelerator={self.accelerator}", f"precision={trained['trainer']['precision']}")
+        # From scratch and with few labels, what matters is how much is learned, clean.
+        full = training.start == "pretraining" or (training.start == "pretrained" and training.labels == 1)
+        if full and self.spec.degradations == "all":
+            yield "degrade=all"
+        else:
+            kinds = ["clean", *self.spec.degradations] if full else ["clean"]
+            yield f"degrade=[{','.join(repr(str(kind)) for kind in kinds)}]"
+
+
+def write(file: Path, content: Any) -> None:
+    """Write JSON whole or not at all."""
+    temporary = file.with_suffix(".partial")
+    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    temporary.replace(file)
+
+
+def trainings(folder: Path, system: str, seed: int, spec: StudySpec) -> Iterator[Training]:
+    """What is trained of one system with one seed, the pretraining first."""
+    common, last = (f"model={system}", f"seed={seed}"), spec.overrides
+    hearing = spec.hearing if system in HEARING else {"pretrain": [], "finetune": []}
+    shorter = QUICK_PRETRAINING if spec.quick else ()
+    pretrain = (f"experiment={spec.pretrain}", *common, *hearing["pretrain"], *shorter, *last)
+    yield Training("pretrain", "pretraining", 1.0, pretrain)
+    for share in spec.labels:
+        few = (f"data.train_share={share}", *spec.few_labels) if share < 1 else ()
+        finetune = (f"experiment={spec.finetune}", *common, *hearing["finetune"], *few, *last)
+        ckpt = override("ckpt", folder / "pretrain/checkpoints/last.ckpt")
+        yield Training(f"finetune_{share:g}", "pretrained", share, (*finetune, ckpt))
+        if not spec.quick:
+            yield Training(f"scratch_{share:g}", "scratch", share, finetune)
+
+
+def override(key: str, path: Path) -> str:
+    """Hydra's override of a path, whatever its characters."""
+    text = str(path.absolute()).replace("'", "\\'")
+    return f"{key}='{text}'"
+
+
+def study_tables(systems: Sequence[str], rows: Sequence[Row], controls: Mapping[str, float]) -> Iterator[Table]:
+    """Accuracy and error of masked patches by degradation, few labels, controls: means and deviations over seeds."""
+    values: dict[tuple[str, ...], list[float]] = {}
+    names = ("system", "start", "labels", "degradation", "severity", "subset", "metric")
+    for row in rows:
+        values.setdefault(tuple(str(row[name]) for name in names), []).append(row["value"])
+
+    def cell(*key: Any) -> str:
+        found = values.get(tuple(map(str, key)))
+        if found is None:
+            return "-"
+        scale, digits = (100, 1) if key[-1] == "top1" else (1, 4)
+        text = f"{scale * mean(found):.{digits}f}"
+        return text if len(found) == 1 else f"{text} ± {scale * stdev(found):.{digits}f}"
+
+    conditions = list(dict.fromkeys((row["degradation"], row["severity"]) for row in rows))
+    accuracy, error = "top-1 in percent, pretrained and fine-tuned", "squared error of masked video patches"
+    for title, start, metric, subset in (
+        *((accuracy, "pretrained", "top1", subset) for subset in ("all", "sound", "silent")),
+        (error, "pretraining", "hidden_mse", "sound"),
+    ):
+        body = [
+            [condition_name(*condition), *(cell(s, start, 1.0, *condition, subset, metric) for s in systems)]
+            for condition in conditions
+        ]
+        yield f"{title}: {subset} clips", ["degradation", *systems], body
+    starts = list(dict.fromkeys((row["start"], row["labels"]) for row in rows if row["metric"] == "top1"))
+    body = [[f"{a} {b:g}", *(cell(s, a, b, "clean", 0.0, "all", "top1") for s in systems)] for a, b in starts]
+    yield "top-1 in percent, clean, by share of labels", ["start and labels", *systems], body
+    body = [[name, f"{value:.1%}"] for name, value in controls.items()]
+    yield "what linear models know, in percent", ["control", "top1"], body
