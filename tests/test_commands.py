@@ -20,7 +20,7 @@ from avmae.cli.help import page
 from avmae.errors import InputError
 from avmae.evaluation.data import evaluation_data
 from avmae.models.weights import write_safetensors
-from avmae.runs.folder import resume_checkpoint
+from avmae.runs.folder import settle_run
 
 CLASSIFY = ("task=classify", "optim=finetune", "trainer.max_epochs=1", "data.segments=1", "data.crops=1")
 
@@ -235,8 +235,8 @@ def test_a_sweep_resumes_job_by_job(miniature: Path, tmp_path: Path) -> None:
     assert f"resuming {sweep}/0/checkpoints/last.ckpt after step 2" in printed
     assert printed.count("resuming") == 1
     assert [load(sweep / job / "checkpoints/last.ckpt")["global_step"] for job in "01"] == [4, 4]
-    with pytest.raises(InputError, match="goes on with -m"):
-        resume_checkpoint(str(tmp_path / "logs"), "run", "last")
+    with pytest.raises(InputError, match="resumed with -m"):
+        settle_run(str(tmp_path / "logs"), "run", "last")
     assert "no sweep" in error(
         train("-m", "name=other", "resume=last", "seed=0,1", cwd=tmp_path, miniature=miniature, ok=False)
     )

@@ -168,6 +168,7 @@ def test_whole_frames_are_augmented_and_then_cut() -> None:
     torch.testing.assert_close(BatchTransform(clip, STRONG)(plain)["video"], unchanged)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_a_gpu_gives_what_the_cpu_gives_and_is_not_waited_for(frames: Tensor) -> None:
     seeds = list(range(40))

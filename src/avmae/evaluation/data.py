@@ -44,8 +44,8 @@ def evaluation_data(
     Raises:
         InputError: the data are not there, cannot be read, or a checkpoint names a function that is not ours.
     """
-    named_as_a_whole, typed = typed is not None, given.keys() if typed is None else typed
     given = by_source({key: value for key, value in given.items() if value is not None})
+    named_as_a_whole, typed = typed is not None, given.keys() if typed is None else typed
     own = by_source(settings.get("data", {"source": "ucf101"}))
     source = given.get("source", own.get("source"))
     refuse_foreign_code(own, trusted="source" in given)

@@ -61,7 +61,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
     def failed(self, path: Path, cause: str) -> None:
         """Note and say that a checkpoint could not be written."""
         self.failures[str(path)] = cause
-        print(f"cannot save {path}: {cause}; training goes on, the next save tries again", file=sys.stderr)
+        print(f"cannot save {path}: {cause}; training continues, the next save tries again", file=sys.stderr)
 
 
 def loaded_at_first(checkpoint: str | Path) -> list[str]:
