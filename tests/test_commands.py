@@ -52,7 +52,7 @@ def videos(miniature: Path, tmp_path: Path) -> Path:
     ("setting", "named"),
     [
         ("data.batch_size=abc", "data.batch_size must be a number, not 'abc'"),
-        ("data.batch_size=2.5", "whole numbers"),
+        ("data.batch_size=2.5", "whole number"),
         ("trainer.max_steps=abc", "trainer.max_steps must be a number"),
         ("trainer.clips_per_step=abc", "trainer.clips_per_step=abc"),
         ("callbacks.unreadable.max_share=abc", "callbacks.unreadable.max_share must be a number"),

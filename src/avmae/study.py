@@ -10,6 +10,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 
 from avmae.cli.command import command
+from avmae.cli.config import check_counts
 from avmae.cli.table import print_table
 from avmae.clip import ClipSpec
 from avmae.data.build import build_data
@@ -42,6 +43,7 @@ def study(plan: Study, jobs: int | None = None, progress: bool = False) -> dict[
 @command("study")
 def main(config: dict[str, Any]) -> None:
     """Train, test, tabulate; see `python -m avmae.study --help`."""
+    check_counts(config, "jobs")
     began, settings, job = time.monotonic(), spec(StudySpec, "study", config["study"]), HydraConfig.get()
     output = Path(config["output"] or f"logs/study_{settings.name}{'_quick' if settings.quick else ''}")
     data = [f"data={job.runtime.choices['data']}", *(o for o in job.overrides.task if o.startswith("data."))]

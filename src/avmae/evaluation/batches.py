@@ -27,7 +27,7 @@ class Inference:
         progress: print how many clips there are, how far the pass is, and which clips cannot be read.
 
     Raises:
-        InputError: another precision.
+        InputError: another precision, or a GPU is asked for where there is none.
     """
 
     accelerator: str = "auto"
@@ -38,6 +38,8 @@ class Inference:
     def __post_init__(self) -> None:
         if self.precision not in ("auto", "bf16-mixed", "32-true"):
             raise InputError(f"precision={self.precision} is not for tests; choose auto, bf16-mixed or 32-true")
+        if self.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+            raise InputError(f"accelerator={self.accelerator}, but no GPU is to be seen here; choose cpu or auto")
 
     @property
     def device(self) -> torch.device:
