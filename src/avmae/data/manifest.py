@@ -4,11 +4,9 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
-from multiprocessing import get_context
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -16,6 +14,7 @@ import av
 import numpy as np
 
 from avmae.data.decode.window import decode_all, probe
+from avmae.data.pool import worker_pool
 from avmae.data.splits import Splits
 from avmae.errors import InputError, MediaError
 
@@ -247,22 +246,19 @@ def _inspect_all(root: Path, paths: Iterable[str], workers: int) -> Iterator[Rec
     # A decoder that crashes takes its process along: the file is then tried alone, and named.
     while queue:
         done: set[str] = set()
-        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        with suppress(BrokenProcessPool), worker_pool(workers) as pool:
             futures = {path: pool.submit(inspect, root, path) for path in queue}
-            try:
-                for path, future in futures.items():
-                    record = future.result()
-                    done.add(path)
-                    yield record
-            except BrokenProcessPool:
-                pool.shutdown(cancel_futures=True)
+            for path, future in futures.items():
+                record = future.result()
+                done.add(path)
+                yield record
         queue = [path for path in queue if path not in done]
         if queue and done != set(futures):
             yield _inspect_apart(root, queue.pop(0))
 
 
 def _inspect_apart(root: Path, path: str) -> Record:
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool, suppress(BrokenProcessPool):
+    with worker_pool(1) as pool, suppress(BrokenProcessPool):
         return pool.submit(inspect, root, path).result()
     stat = (root / path).stat()
     return Record(path, stat.st_size, stat.st_mtime_ns, problem="the decoder crashed on it")

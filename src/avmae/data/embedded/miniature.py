@@ -8,11 +8,9 @@ import shutil
 import struct
 import sys
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
@@ -23,6 +21,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
+from avmae.data.pool import worker_pool
 from avmae.errors import InputError
 
 HEIGHT, WIDTH = 120, 160
@@ -183,8 +182,7 @@ def _call(job: Callable[[], None]) -> None:
 def _run(jobs: list[Callable[[], None]], kind: str, workers: int) -> None:
     with ExitStack() as stack:
         if workers > 1:
-            # A fork would copy whatever threads and devices the calling process has running.
-            pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=get_context("spawn")))
+            pool = stack.enter_context(worker_pool(workers))
             written = pool.map(_call, jobs, chunksize=8)
         else:
             written = map(_call, jobs)

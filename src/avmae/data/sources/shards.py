@@ -9,14 +9,13 @@ import functools
 import json
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from avmae.data.decode.encode import pack_video
 from avmae.data.paths import within
+from avmae.data.pool import worker_pool
 from avmae.data.splits import ClipEntry, Splits, hold_out
 from avmae.errors import InputError, MediaError
 
@@ -116,7 +115,7 @@ def pack(
     try:
         target.mkdir(parents=True, exist_ok=True)
         writer = BinaryWriter(str(target), chunk_bytes=CHUNK_BYTES)
-        with ProcessPoolExecutor(max(1, workers), get_context("spawn")) as pool:
+        with worker_pool(workers) as pool:
             packed = pool.map(functools.partial(_pack_one, root, spec), [row.name for row in rows])
             for row, content in zip(rows, progress(packed), strict=True):
                 if isinstance(content, bytes):
