@@ -17,7 +17,6 @@ from avmae.data.dataset import collate, make_sample
 from avmae.data.decode.window import Window
 from avmae.data.rand_augment import (
     ARGUMENTS,
-    KERNELS,
     Operation,
     apply_operations,
     draw_operations,
@@ -72,16 +71,6 @@ def test_operations_follow_each_other(frames: Tensor) -> None:
         expected = torch.from_numpy(reference(expected, operation).copy())
     assert (found[0, 1].int() - expected.int()).abs().max() <= 2
     assert torch.equal(found[1], frames[1])
-
-
-@pytest.mark.parametrize("name", KERNELS)
-def test_views_with_other_numbers_share_a_pass(name: str, frames: Tensor) -> None:
-    numbers = {"table": torch.arange(512.0).view(2, 256) / 2}.get(name, torch.tensor([[0.4], [1.7]]))
-    if name.startswith("warp"):
-        numbers = torch.tensor([[1.0, 0.1, -3, 0.2, 0.9, 2], [0.8, -0.2, 4, 0, 1.1, -5]])
-    planes = frames.permute(0, 1, 4, 2, 3)
-    alone = [KERNELS[name](planes[v : v + 1], numbers[v : v + 1]) for v in range(2)]
-    assert torch.equal(KERNELS[name](planes, numbers), torch.cat(alone))
 
 
 def drawn_by_timm(calls: int) -> dict[str, list[float]]:

@@ -57,20 +57,12 @@ class Loading:
         """The clips of the chosen classes."""
         if self.only is None:
             return splits
-        names = [self.only] if isinstance(self.only, str) else list(map(str, self.only))
-        return keep_classes(splits, CLASSES_WITH_SOUND if self.only == "with_sound" else names)
+        names = CLASSES_WITH_SOUND if self.only == "with_sound" else self.only
+        return keep_classes(splits, [names] if isinstance(names, str) else list(map(str, names)))
 
 
 class ClipDataModule(L.LightningDataModule):
-    """Reads the clips of a data set.
-
-    Args:
-        clips: what a source returned, such as `read_ucf101`.
-        clip: shape of a window.
-        loading: which clips are read, and how.
-        audio: read the audio, too; False for systems that take video alone.
-        augment: how training views are drawn.
-        seed: of the run.
+    """Reads the clips of a data set: what a source returned, such as `read_ucf101`.
 
     Attributes:
         listed: the clips of each part before unreadable ones and labels beyond `train_share` are left out.
@@ -132,10 +124,11 @@ class ClipDataModule(L.LightningDataModule):
         """
         if not self.splits.train:
             raise InputError("the data set has no training clips; set data.train")
-        trainer = self.trainer
-        assert trainer is not None
-        batch_size, rank, world = self.loading.batch_size, trainer.global_rank, trainer.world_size
-        return TrainSampler(len(self.splits.train), batch_size, self.seed, rank, world)
+        return TrainSampler(len(self.splits.train), self.loading.batch_size, self.seed, *self._place())
+
+    def _place(self) -> tuple[int, int]:
+        """This process's number, and how many there are."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def train_dataloader(self) -> DataLoader:
         """Batches of random windows, from where a resumed run stopped."""
@@ -150,13 +143,10 @@ class ClipDataModule(L.LightningDataModule):
         return self._loader(ClipDataset(self.splits.train, self.clip, self.audio, self.augment), sampler)
 
     def _batches_done(self, batches: int) -> int:
-        """How much of the epoch that a run is resumed in is done.
+        """How many of an epoch's batches are done where a run is resumed.
 
         After another number of processes or another batch size, Lightning's count, by which it ends the epoch, is put
         into today's batches, down to the start of a step: clips may be read again, but none is left out.
-
-        Args:
-            batches: in an epoch.
         """
         assert self.trainer is not None
         progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
@@ -174,8 +164,7 @@ class ClipDataModule(L.LightningDataModule):
 
     def _clips_a_batch(self) -> int:
         """Of all processes together."""
-        assert self.trainer is not None
-        return self.loading.batch_size * self.trainer.world_size
+        return self.loading.batch_size * self._place()[1]
 
     def state_dict(self) -> dict[str, int]:
         """What tells a resumed run where in the epoch it was."""
@@ -189,13 +178,12 @@ class ClipDataModule(L.LightningDataModule):
     ) -> DataLoader:
         """Segments x crops of each of some clips; `partners`: see `ClipDataset`."""
         dataset = ClipDataset(entries, self.clip, self.audio, None, segments, crops, partners)
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         batch_size = batch_size or self.loading.batch_size
-        return self._loader(dataset, EvalSampler(len(entries), segments, batch_size, self.seed, rank, world))
+        return self._loader(dataset, EvalSampler(len(entries), segments, batch_size, self.seed, *self._place()))
 
     def part_loader(self, part: str, partners: bool = False) -> DataLoader:
         """All views of each clip of a part: train, val or test; `partners`: see `ClipDataset`."""
-        return self.eval_loader(getattr(self.splits, part), self.loading.segments, self.loading.crops, partners)
+        return self.eval_loader(self.splits.parts()[part], self.loading.segments, self.loading.crops, partners)
 
     def val_dataloader(self) -> DataLoader | list:
         """The centre of each validation clip."""

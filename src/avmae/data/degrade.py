@@ -47,10 +47,6 @@ class Degradation:
     | `silence` | none: the audio is taken away |
     | `swap` | none: the audio is that of another clip, of another class |
 
-    Args:
-        kind: one of the above.
-        severity: see above; 0 where there is none.
-
     Raises:
         InputError: an unknown kind, or a severity out of range.
     """
@@ -70,13 +66,11 @@ class Degradation:
             "noise": math.isfinite(self.severity),
         }.get(self.kind, self.severity == 0)
         if not fits:
-            raise InputError(f"degradation {self}: the severity is out of range; the study takes {self._examples()}")
+            examples = ", ".join(f"{self.kind}:{s:g}" for s in SEVERITIES[self.kind]) or self.kind
+            raise InputError(f"degradation {self}: the severity is out of range; the study takes {examples}")
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.severity:g}" if SEVERITIES[self.kind] else self.kind
-
-    def _examples(self) -> str:
-        return ", ".join(f"{self.kind}:{s:g}" for s in SEVERITIES[self.kind]) or self.kind
 
     @classmethod
     def parse(cls, text: str) -> "Degradation":
@@ -87,11 +81,10 @@ class Degradation:
         """
         kind, _, severity = text.partition(":")
         try:
-            return cls(kind, float(severity or 0))
-        except ValueError as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"degradation '{text}': the severity must be a number, as in {kind}:4") from error
+            number = float(severity or 0)
+        except ValueError:
+            raise InputError(f"degradation '{text}': the severity must be a number, as in {kind}:4") from None
+        return cls(kind, number)
 
 
 def all_degradations() -> list[Degradation]:
@@ -100,15 +93,9 @@ def all_degradations() -> list[Degradation]:
 
 
 def degrade_video(video: Tensor, degradation: Degradation, seeds: Tensor) -> Tensor:
-    """Degrade video; degradations of the audio leave it as it is.
+    """Degrade video (B, 3, T, H, W) float32 in [0, 1]; degradations of the audio leave it as it is.
 
-    Args:
-        video: (B, 3, T, H, W) float32 in [0, 1].
-        degradation: which and how much.
-        seeds: (B,) int64, of what is drawn for each clip.
-
-    Returns:
-        The same shape.
+    Seeds (B,) int64 are of what is drawn for each clip.
     """
     kind, severity = degradation.kind, degradation.severity
     if kind not in OF_VIDEO:
@@ -164,11 +151,7 @@ def degrade_audio(
 
 
 def next_audible(has_audio: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """The next clip of the batch that has audio and another label, by clip.
-
-    Args:
-        has_audio: (B,) bool.
-        label: (B,) int64.
+    """The next clip of the batch that has audio (B,) bool and another label (B,) int64, by clip.
 
     Returns:
         Its number (B,) int64, and whether there is one (B,) bool.

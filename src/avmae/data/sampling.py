@@ -15,19 +15,12 @@ from avmae.errors import InputError
 
 @dataclass(frozen=True)
 class Request:
-    """One reading of one clip.
+    """One reading of one clip."""
 
-    Args:
-        index: of the clip in its part of the data set.
-        seed: of the reading's random choices.
-        segment: of the clip, at test time.
-        scored: False for repetitions that only fill the last batch.
-    """
-
-    index: int
-    seed: tuple[int, ...] = (0,)
-    segment: int = 0
-    scored: bool = True
+    index: int  # of the clip in its part of the data set
+    seed: tuple[int, ...] = (0,)  # of the reading's random choices
+    segment: int = 0  # of the clip, at test time
+    scored: bool = True  # False for repetitions that only fill the last batch
 
 
 class TrainSampler(Sampler[list[Request]]):

@@ -12,12 +12,9 @@ from avmae.errors import InputError
 
 @dataclass(frozen=True)
 class ClipEntry:
-    """One file of a data set.
+    """One file of a data set, its class from 0, and what it shares its source with.
 
-    Args:
-        path: of the file, or where else it is stored.
-        label: class number from 0.
-        group: clips of one group share a source and must not be split between training and validation.
+    Clips of one group must not be split between training and validation.
     """
 
     path: Source
@@ -27,15 +24,9 @@ class ClipEntry:
 
 @dataclass(frozen=True)
 class Splits:
-    """What a source returns: the clips of each part.
+    """What a source returns: the clips of each part, names of classes by label, and what the user should know of them.
 
-    Args:
-        train: for training.
-        val: for validation.
-        test: for test.
-        classes: names by label.
-        notes: what the user should know about them.
-        root: the folder that a manifest's paths start from; None where the clips are no files.
+    A manifest's paths start from the root, which is None where the clips are no files.
     """
 
     train: list[ClipEntry]
@@ -44,6 +35,10 @@ class Splits:
     classes: list[str]
     notes: tuple[str, ...] = ()
     root: Path | None = None
+
+    def parts(self) -> dict[str, list[ClipEntry]]:
+        """By name."""
+        return {"train": self.train, "val": self.val, "test": self.test}
 
 
 def some(names: Sequence[object]) -> str:
@@ -76,14 +71,14 @@ def keep_classes(splits: Splits, names: Collection[str]) -> Splits:
     kept = [label for label, name in enumerate(splits.classes) if name.casefold() in wanted]
     unknown = sorted(wanted - {splits.classes[label].casefold() for label in kept})
     if unknown or not kept:
-        some = ", ".join(splits.classes[:3])
         raise InputError(
-            f"data.only={unknown[0] if unknown else '[]'} is none of the {len(splits.classes)} classes {some}, ..."
+            f"data.only={unknown[0] if unknown else '[]'} is none of the {len(splits.classes)} classes "
+            f"{', '.join(splits.classes[:3])}, ..."
         )
     anew = {label: number for number, label in enumerate(kept)}
     train, val, test = (
         [replace(entry, label=anew[entry.label]) for entry in part if entry.label in anew]
-        for part in (splits.train, splits.val, splits.test)
+        for part in splits.parts().values()
     )
     return replace(splits, train=train, val=val, test=test, classes=[splits.classes[label] for label in kept])
 

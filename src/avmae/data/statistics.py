@@ -15,14 +15,9 @@ from avmae.errors import InputError
 
 @dataclass(frozen=True)
 class Statistics:
-    """Over one window of each of some training clips.
+    """Over one window of each of some training clips that could be read.
 
-    Args:
-        clips: how many could be read.
-        pixel_mean: per RGB channel, of pixels in [0, 1].
-        pixel_std: standard deviation, per RGB channel.
-        mel_mean: of the natural-log mel power spectrogram; None if no clip has audio.
-        mel_std: its standard deviation.
+    Pixels in [0, 1] by RGB channel; the natural-log mel power spectrogram is None if no clip has audio.
     """
 
     clips: int
@@ -38,13 +33,7 @@ def measure(
     seed: int = 0,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = lambda samples: samples,
 ) -> Statistics:
-    """Measure the central window of training clips.
-
-    Args:
-        data: of which the training clips are read.
-        limit: how many of them, drawn at random; None for all.
-        seed: of the drawing.
-        progress: wraps the samples as they are read.
+    """Measure the central window of training clips, of a limited number that is drawn by the seed, or of all.
 
     Raises:
         InputError: there are no training clips, or none that can be read.

@@ -7,7 +7,8 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -55,7 +56,7 @@ def prepare_worker(_: int) -> None:
     sys.excepthook = _report
     end_with_parent()
     worker: Any = get_worker_info()
-    worker.dataset.readings.end()
+    worker.dataset.readings.note()
 
 
 def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -65,26 +66,26 @@ def _report(kind: type[BaseException], error: BaseException, trace: TracebackTyp
 
 
 class Readings:
-    """What each reading process of a loader is reading, in memory that the training process shares.
-
-    Args:
-        workers: how many there are.
-        entries: the clips.
-    """
+    """What each of so many reading processes of a loader is reading, in memory that the training process shares."""
 
     def __init__(self, workers: int, entries: Sequence[ClipEntry]) -> None:
         self.entries = entries
         # Process id, clip or -1, start of the reading in nanoseconds.
         self.table = torch.tensor([[0, -1, 0]] * workers, dtype=torch.int64).share_memory_()
 
-    def begin(self, clip: int) -> None:
-        """Note that this process starts to read a clip; the training process itself is not noted."""
+    def note(self, clip: int = -1) -> None:
+        """Note which clip this process reads, if any; the training process itself is not noted."""
         if (worker := get_worker_info()) is not None:
             self.table[worker.id] = torch.tensor([os.getpid(), clip, time.monotonic_ns()])
 
-    def end(self) -> None:
-        """Note that this process reads no clip."""
-        self.begin(-1)
+    @contextmanager
+    def of(self, clip: int) -> Iterator[None]:
+        """Note that this process reads a clip as long as the block lasts."""
+        self.note(clip)
+        try:
+            yield
+        finally:
+            self.note()
 
     def of_processes(self, pids: Collection[int]) -> list[str]:
         """What those of these processes that belong here were reading, and how they ended."""

@@ -34,11 +34,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_packages_hold_the_recordings_of_every_digit(recordings: list[Recordings]) -> None:
-    assert sum(len(digit.pictures) for digit in recordings) == 1797
+    assert sum(len(digit.digits) for digit in recordings) == 1797
     for digit in recordings:
-        assert len(digit.pictures) >= 174
+        assert len(digit.digits) >= 174
         assert len(digit.utterances) >= 174
-        assert {picture.shape for picture in digit.pictures} == {(8, 8)}
+        assert {picture.shape for picture in digit.digits} == {(8, 8)}
         assert {utterance.shape[1] for utterance in digit.utterances} == {13}
 
 
@@ -47,7 +47,7 @@ def test_no_recording_is_in_two_parts_of_a_fold(tmp_path: Path, monkeypatch: pyt
     used: dict[str, set[bytes]] = {}
 
     def note(place: avdigits.ClipPlace, recordings: Recordings, *_: object) -> None:
-        assert recordings.pictures
+        assert recordings.digits
         assert recordings.utterances
         used[place.path.name] = {item.tobytes() for items in recordings for item in items}
         place.path.touch()
@@ -102,7 +102,7 @@ def test_a_word_has_the_spectrum_of_its_recording(recordings: list[Recordings]) 
 
 def test_a_digit_moves_and_never_leaves_the_picture(recordings: list[Recordings]) -> None:
     for seed in range(40):
-        picture = recordings[seed % 10].pictures[seed]
+        picture = recordings[seed % 10].digits[seed]
         layer = avdigits._draw(picture, np.ones(3, np.float32), 72, np.random.default_rng(seed))
         assert len({patch[:2] for patch in layer}) > 1
         for top, left, cover, _ in layer[::8]:
@@ -115,7 +115,7 @@ def test_a_digit_moves_and_never_leaves_the_picture(recordings: list[Recordings]
 
 
 def test_a_drawn_digit_is_most_like_its_own_picture(recordings: list[Recordings]) -> None:
-    pictures = torch.from_numpy(np.stack([digit.pictures[0] for digit in recordings]))
+    pictures = torch.from_numpy(np.stack([digit.digits[0] for digit in recordings]))
     drawn = []
     for seed, picture in enumerate(pictures.numpy()):
         cover = avdigits._draw(picture, np.ones(3, np.float32), 1, np.random.default_rng(seed))[0][2][..., 0]

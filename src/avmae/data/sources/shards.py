@@ -8,7 +8,7 @@ in mid-epoch) holds without another word.
 import functools
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,17 +25,11 @@ CHUNK_BYTES = 64_000_000
 
 @dataclass(frozen=True)
 class PackSpec:
-    """How clips are recoded; see `avmae.data.decode.window.pack_video`.
+    """How clips are recoded; see `avmae.data.decode.encode.pack_video`."""
 
-    Args:
-        short_side: of the frames, in pixels; UCF101 has 240.
-        quality: of the JPEGs, FFmpeg's scale of quantisers.
-        sample_rate: of the audio, in Hz; higher than `clip.sample_rate` is of no use.
-    """
-
-    short_side: int = 240
-    quality: int = 4
-    sample_rate: int = 16_000
+    short_side: int = 240  # of the frames, in pixels; UCF101 has 240
+    quality: int = 4  # of the JPEGs, FFmpeg's scale of quantisers
+    sample_rate: int = 16_000  # of the audio, in Hz; higher than `clip.sample_rate` is of no use
 
     def __post_init__(self) -> None:
         if self.short_side < 16 or not 1 <= self.quality <= 31 or self.sample_rate < 1000:
@@ -67,19 +61,12 @@ def _reader(root: str) -> Any:
 
 @dataclass(frozen=True)
 class Row:
-    """One clip in the table of a packed data set.
+    """One clip in the table of a packed data set."""
 
-    Args:
-        name: its path in the data set it was packed from.
-        label: class number.
-        group: see `ClipEntry`.
-        parts: lists of train, val and test, by fold; the fold is 0 where there is one division.
-    """
-
-    name: str
+    name: str  # its path in the data set it was packed from
     label: int
-    group: str
-    parts: dict[str, list[str]]
+    group: str  # see `ClipEntry`
+    parts: dict[str, list[str]]  # lists of train, val and test, by fold; the fold is 0 where there is one division
 
 
 def pack(
@@ -89,7 +76,7 @@ def pack(
     target: Path,
     spec: PackSpec,
     workers: int,
-    progress: Callable[[Any], Any] = lambda clips: clips,
+    progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda clips, total: clips,
 ) -> list[str]:
     """Recode clips and write them in chunks with a table beside them; returns what could not be packed, and why.
 
@@ -100,7 +87,7 @@ def pack(
         target: a new or empty folder.
         spec: how clips are recoded.
         workers: processes that recode.
-        progress: wraps the clips as they are done.
+        progress: wraps the clips as they are done, of so many.
 
     Raises:
         InputError: the target is not empty, or cannot be written.
@@ -117,7 +104,7 @@ def pack(
         writer = BinaryWriter(str(target), chunk_bytes=CHUNK_BYTES)
         with worker_pool(workers) as pool:
             packed = pool.map(functools.partial(_pack_one, root, spec), [row.name for row in rows])
-            for row, content in zip(rows, progress(packed), strict=True):
+            for row, content in zip(rows, progress(packed, len(rows)), strict=True):
                 if isinstance(content, bytes):
                     writer.add_item(len(kept), {"video": content})
                     kept.append(row)
@@ -157,19 +144,18 @@ def read_packed(root: str, fold: int = 1, val_groups: int = 2) -> Splits:
     table = _read_json(root, TABLE)
     _check_index(root)
     parts: dict[str, list[ClipEntry]] = {"train": [], "val": [], "test": []}
-    folded = False
+    folded = any("0" not in row["parts"] for row in table["clips"])
     for index, row in enumerate(table["clips"]):
-        folded = folded or "0" not in row["parts"]
         listed = row["parts"].get(str(fold) if folded else "0")
         if listed is None:
             raise InputError(f"data.fold={fold}: {root} has the folds {', '.join(row['parts'])}")
         # Older copies name one part instead of a list.
         for part in [listed] if isinstance(listed, str) else listed:
             parts[part].append(ClipEntry(PackedClip(root, index, row["name"]), row["label"], row["group"]))
-    train, val = parts["train"], parts["val"]
+    train, val, test = parts.values()
     if folded:
         train, val = hold_out(train, val_groups, fold)
-    return Splits(train, val, parts["test"], table["classes"])
+    return Splits(train, val, test, table["classes"])
 
 
 def _read_json(root: str, name: str) -> dict[str, Any]:
@@ -202,11 +188,10 @@ def _check_index(root: str) -> None:
             f"{root}/{INDEX}: items are {formats}, not ['bytes']; avmae did not pack this, nor will read it"
         )
     for name in names:
-        if "://" in root:
-            if PurePosixPath(name).name != name:
-                raise InputError(f"{root}/{INDEX} names the chunk {name}, which is not in the folder; pack it anew")
-        else:
+        if "://" not in root:
             within(Path(root).expanduser(), name)
+        elif PurePosixPath(name).name != name:
+            raise InputError(f"{root}/{INDEX} names the chunk {name}, which is not in the folder; pack it anew")
 
 
 def _litdata() -> Any:

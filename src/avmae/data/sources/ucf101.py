@@ -46,17 +46,14 @@ def read_ucf101(root: str | Path, fold: int = 1, val_groups: int = 2) -> Splits:
             raise InputError(
                 f"{folder} is not a folder; data.root must hold {VIDEOS}/<Class>/*.avi and the official lists, {LISTS}/"
             )
-    classes = [name for _, name in _numbered_classes(root / LISTS / "classInd.txt")]
-    files = {
-        f"{file.parent.name}/{file.name}".casefold(): file
-        for file in sorted((root / VIDEOS).glob("*/*"))
-        if file.is_file()
-    }
+    files = [file for file in sorted((root / VIDEOS).glob("*/*")) if file.is_file()]
     if not files:
         raise InputError(f"{root / VIDEOS} holds no clips; unpack UCF101.rar there so that it has a folder per class")
-    train = _read_list(root / LISTS / f"trainlist0{fold}.txt", files, classes)
-    test = _read_list(root / LISTS / f"testlist0{fold}.txt", files, classes)
-
+    # Where a copy spells a folder another way than the lists do, the file's own class still tells.
+    places = {file.name.casefold(): file for file in files}
+    places |= {f"{file.parent.name}/{file.name}".casefold(): file for file in files}
+    classes = _read_classes(root / LISTS / "classInd.txt")
+    train, test = (_read_list(root / LISTS / f"{part}list0{fold}.txt", places, classes) for part in ("train", "test"))
     train, val = hold_out(train, val_groups, fold)
     return Splits(train, val, test, classes, root=root)
 
@@ -67,36 +64,31 @@ def _lines(file: Path) -> list[str]:
     return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-def _numbered_classes(file: Path) -> list[tuple[int, str]]:
-    numbered = []
-    for number, line in enumerate(_lines(file), start=1):
-        match = re.fullmatch(r"(\d+)\s+(\S+)", line)
-        if not match or int(match[1]) != number:
+def _read_classes(file: Path) -> list[str]:
+    lines = _lines(file)
+    for number, line in enumerate(lines, start=1):
+        if not re.fullmatch(rf"{number}\s+\S+", line):
             raise InputError(f"{file}:{number}: expected '{number} ClassName', found '{line}'")
-        numbered.append((number, match[2]))
-    return numbered
+    return [line.split()[1] for line in lines]
 
 
-def _read_list(file: Path, files: dict[str, Path], classes: list[str]) -> list[ClipEntry]:
+def _read_list(file: Path, places: dict[str, Path], classes: list[str]) -> list[ClipEntry]:
     labels = {name.casefold(): label for label, name in enumerate(classes)}
-    # Where a copy spells a folder another way than the lists do, the file's own class still tells.
-    by_name = {path.name.casefold(): path for path in files.values()}
     entries, missing = [], []
     for number, line in enumerate(_lines(file), start=1):
-        name, _, label = line.partition(" ")
+        name, _, stated = line.partition(" ")
         match = re.fullmatch(r"(?P<folder>[^/]+)/(?P<file>v_.+_(?P<group>g\d+)_c\d+\.\w+)", name)
-        if not match or match["folder"].casefold() not in labels:
+        if not match or (label := labels.get(match["folder"].casefold())) is None:
             raise InputError(f"{file}:{number}: expected 'Class/v_Class_gGG_cCC.avi' of a known class, found '{line}'")
-        expected = labels[match["folder"].casefold()]
-        if label and label != str(expected + 1):
+        if stated and stated != str(label + 1):
             raise InputError(
-                f"{file}:{number}: label {label} is not class {match['folder']} ({expected + 1}) of classInd.txt"
+                f"{file}:{number}: label {stated} is not class {match['folder']} ({label + 1}) of classInd.txt"
             )
-        path = files.get(name.casefold()) or by_name.get(match["file"].casefold())
+        path = places.get(name.casefold()) or places.get(match["file"].casefold())
         if path is None:
             missing.append(name)
         else:
-            entries.append(ClipEntry(path, expected, match["group"]))
+            entries.append(ClipEntry(path, label, match["group"]))
     if missing:
         raise InputError(
             f"{file} names {len(missing)} file{'s' if len(missing) > 1 else ''} not found under {VIDEOS}/, the first: "
