@@ -74,7 +74,7 @@ def test_a_point_is_spread_as_far_as_stated(kind: str, severity: float) -> None:
     )
 
 
-def test_lost_pictures_show_the_one_before(video: Tensor) -> None:
+def test_lost_frames_show_the_one_before(video: Tensor) -> None:
     degraded = degrade_video(video, Degradation("drop", 0.5), SEEDS)
     for clip, original in zip(degraded, video, strict=True):
         shown = [next(t for t in range(6) if torch.equal(clip[:, time], original[:, t])) for time in range(6)]
@@ -129,7 +129,7 @@ def swapped(module: ClipDataModule, rank: int = 0, world: int = 1) -> dict[tuple
     return found
 
 
-def test_swapped_sound_is_another_class_s_whatever_the_batches_processes_and_segments(miniature: Path) -> None:
+def test_swapped_audio_is_another_class_s_whatever_the_batches_processes_and_segments(miniature: Path) -> None:
     def module(**settings: int) -> ClipDataModule:
         return miniature_data(miniature, ClipSpec(frames=4), **settings)
 

@@ -41,7 +41,7 @@ def test_silence_is_finite_and_every_band_holds_a_frequency() -> None:
 
 # The mean and the standard deviation put loud parts above 0 with either bank.
 @pytest.mark.parametrize("clip", [ClipSpec(), ClipSpec(filter_bank="kaldi", mel_mean=-4.27, mel_std=4.57)], ids=str)
-def test_a_sound_made_from_a_spectrogram_has_that_spectrogram(clip: ClipSpec) -> None:
+def test_a_audio_made_from_a_spectrogram_has_that_spectrogram(clip: ClipSpec) -> None:
     time = torch.arange(clip.samples) / clip.sample_rate
     rising = 0.3 * torch.sin(2 * torch.pi * (300 + 200 * time) * time)[None]
     logmel = LogMel(clip)

@@ -1,4 +1,4 @@
-"""Files whose pictures and sound tell what they are: every picture carries its number, the sound carries the time."""
+"""Files whose frames and audio tell what they are: every picture carries its number, the sound carries the time."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -8,11 +8,16 @@ from typing import Any
 import av
 import numpy as np
 
+from avmae.clip import ClipSpec
+from avmae.data.decode.window import Window
+
+CLIP = ClipSpec()
+
 ROWS, COLUMNS = 2, 5
 """Blocks of a picture: one bit each, and so large that lossy codecs and scaling leave them alone."""
 
 
-def numbered_picture(number: int, height: int = 96, width: int = 160) -> np.ndarray:
+def numbered_frame(number: int, height: int = 96, width: int = 160) -> np.ndarray:
     """A picture (height, width, 3) uint8 of black and white blocks that spell a number below 1,024."""
     bits = np.array([number >> bit & 1 for bit in range(ROWS * COLUMNS)], np.uint8).reshape(ROWS, COLUMNS)
     rows, columns = np.arange(height) * ROWS // height, np.arange(width) * COLUMNS // width
@@ -41,7 +46,7 @@ def tone(seconds: np.ndarray) -> np.ndarray:
     return 0.5 * np.sin(2 * np.pi * (300 + 120 * seconds) * seconds)
 
 
-def sound_delay(waveform: np.ndarray, sample_rate: int, start: float, reach: float = 0.15) -> float:
+def audio_delay(waveform: np.ndarray, sample_rate: int, start: float, reach: float = 0.15) -> float:
     """By how many seconds a sound is late that should be the tone from `start` on; fails if it is something else."""
     lags = np.arange(-reach, reach, 0.001)
     # A third of the samples will do, and phase is free: filters shift it without moving the sound.
@@ -120,10 +125,48 @@ def write_media(
             frame.pts = round((begin + start) * sample_rate)
             packets += [(float(p.dts * p.time_base), p) for p in [*voice.encode(frame), *voice.encode(None)]]
         for number, tick in enumerate(ticks):
-            picture = av.VideoFrame.from_ndarray(numbered_picture(number, *size), format="rgb24")
+            picture = av.VideoFrame.from_ndarray(numbered_frame(number, *size), format="rgb24")
             picture.pts, picture.time_base = tick + round(start * rate), 1 / Fraction(rate)
             packets += [(float(p.dts * p.time_base), p) for p in pictures.encode(picture)]
         packets += [(float(p.dts * p.time_base), p) for p in pictures.encode(None)]
         for _, packet in sorted(packets, key=lambda item: item[0]):
             container.mux(packet)
     return path
+
+
+H264 = {"video": "libx264", "audio": "aac", "options": {"bf": "3"}}
+
+FILES: dict[str, dict[str, Any]] = {
+    "as_in_ucf101.avi": {"options": {"bf": "2", "g": "60"}},
+    "ntsc.avi": {"options": {"bf": "2"}, "rate": Fraction(30_000, 1001), "frames": 130},
+    "h264.avi": H264,
+    "pcm.avi": {"video": "mjpeg", "pixels": "yuvj420p", "audio": "pcm_s16le", "layout": "stereo"},
+    "h264.mp4": H264,
+    "open_gop.mp4": H264 | {"options": {"bf": "3", "x264-params": "open-gop=1:keyint=15"}},
+    "hevc.mp4": H264 | {"video": "libx265", "options": {"x265-params": "keyint=15:log-level=none"}},
+    "slow.mp4": H264 | {"rate": 12, "frames": 60, "sample_rate": 48_000},
+    "fast.mp4": H264 | {"rate": Fraction(60_000, 1001), "frames": 240},
+    "telephone.mp4": H264 | {"sample_rate": 8_000},
+    "variable.mp4": H264
+    | {"rate": 50, "ticks": [*range(0, 60, 3), *range(60, 140), *range(140, 240, 5)], "frames": 120},
+    "late.mp4": H264 | {"start": 2.0},
+    "surround.mkv": H264 | {"audio": "ac3", "layout": "5.1", "sample_rate": 48_000},
+    "late.mkv": H264 | {"start": 3.0, "audio": "flac", "layout": "5.1"},
+    "film.ts": H264 | {"start": 5.0},
+    "program.mpg": {"video": "mpeg2video", "audio": "mp2", "options": {"bf": "2"}},
+    "vp9.webm": {
+        "video": "libvpx-vp9",
+        "audio": "libopus",
+        "sample_rate": 48_000,
+        "options": {"deadline": "realtime", "cpu-used": "8"},
+    },
+    "odd.mkv": {"video": "ffv1", "audio": "pcm_s24le", "size": (97, 161), "pixels": "yuv444p"},
+}
+
+
+def on_display(ticks: list[int], rate: Fraction | int, window: Window, clip: ClipSpec = CLIP) -> list[int]:
+    """Numbers of the pictures that a player shows at the window's times."""
+    begins = np.array([float(tick / Fraction(rate)) for tick in ticks])
+    period = float((ticks[-1] + 1) / Fraction(rate))
+    times = window.start + np.arange(clip.frames) * clip.stride / clip.fps
+    return [int(np.searchsorted(begins, (time + 1e-3) % period, side="right")) - 1 for time in times]

@@ -1,7 +1,4 @@
-"""Boxes to cut from each frame, drawn in the worker; the cut itself and random erasing, done on the device.
-
-A box is (left, top, right, bottom) as shares of width and height; left and right swapped mirror the frame.
-"""
+"""Boxes to cut from each frame, drawn in the worker; the cut itself and random erasing, done on the device."""
 
 import math
 from collections.abc import Sequence
@@ -15,6 +12,7 @@ from torch import Tensor
 from avmae.errors import InputError
 
 Box = tuple[float, float, float, float]
+"""Left, top, right, bottom as shares of width and height; left and right swapped mirror the frame."""
 
 MULTISCALE = (1.0, 0.875, 0.75, 0.66)
 """Sides of VideoMAE's pretraining crops as shares of the frame's short side (its datasets.py)."""
@@ -29,33 +27,21 @@ ERASE_RATIO = (0.3, 1 / 0.3)
 
 @dataclass(frozen=True)
 class AugmentSpec:
-    """How training views are drawn; where VideoMAE differs from a default, its value follows in brackets.
-
-    Args:
-        crop: `random` cuts any box within scale and ratio (VideoMAE's fine-tuning), `multiscale` one of four sizes at
-            one of 13 places (its pretraining).
-        scale: smallest and largest share of the frame's area that `random` cuts (0.08 to 1).
-        ratio: smallest and largest width / height of what `random` cuts.
-        flip: probability of mirroring.
-        repeats: views cut from each decoded window (2).
-        rand_operations: of RandAugment drawn for each view (4). Each is applied with probability 0.5.
-        rand_magnitude: mean of an operation's magnitude, 10 being the strongest.
-        rand_std: standard deviation of the magnitude, which is drawn once an operation.
-        erase: probability of replacing a box by noise, the same box in all frames of a view (0.25).
+    """How training views are drawn. In brackets: VideoMAE's values for fine-tuning.
 
     Raises:
         InputError: a value is out of range.
     """
 
-    crop: str = "random"
-    scale: tuple[float, float] = (0.5, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: float = 0.5
-    repeats: int = 1
-    rand_operations: int = 0
-    rand_magnitude: float = 7.0
-    rand_std: float = 0.5
-    erase: float = 0.0
+    crop: str = "random"  # any box within scale and ratio; `multiscale`: one of four sizes at one of 13 places
+    scale: tuple[float, float] = (0.5, 1.0)  # smallest and largest share of the frame's area (0.08 to 1)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # smallest and largest width / height
+    flip: float = 0.5  # probability of mirroring
+    repeats: int = 1  # views cut from each decoded window (2)
+    rand_operations: int = 0  # of RandAugment drawn for each view, each applied with probability 0.5 (4)
+    rand_magnitude: float = 7.0  # mean of an operation's magnitude, 10 being the strongest
+    rand_std: float = 0.5  # standard deviation of the magnitude, which is drawn once an operation
+    erase: float = 0.0  # probability of replacing a box by noise, the same in all frames of a view (0.25)
 
     def __post_init__(self) -> None:
         if self.crop not in ("random", "multiscale"):
@@ -71,12 +57,8 @@ class AugmentSpec:
 def training_box(rng: np.random.Generator, spec: AugmentSpec, aspect: float, short_side: int, size: int) -> Box:
     """Draw the box of one view, mirrored or not.
 
-    Args:
-        rng: random generator.
-        spec: how.
-        aspect: width / height as displayed.
-        short_side: of the frame, in pixels; `multiscale` cuts at whole ones.
-        size: height and width, in pixels, that the cut is scaled to.
+    Aspect is width / height as displayed; `multiscale` cuts whole pixels of the frame, of that short side, to be scaled
+    to a height and width of `size`.
     """
     if spec.crop == "random":
         box = random_box(rng, aspect, spec.scale, spec.ratio)

@@ -42,12 +42,7 @@ EMBEDDED: dict[str, Source] = {
     "synthetic": partial(read_embedded, write_synthetic),
     "avdigits": partial(read_embedded, write_avdigits),
 }
-SOURCES: dict[str, Source] = EMBEDDED | {
-    "ucf101": read_ucf101,
-    "csv": read_csv,
-    "folder": read_folder,
-    "shards": read_packed,
-}
+SOURCES = EMBEDDED | {"ucf101": read_ucf101, "csv": read_csv, "folder": read_folder, "shards": read_packed}
 """Functions that return the clips of a data set, by the name that `data.source` gives them."""
 
 FORMER_NAMES = {
@@ -66,13 +61,8 @@ def build_data(
 ) -> ClipDataModule:
     """Read the lists of the data set that settings describe.
 
-    Args:
-        settings: `source`, one of `SOURCES` or a function of the user's own as PACKAGE.MODULE:FUNCTION, what that
-            function takes, and what `Loading` takes.
-        clip: shape of a window.
-        audio: read the audio, too.
-        augment: how training views are drawn.
-        seed: of the run.
+    Settings are `source`, one of `SOURCES` or a function of the user's own as PACKAGE.MODULE:FUNCTION, what that
+    function takes, and what `Loading` takes; for the rest see `ClipDataModule`.
 
     Raises:
         InputError: a key is unknown, missing or of the wrong type, or the data set cannot be read.
@@ -92,9 +82,9 @@ def build_data(
 
 def by_source(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that name their `source`, also where those of an older version name a `_target_`."""
-    target = settings.get("_target_")
-    named = {} if target is None else {"source": FORMER_NAMES.get(target, target)}
-    return {key: value for key, value in settings.items() if key != "_target_"} | named
+    own = dict(settings)
+    target = own.pop("_target_", None)
+    return own if target is None else own | {"source": FORMER_NAMES.get(target, target)}
 
 
 def find_source(name: str | None) -> Source:

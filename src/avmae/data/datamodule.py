@@ -24,28 +24,18 @@ from avmae.errors import InputError
 class Loading:
     """Which clips of a data set are read, and how; `conf/data/base.yaml` has the same defaults.
 
-    Args:
-        manifest: of `avmae.prepare`, to leave out what cannot be read; None for the one in the data set's folder.
-        only: names of the classes to keep, or `with_sound` for the 51 of UCF101 that have audio; None for all.
-        train_share: of each class's training clips, at least one; the rest is left out (few labels).
-        batch_size: windows per process and step.
-        workers: reading processes for each training process.
-        timeout: seconds to wait for a batch before the run ends, in case a reading process hangs; 0 waits forever.
-        segments: windows of each clip at test time.
-        crops: boxes of each test window.
-
     Raises:
         InputError: a setting is out of range.
     """
 
-    manifest: str | None = None
-    only: list[str] | str | None = None
-    train_share: float = 1.0
-    batch_size: int = 8
-    workers: int = 2
-    timeout: float = 180
-    segments: int = 5
-    crops: int = 3
+    manifest: str | None = None  # to leave out what cannot be read; None for the one in the data set's folder
+    only: list[str] | str | None = None  # classes to keep, or `with_sound`: the 51 of UCF101 that have audio
+    train_share: float = 1.0  # of each class's training clips, at least one; the rest is left out (few labels)
+    batch_size: int = 8  # windows per process and step
+    workers: int = 2  # reading processes for each training process
+    timeout: float = 180  # seconds to wait for a batch before the run ends, in case a worker hangs; 0 waits forever
+    segments: int = 5  # windows of each clip at test time
+    crops: int = 3  # boxes of each test window
 
     def __post_init__(self) -> None:
         if not 0 < self.train_share <= 1:
@@ -97,11 +87,10 @@ class ClipDataModule(L.LightningDataModule):
         return self.splits.classes
 
     def _loader(self, dataset: ClipDataset, sampler: TrainSampler | EvalSampler) -> DataLoader:
-        workers: dict[str, Any] = {}
-        if number := self.loading.workers:
+        number = self.loading.workers
+        if number:
             dataset.readings = Readings(number, dataset.entries)
             self._readings.append(dataset.readings)
-            workers = {"persistent_workers": True, "timeout": self.loading.timeout, "multiprocessing_context": CONTEXT}
         return DataLoader(
             dataset,
             batch_sampler=sampler,
@@ -109,7 +98,9 @@ class ClipDataModule(L.LightningDataModule):
             num_workers=number,
             worker_init_fn=prepare_worker,
             pin_memory=torch.cuda.is_available(),
-            **workers,
+            persistent_workers=number > 0,
+            timeout=self.loading.timeout if number else 0,
+            multiprocessing_context=CONTEXT if number else None,
         )
 
     def explain(self, error: BaseException) -> str | None:

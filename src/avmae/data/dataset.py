@@ -43,18 +43,10 @@ class Sample(TypedDict):
 class ClipDataset(Dataset[Sample]):
     """Reads one window a request.
 
-    In training the window is placed at random and its boxes are drawn; a clip that cannot be read is replaced by
-    another and named in the sample. At test time the windows are evenly spaced, and a clip that cannot be read comes
-    back empty with ``clip_id`` -1.
-
-    Args:
-        entries: the clips.
-        clip: shape of a window.
-        audio: read the audio, too.
-        augment: how training views are drawn; None for test.
-        segments: windows of each clip, at test time.
-        crops: boxes of each window, at test time.
-        partners: read the audio of another clip with each one that has some, at test time; see `swap` of `Degradation`.
+    In training, where `augment` says how, the window is placed at random and its boxes are drawn; a clip that cannot be
+    read is replaced by another and named in the sample. At test time so many segments, windows of a clip, are evenly
+    spaced, with so many boxes or crops, and a clip that cannot be read comes back empty with ``clip_id`` -1. With
+    `partners` the audio of another clip is read with each one that has some; see `swap` of `Degradation`.
 
     Attributes:
         readings: where reading processes note what they read, if there are any.
@@ -103,13 +95,12 @@ class ClipDataset(Dataset[Sample]):
         try:
             window = self._read(request.index, position)
         except MediaError as error:
-            unreadable.append(str(error))
+            unreadable = [str(error)]
             side = self.clip.canvas[0]
             frames = np.zeros((self.clip.frames, side, side, 3), np.uint8)
             window = Window(frames, np.zeros(self.clip.samples, np.float32), False, 0.0, 1.0)
         clip_id = request.index if request.scored and not unreadable else -1
-        boxes = center_boxes(window.aspect, self.crops)
-        label = self.entries[request.index].label
+        boxes, label = center_boxes(window.aspect, self.crops), self.entries[request.index].label
         sample = make_sample(window, boxes, label, clip_id, request.segment * self.crops, unreadable)
         if self.partners:
             other = self._partner(request.index, position) if window.has_audio else None
@@ -172,11 +163,10 @@ def collate(samples: list[Sample]) -> Sample:
     """Stack the tensors of samples, whose frames are padded to the widest, and join their lists."""
     widest = max(sample["frames"].shape[2] for sample in samples)
     samples = [_padded(sample, widest) for sample in samples]
-    columns = {key: [sample[key] for sample in samples] for key in samples[0]}  # type: ignore[literal-required]
-    batch: Any = {
-        key: torch.stack(values) if isinstance(values[0], Tensor) else [*chain(*values)]
-        for key, values in columns.items()
-    }
+    batch: Any = {}
+    for key in samples[0]:
+        values = [sample[key] for sample in samples]  # type: ignore[literal-required]
+        batch[key] = torch.stack(values) if isinstance(values[0], Tensor) else [*chain(*values)]
     return batch
 
 

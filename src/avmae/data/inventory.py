@@ -20,10 +20,6 @@ Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 """Wraps things as they are made, of so many."""
 
 
-def _as_they_come(items: Iterable[Any], total: int) -> Iterable[Any]:
-    return items
-
-
 @dataclass(frozen=True)
 class Inventory:
     """The files of a data set."""
@@ -80,15 +76,12 @@ class Inventory:
 
 
 def take_inventory(
-    data: Mapping[str, Any],
-    output: str | Path | None = None,
-    processes: int | None = None,
-    progress: Progress = _as_they_come,
+    data: Mapping[str, Any], output: str | Path | None, processes: int | None, progress: Progress
 ) -> Inventory:
     """Decode every file of a data set that its manifest does not have as it is now, and write the manifest.
 
     Args:
-        data: settings of the data; see `build_data`.
+        data: settings; see `build_data`.
         output: where the manifest lies; None for ``data["manifest"]``, and then for the data set's folder.
         processes: that decode; None for one a core.
         progress: wraps the records as they are made, of at most so many files.
@@ -123,11 +116,7 @@ def folds(root: Path, classes: list[str] | None = None) -> Parts:
 
 
 def pack_inventory(
-    inventory: Inventory,
-    target: Path,
-    spec: PackSpec | None = None,
-    processes: int | None = None,
-    progress: Progress = _as_they_come,
+    inventory: Inventory, target: Path, spec: PackSpec, processes: int | None, progress: Progress
 ) -> tuple[int, int, int, list[str]]:
     """Write the copy of a data set that `data=shards` reads, of the listed classes alone; see `pack`.
 
@@ -146,8 +135,7 @@ def pack_inventory(
             row = rows.setdefault((path, clip.label), Row(path, clip.label, clip.group, {}))
             row.parts.setdefault(fold, []).append(name)
     chosen = [rows[key] for key in sorted(rows)]
-    workers = processes or os.cpu_count() or 1
-    problems = pack(chosen, listed.classes, root, target, spec or PackSpec(), workers, progress)
+    problems = pack(chosen, listed.classes, root, target, spec, processes or os.cpu_count() or 1, progress)
     before = sum((root / row.name).stat().st_size for row in chosen)
     after = sum(file.stat().st_size for file in target.iterdir())
     return len(chosen) - len(problems), before, after, problems

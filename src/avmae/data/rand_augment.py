@@ -2,9 +2,8 @@
 
 Operations, their names, and how magnitudes become arguments are timm's (`timm.data.auto_augment`); the pixels are
 Pillow's within rounding. As in VideoMAE, all frames of a view get the same operations, which see whole frames, before
-any box is cut; what an operation measures (extremes, histogram, mean) it measures in each frame; geometric operations
-interpolate bicubically and fill with grey. A frame that lies on its side gets the same distribution of operations, for
-each along one axis is as likely as its like along the other, and either sign as the other.
+any box is cut. A frame that lies on its side gets the same distribution of operations, for each along one axis is as
+likely as its like along the other, and either sign as the other.
 """
 
 import math

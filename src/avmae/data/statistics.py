@@ -28,10 +28,7 @@ class Statistics:
 
 
 def measure(
-    data: ClipDataModule,
-    limit: int | None = None,
-    seed: int = 0,
-    progress: Callable[[Iterable[Any]], Iterable[Any]] = lambda samples: samples,
+    data: ClipDataModule, limit: int | None, seed: int, progress: Callable[[Iterable[Any]], Iterable[Any]]
 ) -> Statistics:
     """Measure the central window of training clips, of a limited number that is drawn by the seed, or of all.
 
@@ -57,8 +54,7 @@ def measure(
             levels += _sums(mel(sample["waveform"][audible]).view(-1, 1))
     if not pixels[0, 0]:
         raise InputError(f"none of {len(chosen)} training clips can be read: {sorted(failed)[0]}")
-    pixel_mean, pixel_std = _mean_and_std(pixels)
-    found = Statistics(len(chosen) - len(failed), pixel_mean, pixel_std)
+    found = Statistics(len(chosen) - len(failed), *_mean_and_std(pixels))
     if not levels[0, 0]:
         return found
     (mel_mean,), (mel_std,) = _mean_and_std(levels)
@@ -68,7 +64,7 @@ def measure(
 def _sums(values: Tensor) -> Tensor:
     """(N, C) to N, sum and sum of squares, each (C,)."""
     values = values.double()
-    return torch.stack([torch.full(values.shape[1:], float(len(values))), values.sum(0), values.square().sum(0)])
+    return torch.stack([values.new_full(values.shape[1:], len(values)), values.sum(0), values.square().sum(0)])
 
 
 def _mean_and_std(sums: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

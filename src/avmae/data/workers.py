@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -87,30 +87,22 @@ class Readings:
         finally:
             self.note()
 
-    def of_processes(self, pids: Collection[int]) -> list[str]:
-        """What those of these processes that belong here were reading, and how they ended."""
-        return [f"{self._describe(row)}, {_end(row[0])}" for row in self.table.tolist() if row[0] in pids]
-
-    def under_way(self) -> list[str]:
-        """What is being read right now, and for how long."""
-        return [self._describe(row) for row in self.table.tolist() if row[1] >= 0]
-
-    def _describe(self, row: list[int]) -> str:
-        pid, clip, since = row
-        numbers = self.table[:, 0].tolist()
-        text = f"reading process {numbers.index(pid)} of {len(numbers)} (pid {pid})"
-        if clip < 0:
-            return f"{text}, between two clips"
-        return f"{text}, reading {self.entries[clip].path} for {(time.monotonic_ns() - since) / 1e9:.1f} s"
+    def describe(self, number: int) -> str:
+        """What one of the processes is reading, and for how long."""
+        pid, clip, since = self.table[number].tolist()
+        seconds = (time.monotonic_ns() - since) / 1e9
+        what = f"reading {self.entries[clip].path} for {seconds:.1f} s" if clip >= 0 else "between two clips"
+        return f"reading process {number} of {len(self.table)} (pid {pid}), {what}"
 
 
 def explain(message: str, loaders: Sequence[Readings]) -> str | None:
     """What a message of torch's loader means: which process died or hangs, at which clip; None if it is another's."""
+    rows = [(group.describe(n), row) for group in loaders for n, row in enumerate(group.table.tolist())]
     if dead := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", message):
-        pids = {int(pid) for pid in dead[1].split(",")}
-        return "; ".join(text for readings in loaders for text in readings.of_processes(pids)) or None
+        pids = set(map(int, dead[1].split(",")))
+        return "; ".join(f"{text}, {_end(pid)}" for text, (pid, _, _) in rows if pid in pids) or None
     if late := re.search(r"DataLoader timed out after (\S+) seconds", message):
-        busy = [text for readings in loaders for text in readings.under_way()]
+        busy = [text for text, (_, clip, _) in rows if clip >= 0]
         return f"no batch came for {late[1]} s (data.timeout): {'; '.join(busy) or 'no reading process is at a clip'}"
     return None
 

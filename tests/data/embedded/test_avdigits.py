@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from embedded import decode_pictures, decode_sound, files_below, leave_one_out_accuracy
+from embedded import decode_audio, decode_frames, files_below, leave_one_out_accuracy
 from torch.nn.functional import adaptive_avg_pool2d
 from torchaudio.functional import resample
 from torchaudio.transforms import MFCC
@@ -100,7 +100,7 @@ def test_a_word_has_the_spectrum_of_its_recording(recordings: list[Recordings]) 
     assert min(likeness) > 0.7
 
 
-def test_a_digit_moves_and_never_leaves_the_picture(recordings: list[Recordings]) -> None:
+def test_a_digit_moves_and_never_leaves_the_frame(recordings: list[Recordings]) -> None:
     for seed in range(40):
         picture = recordings[seed % 10].digits[seed]
         layer = avdigits._draw(picture, np.ones(3, np.float32), 72, np.random.default_rng(seed))
@@ -114,7 +114,7 @@ def test_a_digit_moves_and_never_leaves_the_picture(recordings: list[Recordings]
             assert 0.3 * HEIGHT < np.ptp(rows) < 0.75 * HEIGHT
 
 
-def test_a_drawn_digit_is_most_like_its_own_picture(recordings: list[Recordings]) -> None:
+def test_a_drawn_digit_is_most_like_its_own_frame(recordings: list[Recordings]) -> None:
     pictures = torch.from_numpy(np.stack([digit.digits[0] for digit in recordings]))
     drawn = []
     for seed, picture in enumerate(pictures.numpy()):
@@ -128,12 +128,12 @@ def test_a_drawn_digit_is_most_like_its_own_picture(recordings: list[Recordings]
 def test_length_loudness_colours_and_place_do_not_tell_the_digit(root: Path) -> None:
     features, labels = [], []
     for path in sorted((root / "UCF-101").rglob("*.avi")):
-        times, pictures = decode_pictures(path, "rgb24")
+        times, pictures = decode_frames(path, "rgb24")
         first = pictures[0]
         background = np.median(first, axis=(0, 1))
         ink = np.abs(first - background).sum(axis=2) > 120
         place = [axis.mean() for axis in np.nonzero(ink)] if ink.any() else [HEIGHT / 2, WIDTH / 2]
-        sound = decode_sound(path)[1]
+        sound = decode_audio(path)[1]
         features.append([len(times), 10 * np.log10(np.mean(sound**2)), *background, *place])
         labels.append(path.parent.name)
     assert np.ptp(np.array(features), axis=0).min() > 5
@@ -143,7 +143,7 @@ def test_length_loudness_colours_and_place_do_not_tell_the_digit(root: Path) -> 
 def test_clips_of_a_group_share_colours_and_background(tmp_path: Path) -> None:
     write_avdigits(tmp_path / "data", **SMALL | {"clips_per_group": 2})
     clips = sorted((tmp_path / "data" / "UCF-101").rglob("*.avi"))
-    scenes = np.stack([np.median(decode_pictures(path, "rgb24")[1], axis=(0, 1, 2)) for path in clips])
+    scenes = np.stack([np.median(decode_frames(path, "rgb24")[1], axis=(0, 1, 2)) for path in clips])
     scenes /= np.linalg.norm(scenes, axis=1, keepdims=True)
     distance = np.linalg.norm(scenes[:, None] - scenes[None], axis=2)
     np.fill_diagonal(distance, np.inf)

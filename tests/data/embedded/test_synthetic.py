@@ -6,7 +6,7 @@ import av
 import numpy as np
 import pytest
 from av.video.frame import PictureType
-from embedded import decode_pictures, decode_sound, files_below, leave_one_out_accuracy, read_list
+from embedded import decode_audio, decode_frames, files_below, leave_one_out_accuracy, read_list
 
 from avmae.data.embedded.synthetic import write_synthetic
 from avmae.errors import InputError
@@ -69,7 +69,7 @@ def test_one_folder_spells_its_files_differently(root: Path) -> None:
     assert all(path.name.startswith("v_CartWheelSpins_g") for path in clips_of(root, "CartwheelSpins"))
 
 
-def test_codecs_are_those_of_ucf101_and_half_of_the_classes_have_no_sound_track(root: Path) -> None:
+def test_codecs_are_those_of_ucf101_and_half_of_the_classes_have_no_audio_track(root: Path) -> None:
     with_sound = set()
     for folder in (root / "UCF-101").iterdir():
         tracks = set()
@@ -88,10 +88,10 @@ def test_codecs_are_those_of_ucf101_and_half_of_the_classes_have_no_sound_track(
 
 def test_the_size_of_a_file_tells_its_length_alone(root: Path) -> None:
     for path in clips_of(root, *(folder.name for folder in (root / "UCF-101").iterdir())):
-        assert path.stat().st_size == 2_000 * len(decode_pictures(path)[0]), path.name
+        assert path.stat().st_size == 2_000 * len(decode_frames(path)[0]), path.name
 
 
-def test_pictures_come_with_b_frames_and_a_long_group_of_pictures(root: Path) -> None:
+def test_frames_come_with_b_frames_and_a_long_group_of_frames(root: Path) -> None:
     with av.open(str(clips_of(root, "SideSlide")[0])) as container:
         kinds = [PictureType(frame.pict_type).name for frame in container.decode(video=0)]
     assert "B" in kinds
@@ -167,16 +167,16 @@ def test_writers_that_start_together_all_end_with_the_complete_copy(tmp_path: Pa
     assert json.loads((root / "synthetic.json").read_text())["groups"] == 8
 
 
-def test_impacts_sound_when_the_object_is_lowest(root: Path) -> None:
+def test_impacts_audio_when_the_object_is_lowest(root: Path) -> None:
     offsets = []
     for path in clips_of(root, "BounceDrum"):
-        times, pictures = decode_pictures(path)
+        times, pictures = decode_frames(path)
         depth = object_depth(pictures)
         floor = depth.min() + 0.8 * np.ptp(depth)
         lowest = [
             times[i] for i in range(2, len(depth) - 2) if depth[i] > floor and depth[i] == depth[i - 2 : i + 3].max()
         ]
-        sound_times, sound = decode_sound(path)
+        sound_times, sound = decode_audio(path)
         energy = np.convolve(sound**2, np.ones(441), "same")
         for time in lowest:
             near = (sound_times > time - 0.3) & (sound_times < time + 0.3)
@@ -191,9 +191,9 @@ def test_impacts_sound_when_the_object_is_lowest(root: Path) -> None:
 def test_pitch_follows_height(root: Path, name: str, sign: int) -> None:
     correlations, directions = [], []
     for path in clips_of(root, name):
-        times, pictures = decode_pictures(path)
+        times, pictures = decode_frames(path)
         height = -object_depth(pictures)
-        sound_times, sound = decode_sound(path)
+        sound_times, sound = decode_audio(path)
         pitch = []
         for time in times[2:-2]:
             start = np.searchsorted(sound_times, time) - 1024
@@ -209,7 +209,7 @@ def test_pitch_follows_height(root: Path, name: str, sign: int) -> None:
 def test_clips_of_a_group_share_their_scene(tmp_path: Path) -> None:
     write_synthetic(tmp_path / "data", **SMALL | {"clips_per_group": 2, "seconds": 1.0})
     clips = clips_of(tmp_path / "data", "BounceBell", "CartwheelSpins")
-    scenes = np.stack([np.median(decode_pictures(path, "rgb24")[1], axis=0).ravel() for path in clips])
+    scenes = np.stack([np.median(decode_frames(path, "rgb24")[1], axis=0).ravel() for path in clips])
     scenes /= np.linalg.norm(scenes, axis=1, keepdims=True)
     distance = np.linalg.norm(scenes[:, None] - scenes[None], axis=2)
     np.fill_diagonal(distance, np.inf)
@@ -224,7 +224,7 @@ def test_duration_and_loudness_do_not_tell_the_action(root: Path) -> None:
         with av.open(str(path)) as container:
             sounding = bool(container.streams.audio)
             frames = sum(1 for _ in container.decode(video=0))
-        loudness = [10 * np.log10(np.mean(decode_sound(path)[1] ** 2))] if sounding else []
+        loudness = [10 * np.log10(np.mean(decode_audio(path)[1] ** 2))] if sounding else []
         features[sounding].append([float(frames), *loudness])
         labels[sounding].append(path.parent.name)
     for sounding in (True, False):

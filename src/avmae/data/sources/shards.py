@@ -1,8 +1,7 @@
 """A copy of a data set that is made to be read: recoded clips in chunks of LitData, on a disk or in an object store.
 
-LitData was chosen over WebDataset because it finds a clip by its number: so the samplers that read files read chunks,
-too, and what they promise (every clip once an epoch, the same batches for any number of processes and workers, resuming
-in mid-epoch) holds without another word.
+Unlike WebDataset, LitData finds a clip by its number: so the samplers that read files read chunks, too, and what they
+promise (every clip once an epoch, the same batches for any number of processes, resuming in mid-epoch) holds.
 """
 
 import functools
@@ -76,18 +75,11 @@ def pack(
     target: Path,
     spec: PackSpec,
     workers: int,
-    progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda clips, total: clips,
+    progress: Callable[[Iterable[Any], int], Iterable[Any]],
 ) -> list[str]:
     """Recode clips and write them in chunks with a table beside them; returns what could not be packed, and why.
 
-    Args:
-        rows: the clips.
-        classes: names by label.
-        root: folder that the names start from.
-        target: a new or empty folder.
-        spec: how clips are recoded.
-        workers: processes that recode.
-        progress: wraps the clips as they are done, of so many.
+    Rows are named from the root; `progress` wraps the clips as they are done, of so many.
 
     Raises:
         InputError: the target is not empty, or cannot be written.
@@ -172,11 +164,7 @@ def _read_json(root: str, name: str) -> dict[str, Any]:
 
 
 def _check_index(root: str) -> None:
-    """Let LitData have only what `pack` writes: it unpickles what an index calls pickled, and opens what it names.
-
-    Raises:
-        InputError: the index asks for anything else.
-    """
+    """Let LitData have only what `pack` writes: it unpickles what an index calls pickled, and opens what it names."""
     index = _read_json(root, INDEX)
     try:
         formats = index["config"]["data_format"]
