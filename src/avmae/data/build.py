@@ -53,11 +53,7 @@ FORMER_NAMES = {
 
 
 def build_data(
-    settings: Mapping[str, Any],
-    clip: ClipSpec,
-    audio: bool = True,
-    augment: AugmentSpec | None = None,
-    seed: int = 0,
+    settings: Mapping[str, Any], clip: ClipSpec, audio: bool = True, augment: AugmentSpec | None = None, seed: int = 0
 ) -> ClipDataModule:
     """Read the lists of the data set that settings describe.
 

@@ -188,9 +188,7 @@ class ClipDataModule(L.LightningDataModule):
         InputError: there are no test clips.
         """
         if not self.splits.test:
-            raise InputError(
-                "the data set has no test clips; a test list (data=csv) or a test/ folder (data=folder) has them"
-            )
+            raise InputError("the data set has no test clips; data=csv takes a list of them, data=folder a test/")
 
     def transfer_batch_to_device(self, batch: Sample, device: torch.device, dataloader_idx: int) -> Any:
         """Move the tensors; messages stay."""

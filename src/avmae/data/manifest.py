@@ -149,9 +149,7 @@ def without_unreadable(splits: Splits, manifest: str | Path | None = None) -> Sp
     file = Path(manifest).expanduser() if manifest else root / NAME
     if not file.is_file():
         if manifest:
-            raise InputError(
-                f"data.manifest={manifest} does not exist; python -m avmae.prepare output={manifest} writes it"
-            )
+            raise InputError(f"data.manifest={manifest} does not exist; avmae.prepare output={manifest} writes it")
         return splits
     noted, records = _read(file)
     # Lists may have absolute paths where the root is relative.
@@ -162,10 +160,7 @@ def without_unreadable(splits: Splits, manifest: str | Path | None = None) -> Sp
             break
     else:
         if manifest:
-            raise InputError(
-                f"data.manifest={manifest} has none of the data set's clips; run avmae.prepare on this data set, "
-                "or give the data.root that its paths start from"
-            )
+            raise InputError(f"data.manifest={manifest} has none of the data set's clips; give their data.root")
     train, val = ([e for e in part if readable.get(listed[e], True)] for part in (splits.train, splits.val))
     return replace(splits, train=train, val=val)
 

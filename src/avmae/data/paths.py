@@ -45,8 +45,5 @@ def within(base: Path, name: str) -> Path:
     plain = path.name != ".." and not path.is_symlink()
     target = identity(path) if plain else path.resolve()
     if Path(name).is_absolute() or not target.is_relative_to(_resolved(base)):
-        raise InputError(
-            f"{path} leads out of {base} (to {target}); move the file into the folder, "
-            "or write its absolute path into the list if that is what you mean"
-        )
+        raise InputError(f"{path} leads out of {base} (to {target}); move it there, or list its absolute path")
     return path

@@ -54,9 +54,7 @@ def hold_out(train: list[ClipEntry], val_groups: int, fold: int) -> tuple[list[C
     """
     groups = sorted({entry.group for entry in train})
     if not 0 <= val_groups < len(groups):
-        raise InputError(
-            f"data.val_groups={val_groups} must leave some of the {len(groups)} train groups of fold {fold}"
-        )
+        raise InputError(f"data.val_groups={val_groups} must leave some of fold {fold}'s {len(groups)} train groups")
     held_out = set(groups[len(groups) - val_groups :])
     return [e for e in train if e.group not in held_out], [e for e in train if e.group in held_out]
 
@@ -71,10 +69,8 @@ def keep_classes(splits: Splits, names: Collection[str]) -> Splits:
     kept = [label for label, name in enumerate(splits.classes) if name.casefold() in wanted]
     unknown = sorted(wanted - {splits.classes[label].casefold() for label in kept})
     if unknown or not kept:
-        raise InputError(
-            f"data.only={unknown[0] if unknown else '[]'} is none of the {len(splits.classes)} classes "
-            f"{', '.join(splits.classes[:3])}, ..."
-        )
+        wrong, some_classes = unknown[0] if unknown else [], ", ".join(splits.classes[:3])
+        raise InputError(f"data.only={wrong} is none of the {len(splits.classes)} classes {some_classes}, ...")
     anew = {label: number for number, label in enumerate(kept)}
     train, val, test = (
         [replace(entry, label=anew[entry.label]) for entry in part if entry.label in anew]

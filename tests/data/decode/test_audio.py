@@ -30,7 +30,7 @@ def test_audio_is_left_alone_on_request(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
 def test_audio_that_covers_a_part_is_silent_elsewhere(name: str, tmp_path: Path) -> None:
-    path = write_media(tmp_path / name, sound=(1.0, 1.9), frames=150, **H264)
+    path = write_media(tmp_path / name, audible=(1.0, 1.9), frames=150, **H264)
     first = read_window(path, CLIP, 0)
     rate = CLIP.sample_rate
     assert first.has_audio
@@ -57,15 +57,15 @@ def test_the_audio_is_that_of_a_track_that_can_be_decoded(tmp_path: Path) -> Non
     both = tmp_path / "both.mp4"
     with av.open(str(path)) as source, av.open(str(both), "w") as target:
         tracks = {s.index: [target.add_stream_from_template(s)] for s in source.streams}
-        sound = source.streams.audio[0]
-        tracks[sound.index].append(target.add_stream_from_template(sound))
+        audio = source.streams.audio[0]
+        tracks[audio.index].append(target.add_stream_from_template(audio))
         for packet in source.demux():
             if packet.dts is not None:
                 for track in tracks[packet.stream.index]:
                     packet.stream = track
                     target.mux(packet)
     for file in (both, path):
-        # One track becomes of a codec that FFmpeg does not know, as that of phones' spatial sound.
+        # One track becomes of a codec that FFmpeg does not know, as that of phones' spatial audio.
         file.write_bytes(file.read_bytes().replace(b"mp4a", b"apac", 1).replace(b"esds", b"free", 1))
     assert probe(both).codecs == ("h264", "aac")
     window = read_window(both, CLIP, 0.5)

@@ -22,7 +22,7 @@ def check(path: Path, options: dict[str, Any], position: float) -> Window:
     ticks = list(options.get("ticks", range(options.get("frames", 100))))
     window = read_window(path, CLIP, position)
     duration = float((ticks[-1] + 1) / rate)
-    # Headers are a picture or two out where B-frames are reordered; a program stream has none, and its end is a guess.
+    # Headers are a frame or two out where B-frames are reordered; a program stream has none, and its end is a guess.
     slack = 0.4 if path.suffix == ".mpg" else 0.1
     assert window.start == pytest.approx(position * (duration - CLIP.seconds), abs=slack)
     assert read_numbers(window.frames) == on_display(ticks, rate, window)
@@ -72,7 +72,7 @@ def test_a_single_frame_is_repeated(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["long.mkv", "long.mp4"])
 def test_audio_longer_than_the_frames_does_not_move_the_window(name: str, tmp_path: Path) -> None:
-    path = write_media(tmp_path / name, sound=(0.0, 9.0), **H264)
+    path = write_media(tmp_path / name, audible=(0.0, 9.0), **H264)
     for position in (0.5, 1.0):
         window = check(path, {}, position)
         assert window.start == pytest.approx(position * 1.44, abs=0.01)
@@ -102,7 +102,7 @@ def test_a_file_that_ends_early_is_read_as_long_as_it_is(name: str, share: float
     else:
         assert window.start == 0
         times = np.arange(CLIP.frames) * 0.16 % seconds
-    # The cut may take a picture of the last few and leave the next.
+    # The cut may take a frame of the last few and leave the next.
     wanted = [max(number for number in left if number <= int((time + 1e-3) * 25)) for time in times]
     assert read_numbers(window.frames)[:10] == wanted[:10]
     assert max(read_numbers(window.frames)) <= left[-1]

@@ -22,7 +22,6 @@ from avmae.data.embedded.miniature import (
     Doubles,
     Floats,
     Layer,
-    Parameters,
     draw_setting,
     encode,
     film,
@@ -89,7 +88,8 @@ def write_avdigits(
         dealt = [part for name in names for part in deal(recordings[NAMES.index(name)], groups * clips_per_group)]
         return [partial(_write_clip, *pair, seconds, seed) for pair in zip(places, dealt, strict=True)]
 
-    parameters = Parameters(groups, clips_per_group, classes, float(seconds), seed, FORMAT)
+    parameters = {"groups": groups, "clips_per_group": clips_per_group, "classes": classes, "seconds": float(seconds)}
+    parameters |= {"seed": seed, "format": FORMAT}
     write_miniature(root, KIND, parameters, {name: name for name in names}, len(NAMES), jobs, workers)
 
 
@@ -136,9 +136,7 @@ def deal(recordings: Recordings, clips: int) -> list[Recordings]:
         InputError: there are more clips than recordings.
     """
     if (fewest := min(map(len, recordings))) < clips:
-        raise InputError(
-            f"avdigits has {fewest} recordings for {clips} clips of a digit; lower data.groups or data.clips_per_group"
-        )
+        raise InputError(f"avdigits has {fewest} recordings for {clips} clips of a digit; lower data.groups")
     return [
         Recordings(*(items[len(items) * n // clips : len(items) * (n + 1) // clips] for items in recordings))
         for n in range(clips)

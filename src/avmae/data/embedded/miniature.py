@@ -10,10 +10,9 @@ import struct
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import av
@@ -46,19 +45,6 @@ Layer = list[tuple[int, int, Floats, Floats]]
 """An object: per frame top and left on the canvas, coverage (S, S, 1) in [0, 1], and colour, (S, S, 3) or (3,)."""
 
 
-@dataclass(frozen=True)
-class Parameters:
-    """What decides the content of a data set, as its marker file keeps it."""
-
-    groups: int
-    clips_per_group: int
-    classes: int
-    seconds: float
-    seed: int
-    format: int
-    """Raised whenever the same parameters come to mean other files."""
-
-
 class ClipPlace(NamedTuple):
     """One file to write: its class counts from 0, its group and clip from 1."""
 
@@ -71,7 +57,7 @@ class ClipPlace(NamedTuple):
 def write_miniature(
     root: str | Path,
     kind: str,
-    parameters: Parameters,
+    parameters: dict[str, Any],
     classes: Mapping[str, str],
     most_classes: int,
     jobs: Callable[[list[ClipPlace]], list[Callable[[], None]]],
@@ -87,7 +73,8 @@ def write_miniature(
     Args:
         root: folder that gets `UCF-101/`, `ucfTrainTestlist/` and the marker `KIND.json`. It may exist if it is empty.
         kind: of data set, in the marker's name and in messages.
-        parameters: of the data set.
+        parameters: what decides the content, as the marker keeps it: the `limits` below, and a `format` that is raised
+            whenever the same parameters come to mean other files.
         classes: in the order of their labels, as folders and lists spell them, to how their files do.
         most_classes: that there are.
         jobs: from the files to what writes each; called only if there is something to write. Jobs can be pickled.
@@ -104,8 +91,8 @@ def write_miniature(
         "seed": (0, 2**32 - 1),
     }
     for name, (low, high) in limits.items():
-        if not low <= (value := getattr(parameters, name)) <= high:
-            raise InputError(f"{kind} data: {name} must be between {low} and {high}, not {value}")
+        if not low <= parameters[name] <= high:
+            raise InputError(f"{kind} data: {name} must be between {low} and {high}, not {parameters[name]}")
     root = Path(root).expanduser().resolve()
     if _is_written(root, kind, parameters):
         return
@@ -114,12 +101,12 @@ def write_miniature(
         places = [
             ClipPlace(temporary / "UCF-101" / folder / f"v_{file}_g{group:02}_c{clip:02}.avi", label, group, clip)
             for label, (folder, file) in enumerate(classes.items())
-            for group in range(1, parameters.groups + 1)
-            for clip in range(1, parameters.clips_per_group + 1)
+            for group in range(1, parameters["groups"] + 1)
+            for clip in range(1, parameters["clips_per_group"] + 1)
         ]
         _write_lists(temporary / "ucfTrainTestlist", list(classes), places)
         _run(jobs(places), kind, workers)
-        (temporary / f"{kind}.json").write_text(json.dumps(asdict(parameters), indent=2) + "\n", encoding="utf-8")
+        (temporary / f"{kind}.json").write_text(json.dumps(parameters, indent=2) + "\n", encoding="utf-8")
         try:
             temporary.rename(root)
         except OSError as error:
@@ -132,7 +119,7 @@ def write_miniature(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _is_written(root: Path, kind: str, parameters: Parameters) -> bool:
+def _is_written(root: Path, kind: str, parameters: dict[str, Any]) -> bool:
     """Whether `root` holds this data set; False if it is free, an InputError if it holds anything else."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
@@ -143,9 +130,9 @@ def _is_written(root: Path, kind: str, parameters: Parameters) -> bool:
         found = json.loads(marker.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{marker} is damaged ({error}); delete {root} or choose a new folder") from error
-    if found != asdict(parameters):
+    if found != parameters:
         raise InputError(
-            f"{root} holds the {kind} data set with other parameters: {found} instead of {asdict(parameters)}; "
+            f"{root} holds the {kind} data set with other parameters: {found} instead of {parameters}; "
             "ask for these, choose a new folder or delete this one"
         )
     return True

@@ -19,7 +19,6 @@ from avmae.data.embedded.miniature import (
     Doubles,
     Floats,
     Layer,
-    Parameters,
     draw_setting,
     encode,
     film,
@@ -144,7 +143,8 @@ def write_synthetic(
         # By number, for lambdas cannot be pickled.
         return [partial(_write_clip, place, ACTIONS.index(chosen[place.label]), seconds, seed) for place in places]
 
-    parameters = Parameters(groups, clips_per_group, classes, float(seconds), seed, FORMAT)
+    parameters = {"groups": groups, "clips_per_group": clips_per_group, "classes": classes, "seconds": float(seconds)}
+    parameters |= {"seed": seed, "format": FORMAT}
     names = {action.name: action.file_name or action.name for action in chosen}
     write_miniature(root, KIND, parameters, names, len(ACTIONS), jobs, workers)
 

@@ -44,7 +44,7 @@ def read_csv(
         count = 1 + max(entry.label for entry in entries)
     names = classes if isinstance(classes, list) else [str(label) for label in range(count)]
     notes = (*_repetitions(parts, lists), *_gaps(parts["train"] or entries, bool(parts["train"]), count))
-    if root is None:
+    if not root:
         root = os.path.commonpath({os.path.abspath(Path(str(entry.path)).parent) for entry in entries})
     return Splits(**parts, classes=names, notes=notes, root=Path(root).expanduser())
 
@@ -108,9 +108,7 @@ def _read_list(file: Path, root: str | Path | None, classes: int | None) -> list
         except InputError as error:
             raise InputError(f"{file}:{number}: {error}") from error
         if not path.is_file():
-            raise InputError(
-                f"{file}:{number}: {path} does not exist; relative paths start from data.root, here {base}"
-            )
+            raise InputError(f"{file}:{number}: {path} does not exist; relative paths start from data.root={base}")
         entries.append(ClipEntry(path, label))
     if not entries:
         raise InputError(f"{file} is empty; it must have a 'path label' line for each clip")

@@ -46,9 +46,7 @@ def read_folder(root: str | Path, val_share: float = 0.1) -> Splits:
         raise InputError(f"{folders.get('train', root)} holds no videos ({', '.join(sorted(SUFFIXES))})")
     for part, found in clips.items():
         if unknown := sorted(set(found) - set(classes)):
-            raise InputError(
-                f"{folders[part]}: class {unknown[0]} is not in {folders['train']}; add it there or remove it"
-            )
+            raise InputError(f"{folders[part]}: class {unknown[0]} is not in {folders['train']}; add or remove it")
     entries: dict[str, list[ClipEntry]] = {part: [] for part in PARTS}
     few = []
     for part, found in clips.items():

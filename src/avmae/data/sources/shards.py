@@ -172,9 +172,7 @@ def _check_index(root: str) -> None:
     except (KeyError, TypeError) as error:
         raise InputError(f"{root}/{INDEX} is damaged; pack the data set anew") from error
     if formats != ["bytes"]:
-        raise InputError(
-            f"{root}/{INDEX}: items are {formats}, not ['bytes']; avmae did not pack this, nor will read it"
-        )
+        raise InputError(f"{root}/{INDEX}: items are {formats}, not ['bytes']; avmae did not pack it, nor will read it")
     for name in names:
         if "://" not in root:
             within(Path(root).expanduser(), name)

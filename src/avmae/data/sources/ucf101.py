@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from avmae.data.splits import ClipEntry, Splits, hold_out
+from avmae.data.splits import ClipEntry, Splits, hold_out, some
 from avmae.errors import InputError
 
 VIDEOS, LISTS = "UCF-101", "ucfTrainTestlist"
@@ -43,9 +43,7 @@ def read_ucf101(root: str | Path, fold: int = 1, val_groups: int = 2) -> Splits:
         raise InputError(f"data.fold must be 1, 2 or 3, not {fold}")
     for folder in (root, root / VIDEOS, root / LISTS):
         if not folder.is_dir():
-            raise InputError(
-                f"{folder} is not a folder; data.root must hold {VIDEOS}/<Class>/*.avi and the official lists, {LISTS}/"
-            )
+            raise InputError(f"{folder} is not a folder; data.root must hold {VIDEOS}/ and the official {LISTS}/")
     files = [file for file in sorted((root / VIDEOS).glob("*/*")) if file.is_file()]
     if not files:
         raise InputError(f"{root / VIDEOS} holds no clips; unpack UCF101.rar there so that it has a folder per class")
@@ -81,17 +79,12 @@ def _read_list(file: Path, places: dict[str, Path], classes: list[str]) -> list[
         if not match or (label := labels.get(match["folder"].casefold())) is None:
             raise InputError(f"{file}:{number}: expected 'Class/v_Class_gGG_cCC.avi' of a known class, found '{line}'")
         if stated and stated != str(label + 1):
-            raise InputError(
-                f"{file}:{number}: label {stated} is not class {match['folder']} ({label + 1}) of classInd.txt"
-            )
+            raise InputError(f"{file}:{number}: label {stated} is not {label + 1}, as classInd.txt has it")
         path = places.get(name.casefold()) or places.get(match["file"].casefold())
         if path is None:
             missing.append(name)
         else:
             entries.append(ClipEntry(path, label, match["group"]))
     if missing:
-        raise InputError(
-            f"{file} names {len(missing)} file{'s' if len(missing) > 1 else ''} not found under {VIDEOS}/, the first: "
-            f"{', '.join(missing[:3])}; restore them or take their lines off the list"
-        )
+        raise InputError(f"{VIDEOS}/ lacks {some(missing)} of {file}; restore them or take them off the list")
     return entries
