@@ -80,11 +80,8 @@ def take_inventory(
 ) -> Inventory:
     """Decode every file of a data set that its manifest does not have as it is now, and write the manifest.
 
-    Args:
-        data: settings; see `build_data`.
-        output: where the manifest lies; None for ``data["manifest"]``, and then for the data set's folder.
-        processes: that decode; None for one a core.
-        progress: wraps the records as they are made, of at most so many files.
+    The data are settings of `build_data`. The manifest lies at `output`, or else at ``data["manifest"]``, or else in
+    the data set's folder. So many processes decode, or one a core.
 
     Raises:
         InputError: the data set cannot be read, or its manifest cannot be written.

@@ -81,11 +81,9 @@ def keep_classes(splits: Splits, names: Collection[str]) -> Splits:
 
 def few_labels(splits: Splits, share: float, seed: int) -> Splits:
     """Keep a share of each class's training clips, at least one, drawn by the seed; all else stays."""
-    rng = np.random.default_rng(seed)
-    by_class: list[list[int]] = [[] for _ in splits.classes]
-    for number, entry in enumerate(splits.train):
-        by_class[entry.label].append(number)
-    kept = []
-    for numbers in by_class:
-        kept += rng.permutation(numbers)[: max(1, round(share * len(numbers)))].tolist()
-    return replace(splits, train=[splits.train[n] for n in sorted(map(int, kept))])
+    rng, labels = np.random.default_rng(seed), np.array([entry.label for entry in splits.train])
+    kept: list[int] = []
+    for label in range(len(splits.classes)):
+        numbers = rng.permutation(np.flatnonzero(labels == label))
+        kept += numbers[: max(1, round(share * len(numbers)))].tolist()
+    return replace(splits, train=[splits.train[number] for number in sorted(kept)])

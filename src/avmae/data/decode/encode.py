@@ -58,11 +58,7 @@ def pack_video(source: str | Path, short_side: int, quality: int, sample_rate: i
     and pixels become square. The audio becomes mono, 16 bits, and lasts as long as the video. All of this loses what
     cannot be had back.
 
-    Args:
-        source: any video file.
-        short_side: largest length of the shorter side, in pixels.
-        quality: FFmpeg's scale of quantisers: 2 is the best, 31 the worst.
-        sample_rate: of the audio, in Hz.
+    `short_side` is in pixels, `quality` on FFmpeg's scale of quantisers: 2 is the best, 31 the worst.
 
     Raises:
         MediaError: the source is missing or no video that can be read.

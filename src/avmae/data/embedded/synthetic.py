@@ -125,14 +125,8 @@ def write_synthetic(
 ) -> None:
     """Write the data set, unless `root` already holds it; for `workers`, and what is raised, see `write_miniature`.
 
-    Args:
-        root: folder that gets `UCF-101/` and `ucfTrainTestlist/`. It may exist if it is empty.
-        groups: per class.
-        clips_per_group: clips of one scene.
-        classes: how many, the first half of them (rounded up) with audio.
-        seconds: mean length of a clip; lengths are spread by 20 % either way.
-        seed: of everything that is drawn.
-        workers: processes that write.
+    Clips of a group share a scene. The first half of the classes, rounded up, has audio. Lengths, in seconds, are spread
+    by 20 % either way.
     """
     half = (classes + 1) // 2
     chosen = [action for action in ACTIONS if action.voice][:half]

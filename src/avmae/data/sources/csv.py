@@ -20,15 +20,9 @@ def read_csv(
 ) -> Splits:
     """Read lists of `path label`, separated by a space, comma or tab; the path may hold spaces itself.
 
-    A path is absolute, or relative and then within its folder: neither ``..`` nor a symbolic link may lead out of it.
-
-    Args:
-        train: list for training.
-        val: list for validation.
-        test: list for test.
-        root: what relative paths start from, and those of the manifest; None is each list's own folder, and the deepest
-            folder that holds all clips.
-        classes: their number or names; None takes the highest label of all lists.
+    A path is absolute, or relative and then within `root`, or else within its list's folder: neither ``..`` nor a
+    symbolic link may lead out of it. Paths of a manifest start from `root`, or else from the deepest folder that holds
+    all clips. `classes` is their number or names; None takes the highest label of all lists.
 
     Raises:
         InputError: no list at all, a list or listed file is missing, a line is malformed, a label is out of range, a

@@ -124,10 +124,8 @@ def _pack_one(root: Path, spec: PackSpec, name: str) -> bytes | str:
 def read_packed(root: str, fold: int = 1, val_groups: int = 2) -> Splits:
     """The clips of a packed data set.
 
-    Args:
-        root: folder or address (``s3://...``) that `avmae.prepare` has packed to.
-        fold: of data sets that have folds.
-        val_groups: train groups that validate, where a data set has folds; see `read_ucf101`.
+    The root is the folder or address (``s3://...``) that `avmae.prepare` has packed to; `fold` and `val_groups` are of
+    data sets that have folds, see `read_ucf101`.
 
     Raises:
         InputError: it is no packed data set of avmae's, or has no such fold.
