@@ -208,15 +208,12 @@ def _inspect_all(root: Path, queue: list[str], workers: int) -> Iterator[Record]
                 done.add(record.path)
                 yield record
             return
-        queue = [path for path in queue if path not in done]
-        yield _inspect_apart(root, queue.pop(0))
-
-
-def _inspect_apart(root: Path, path: str) -> Record:
-    with worker_pool(1) as pool, suppress(BrokenProcessPool):
-        return pool.submit(inspect, root, path).result()
-    stat = (root / path).stat()
-    return Record(path, stat.st_size, stat.st_mtime_ns, problem="the decoder crashed on it")
+        first, *queue = [path for path in queue if path not in done]
+        with suppress(BrokenProcessPool), worker_pool(1) as pool:
+            yield pool.submit(inspect, root, first).result()
+            continue
+        stat = (root / first).stat()
+        yield Record(first, stat.st_size, stat.st_mtime_ns, problem="the decoder crashed on it")
 
 
 def _unchanged(root: Path, record: Record) -> bool:

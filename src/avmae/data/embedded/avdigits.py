@@ -30,7 +30,6 @@ from avmae.data.embedded.miniature import (
 )
 from avmae.errors import InputError
 
-KIND = "avdigits"
 FORMAT = 1
 
 NAMES = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
@@ -74,8 +73,8 @@ def write_avdigits(
     """Write the data set, unless `root` already holds it; for `workers`, and what is raised, see `write_miniature`.
 
     Clips of a group share colours, background, the pitch of the voice and, mostly, the hand that wrote. Each has
-    handwriting and utterances of its own; there is handwriting for 174 clips a class. Lengths in seconds are spread by
-    20 % either way.
+    handwriting and utterances of its own; there is handwriting for 174 clips a class. Lengths are spread by 20 %
+    around those seconds.
 
     Raises:
         InputError: the packages with the recordings are missing, or hold fewer than are asked for.
@@ -90,7 +89,7 @@ def write_avdigits(
 
     parameters = {"groups": groups, "clips_per_group": clips_per_group, "classes": classes, "seconds": float(seconds)}
     parameters |= {"seed": seed, "format": FORMAT}
-    write_miniature(root, KIND, parameters, {name: name for name in names}, len(NAMES), jobs, workers)
+    write_miniature(root, "avdigits", parameters, {name: name for name in names}, len(NAMES), jobs, workers)
 
 
 def read_recordings() -> list[Recordings]:

@@ -26,7 +26,6 @@ from avmae.data.embedded.miniature import (
     write_miniature,
 )
 
-KIND = "synthetic"
 FORMAT = 2
 
 AUDIO_LEAD = 1 / FPS - 1105 / SAMPLE_RATE
@@ -125,8 +124,8 @@ def write_synthetic(
 ) -> None:
     """Write the data set, unless `root` already holds it; for `workers`, and what is raised, see `write_miniature`.
 
-    Clips of a group share a scene. The first half of the classes, rounded up, has audio. Lengths, in seconds, are spread
-    by 20 % either way.
+    Clips of a group share a scene. The first half of the classes, rounded up, has audio. Lengths are spread by 20 %
+    around those seconds.
     """
     half = (classes + 1) // 2
     chosen = [action for action in ACTIONS if action.voice][:half]
@@ -140,7 +139,7 @@ def write_synthetic(
     parameters = {"groups": groups, "clips_per_group": clips_per_group, "classes": classes, "seconds": float(seconds)}
     parameters |= {"seed": seed, "format": FORMAT}
     names = {action.name: action.file_name or action.name for action in chosen}
-    write_miniature(root, KIND, parameters, names, len(ACTIONS), jobs, workers)
+    write_miniature(root, "synthetic", parameters, names, len(ACTIONS), jobs, workers)
 
 
 class Course(NamedTuple):
