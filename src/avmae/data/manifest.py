@@ -153,7 +153,7 @@ def without_unreadable(splits: Splits, manifest: str | Path | None = None) -> Sp
         return splits
     noted, records = _read(file)
     # Lists may have absolute paths where the root is relative.
-    listed = {entry: os.path.abspath(str(entry.path)) for entry in chain(*splits.parts().values())}
+    listed = {path: os.path.abspath(path) for path in (str(entry.path) for entry in chain(*splits.parts().values()))}
     for base in (root, noted) if manifest else (root,):
         readable = {os.path.abspath(base / path): record.readable for path, record in records.items()}
         if not readable.keys().isdisjoint(listed.values()):
@@ -161,7 +161,7 @@ def without_unreadable(splits: Splits, manifest: str | Path | None = None) -> Sp
     else:
         if manifest:
             raise InputError(f"data.manifest={manifest} has none of the data set's clips; give their data.root")
-    train, val = ([e for e in part if readable.get(listed[e], True)] for part in (splits.train, splits.val))
+    train, val = ([e for e in part if readable.get(listed[str(e.path)], True)] for part in (splits.train, splits.val))
     return replace(splits, train=train, val=val)
 
 
