@@ -96,7 +96,7 @@ def test_other_commands_need_the_checkpoint_alone(
     mean = sum(c["top1"] * c["clips"] for c in results["per_class"].values()) / 28
     assert results["top1"] == pytest.approx(mean)
 
-    half = write_media(tmp_path / "half.mp4", frames=50, sound=(0.0, 1.0))
+    half = write_media(tmp_path / "half.mp4", frames=50, audible=(0.0, 1.0))
     printed = run("predict", ckpt, f"input={half}", "format=json", "crops=1", cwd=tmp_path)
     predicted = json.loads(printed)
     assert sum(row["score"] for row in predicted["classes"]) == pytest.approx(1, abs=1e-4)

@@ -23,7 +23,7 @@ from avmae.errors import InputError
 
 @given(seed=st.integers(0, 10_000), aspect=st.floats(0.4, 2.5))
 def test_random_boxes_lie_in_the_frame_and_keep_to_scale_and_ratio(seed: int, aspect: float) -> None:
-    left, top, right, bottom = random_box(np.random.default_rng(seed), aspect, scale=(0.2, 0.4))
+    left, top, right, bottom = random_box(np.random.default_rng(seed), aspect, (0.2, 0.4), (3 / 4, 4 / 3))
     assert left >= 0
     assert top >= 0
     assert right <= 1 + 1e-9
@@ -58,7 +58,7 @@ def test_a_box_of_whole_pixels_is_cut_exactly_and_swapped_sides_mirror_it() -> N
 def test_where_no_random_box_fits_the_centre_within_the_ratios_is_cut(
     aspect: float, width: float, height: float
 ) -> None:
-    left, top, right, bottom = random_box(np.random.default_rng(0), aspect, scale=(1.0, 1.0))
+    left, top, right, bottom = random_box(np.random.default_rng(0), aspect, (1.0, 1.0), (3 / 4, 4 / 3))
     assert (right - left, bottom - top) == pytest.approx((width, height))
     assert (left + right, top + bottom) == pytest.approx((1, 1))
 

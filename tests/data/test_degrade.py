@@ -19,7 +19,7 @@ SEEDS = torch.tensor([3, 4])
 
 @pytest.fixture
 def video() -> Tensor:
-    """Two clips of six pictures of 56 px, full of detail."""
+    """Two clips of six frames of 56 px, full of detail."""
     return torch.rand(2, 3, 6, 56, 56, generator=torch.Generator().manual_seed(0))
 
 
@@ -39,14 +39,14 @@ def test_each_severity_is_worse_than_the_one_before(kind: str, video: Tensor) ->
 def test_one_modality_is_degraded_alike_each_time_and_the_other_left(degradation: Degradation, video: Tensor) -> None:
     waveform = torch.randn(2, 1000, generator=torch.Generator().manual_seed(1))
     has_audio, other = torch.tensor([True, True]), (waveform.flip(0), torch.tensor([True, True]))
-    pictures = degrade_video(video, degradation, SEEDS)
-    sound, sounding = degrade_audio(waveform, has_audio, degradation, SEEDS, other)
-    assert pictures.shape == video.shape
-    assert_close(degrade_video(video, degradation, SEEDS), pictures, rtol=0, atol=0)
-    assert_close(degrade_audio(waveform, has_audio, degradation, SEEDS, other), (sound, sounding), rtol=0, atol=0)
+    frames = degrade_video(video, degradation, SEEDS)
+    heard, audible = degrade_audio(waveform, has_audio, degradation, SEEDS, other)
+    assert frames.shape == video.shape
+    assert_close(degrade_video(video, degradation, SEEDS), frames, rtol=0, atol=0)
+    assert_close(degrade_audio(waveform, has_audio, degradation, SEEDS, other), (heard, audible), rtol=0, atol=0)
     same_video, same_audio = (
-        torch.equal(pictures, video),
-        torch.equal(sound, waveform) and torch.equal(sounding, has_audio),
+        torch.equal(frames, video),
+        torch.equal(heard, waveform) and torch.equal(audible, has_audio),
     )
     assert (same_video, same_audio) in {(True, False), (False, True)}
 
@@ -74,7 +74,7 @@ def test_a_point_is_spread_as_far_as_stated(kind: str, severity: float) -> None:
     )
 
 
-def test_lost_pictures_show_the_one_before(video: Tensor) -> None:
+def test_lost_frames_show_the_one_before(video: Tensor) -> None:
     degraded = degrade_video(video, Degradation("drop", 0.5), SEEDS)
     for clip, original in zip(degraded, video, strict=True):
         shown = [next(t for t in range(6) if torch.equal(clip[:, time], original[:, t])) for time in range(6)]
@@ -87,8 +87,8 @@ def test_lost_pictures_show_the_one_before(video: Tensor) -> None:
 @pytest.mark.parametrize("ratio", [20, 0, -10])
 def test_noise_has_the_stated_power(ratio: float) -> None:
     waveform = torch.stack([torch.sin(torch.arange(20_000) / 9), 0.01 * torch.sin(torch.arange(20_000) / 5)])
-    sound, has_audio = degrade_audio(waveform, torch.tensor([True, True]), Degradation("noise", ratio), SEEDS, None)
-    noise = sound - waveform
+    heard, has_audio = degrade_audio(waveform, torch.tensor([True, True]), Degradation("noise", ratio), SEEDS, None)
+    noise = heard - waveform
     measured = 10 * torch.log10(waveform.square().mean(1) / noise.square().mean(1))
     assert_close(measured, torch.full((2,), float(ratio)), atol=0.2, rtol=0)
     assert has_audio.all()
@@ -116,38 +116,38 @@ def test_names_are_read_back(degradation: Degradation) -> None:
 
 
 def swapped(module: ClipDataModule, rank: int = 0, world: int = 1) -> dict[tuple[int, int], Tensor]:
-    """By clip and view, the swapped sound; zeros where the clip falls silent."""
+    """By clip and view, the swapped audio; zeros where the clip falls silent."""
     module.trainer = SimpleNamespace(global_rank=rank, world_size=world)
     found = {}
     for sample in module.part_loader("test", partners=True):
-        sound, has_audio = degrade_audio(
+        heard, has_audio = degrade_audio(
             sample["waveform"], sample["has_audio"], Degradation("swap"), SEEDS, (sample["other"], sample["has_other"])
         )
         assert not (has_audio & ~sample["has_audio"]).any()
         keys = zip(sample["clip_id"].tolist(), sample["view"].tolist(), strict=True)
-        found |= {key: wave * has for key, wave, has in zip(keys, sound, has_audio, strict=True) if key[0] >= 0}
+        found |= {key: wave * has for key, wave, has in zip(keys, heard, has_audio, strict=True) if key[0] >= 0}
     return found
 
 
-def test_swapped_sound_is_another_class_s_whatever_the_batches_processes_and_segments(miniature: Path) -> None:
+def test_swapped_audio_is_another_class_s_whatever_the_batches_processes_and_segments(miniature: Path) -> None:
     def module(**settings: int) -> ClipDataModule:
         return miniature_data(miniature, ClipSpec(frames=4), **settings)
 
     first = swapped(module(batch_size=28, workers=0))
     cut = [swapped(module(batch_size=3, workers=1, seed=1), rank, 2) for rank in range(2)]
-    assert all(torch.equal(sound, first[key]) for part in cut for key, sound in part.items())
+    assert all(torch.equal(heard, first[key]) for part in cut for key, heard in part.items())
     assert cut[0].keys() | cut[1].keys() == first.keys()
     segments = swapped(module(batch_size=5, workers=0, segments=3))
-    assert all(torch.equal(sound, segments[clip, 1]) for (clip, _), sound in first.items())
+    assert all(torch.equal(heard, segments[clip, 1]) for (clip, _), heard in first.items())
 
     plain = module(batch_size=28, workers=0)
-    sounds = next(iter(plain.part_loader("test")))
+    batch = next(iter(plain.part_loader("test")))
     entries, donors = plain.splits.test, set()
     for clip in range(len(entries)):
-        sound = first[clip, 0]
-        assert bool(sound.any()) == bool(sounds["has_audio"][clip])
-        if sound.any():
-            (donor,) = [n for n in range(len(entries)) if torch.equal(sounds["waveform"][n], sound)]
+        heard = first[clip, 0]
+        assert bool(heard.any()) == bool(batch["has_audio"][clip])
+        if heard.any():
+            (donor,) = [n for n in range(len(entries)) if torch.equal(batch["waveform"][n], heard)]
             assert entries[donor].label != entries[clip].label
             donors.add(donor)
     assert len(donors) > 4
@@ -155,9 +155,9 @@ def test_swapped_sound_is_another_class_s_whatever_the_batches_processes_and_seg
 
 def test_without_a_clip_of_another_class_that_sounds_a_clip_falls_silent(miniature: Path) -> None:
     module = miniature_data(miniature, ClipSpec(frames=4), batch_size=28, workers=0)
-    sounding = next(iter(module.part_loader("test")))["has_audio"]
+    audible = next(iter(module.part_loader("test")))["has_audio"]
     entries = module.splits.test
-    one = next(e.label for e, sounds in zip(entries, sounding, strict=True) if sounds)
-    kept = [e for e, sounds in zip(entries, sounding, strict=True) if e.label == one or not sounds]
+    one = next(e.label for e, has_audio in zip(entries, audible, strict=True) if has_audio)
+    kept = [e for e, has_audio in zip(entries, audible, strict=True) if e.label == one or not has_audio]
     module.splits = replace(module.splits, test=kept)
-    assert not any(sound.any() for sound in swapped(module).values())
+    assert not any(heard.any() for heard in swapped(module).values())

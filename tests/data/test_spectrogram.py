@@ -41,7 +41,7 @@ def test_silence_is_finite_and_every_band_holds_a_frequency() -> None:
 
 # The mean and the standard deviation put loud parts above 0 with either bank.
 @pytest.mark.parametrize("clip", [ClipSpec(), ClipSpec(filter_bank="kaldi", mel_mean=-4.27, mel_std=4.57)], ids=str)
-def test_a_sound_made_from_a_spectrogram_has_that_spectrogram(clip: ClipSpec) -> None:
+def test_a_audio_made_from_a_spectrogram_has_that_spectrogram(clip: ClipSpec) -> None:
     time = torch.arange(clip.samples) / clip.sample_rate
     rising = 0.3 * torch.sin(2 * torch.pi * (300 + 200 * time) * time)[None]
     logmel = LogMel(clip)
@@ -50,7 +50,7 @@ def test_a_sound_made_from_a_spectrogram_has_that_spectrogram(clip: ClipSpec) ->
     loud = spectrogram > 0
     assert loud.float().mean() > 0.01
     assert logmel.invert(spectrogram).square().mean() == pytest.approx(rising.square().mean().item(), rel=0.1)
-    # In natural logarithms of power: within a factor of 3 where there is sound, and quiet elsewhere.
+    # In natural logarithms of power: within a factor of 3 where there is audio, and quiet elsewhere.
     error = (again - spectrogram)[loud].abs() * clip.mel_std
     assert error.median() < 1.1
     assert again[~loud].mean() < spectrogram[loud].mean() - 0.5
@@ -65,7 +65,7 @@ def test_kaldis_filter_bank_is_the_one_of_audiomae(rate: int) -> None:
     waveform = loudness * torch.randn(3, clip.samples, generator=generator) + 0.02
     expected = [
         fbank(
-            sound[None] - sound.mean(),
+            wave[None] - wave.mean(),
             htk_compat=True,
             sample_frequency=rate,
             use_energy=False,
@@ -75,7 +75,7 @@ def test_kaldis_filter_bank_is_the_one_of_audiomae(rate: int) -> None:
             frame_shift=10,
             snip_edges=False,
         )[: clip.spectrogram_frames]
-        for sound in waveform
+        for wave in waveform
     ]
     found = LogMel(clip)(waveform)[:, 0] * clip.mel_std + clip.mel_mean
     torch.testing.assert_close(found, torch.stack(expected), rtol=0, atol=2e-3)

@@ -14,19 +14,19 @@ def files_below(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def decode_pictures(path: Path, pixels: str = "gray") -> tuple[np.ndarray, np.ndarray]:
-    """Timestamps in seconds, and pictures."""
+def decode_frames(path: Path, pixels: str = "gray") -> tuple[np.ndarray, np.ndarray]:
+    """Timestamps in seconds, and frames."""
     with av.open(str(path)) as container:
         frames = [(frame.time, frame.to_ndarray(format=pixels)) for frame in container.decode(video=0)]
-    return np.array([time for time, _ in frames]), np.stack([picture for _, picture in frames]).astype(float)
+    return np.array([time for time, _ in frames]), np.stack([image for _, image in frames]).astype(float)
 
 
-def decode_sound(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def decode_audio(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Timestamps in seconds, and samples."""
     with av.open(str(path)) as container:
         frames = list(container.decode(audio=0))
-    sound = np.concatenate([frame.to_ndarray()[0] for frame in frames]).astype(float)
-    return frames[0].time + np.arange(sound.size) / frames[0].sample_rate, sound
+    audio = np.concatenate([frame.to_ndarray()[0] for frame in frames]).astype(float)
+    return frames[0].time + np.arange(audio.size) / frames[0].sample_rate, audio
 
 
 def leave_one_out_accuracy(features: np.ndarray, labels: np.ndarray) -> float:

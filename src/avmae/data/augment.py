@@ -1,7 +1,4 @@
-"""Boxes to cut from each frame, drawn in the worker; the cut itself and random erasing, done on the device.
-
-A box is (left, top, right, bottom) as shares of width and height; left and right swapped mirror the frame.
-"""
+"""Boxes to cut from each frame, drawn in the worker; the cut itself and random erasing, done on the device."""
 
 import math
 from collections.abc import Sequence
@@ -15,6 +12,7 @@ from torch import Tensor
 from avmae.errors import InputError
 
 Box = tuple[float, float, float, float]
+"""Left, top, right, bottom as shares of width and height; left and right swapped mirror the frame."""
 
 MULTISCALE = (1.0, 0.875, 0.75, 0.66)
 """Sides of VideoMAE's pretraining crops as shares of the frame's short side (its datasets.py)."""
@@ -29,34 +27,21 @@ ERASE_RATIO = (0.3, 1 / 0.3)
 
 @dataclass(frozen=True)
 class AugmentSpec:
-    """How training views are drawn.
-
-    Args:
-        crop: `random` cuts any box within scale and ratio (VideoMAE's fine-tuning), `multiscale` one of four sizes at
-            one of 13 places (its pretraining).
-        scale: smallest and largest share of the frame's area that `random` cuts.
-        ratio: smallest and largest width / height of what `random` cuts.
-        flip: probability of mirroring.
-        repeats: views cut from each decoded window (VideoMAE's repeated sampling).
-        rand_operations: of RandAugment drawn for each view; 0 for none (VideoMAE: 4). Each is applied with
-            probability 0.5.
-        rand_magnitude: mean of an operation's magnitude, 10 being the strongest (VideoMAE: 7).
-        rand_std: standard deviation of the magnitude, which is drawn once an operation (VideoMAE: 0.5).
-        erase: probability of replacing a box by noise, the same box in all frames of a view (VideoMAE: 0.25).
+    """How training views are drawn. In brackets: VideoMAE's values for fine-tuning.
 
     Raises:
         InputError: a value is out of range.
     """
 
-    crop: str = "random"
-    scale: tuple[float, float] = (0.5, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: float = 0.5
-    repeats: int = 1
-    rand_operations: int = 0
-    rand_magnitude: float = 7.0
-    rand_std: float = 0.5
-    erase: float = 0.0
+    crop: str = "random"  # any box within scale and ratio; `multiscale`: one of four sizes at one of 13 places
+    scale: tuple[float, float] = (0.5, 1.0)  # smallest and largest share of the frame's area (0.08 to 1)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # smallest and largest width / height
+    flip: float = 0.5  # probability of mirroring
+    repeats: int = 1  # views cut from each decoded window (2)
+    rand_operations: int = 0  # of RandAugment drawn for each view, each applied with probability 0.5 (4)
+    rand_magnitude: float = 7.0  # mean of an operation's magnitude, 10 being the strongest
+    rand_std: float = 0.5  # standard deviation of the magnitude, which is drawn once an operation
+    erase: float = 0.0  # probability of replacing a box by noise, the same in all frames of a view (0.25)
 
     def __post_init__(self) -> None:
         if self.crop not in ("random", "multiscale"):
@@ -72,12 +57,8 @@ class AugmentSpec:
 def training_box(rng: np.random.Generator, spec: AugmentSpec, aspect: float, short_side: int, size: int) -> Box:
     """Draw the box of one view, mirrored or not.
 
-    Args:
-        rng: random generator.
-        spec: how.
-        aspect: width / height of the frame as it is to be seen.
-        short_side: of the frame, in pixels; `multiscale` cuts at whole ones.
-        size: height and width, in pixels, that the cut is scaled to.
+    Aspect is width / height as displayed; `multiscale` cuts whole pixels of the frame, of that short side, to be scaled
+    to a height and width of `size`.
     """
     if spec.crop == "random":
         box = random_box(rng, aspect, spec.scale, spec.ratio)
@@ -88,19 +69,10 @@ def training_box(rng: np.random.Generator, spec: AugmentSpec, aspect: float, sho
     return (right, top, left, bottom) if rng.random() < spec.flip else box
 
 
-def random_box(
-    rng: np.random.Generator,
-    aspect: float,
-    scale: tuple[float, float] = (0.5, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> Box:
-    """Draw a box as torchvision's `RandomResizedCrop` and VideoMAE draw it, but for their rounding to whole pixels.
+def random_box(rng: np.random.Generator, aspect: float, scale: tuple[float, float], ratio: tuple[float, float]) -> Box:
+    """As torchvision's `RandomResizedCrop` and VideoMAE draw it, but for their rounding to whole pixels.
 
-    Args:
-        rng: random generator.
-        aspect: width / height of the frame as it is to be seen.
-        scale: range of the share of the frame's area; VideoMAE fine-tunes with 0.08 to 1.
-        ratio: range of width / height of what is cut, drawn log-uniformly.
+    Scale and ratio are those of `AugmentSpec`, the latter drawn log-uniformly; the aspect is that as displayed.
     """
     for _ in range(10):
         area, shape = rng.uniform(*scale), math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
@@ -119,13 +91,8 @@ def multiscale_boxes(width: int, height: int, size: int) -> list[Box]:
     Width and height of a box are each one of `MULTISCALE`, at most one step apart. It lies in a corner, at the middle
     of a side, in the centre, or half way from the centre to a corner.
 
-    Args:
-        width: of the frame, in pixels.
-        height: of the frame, in pixels.
-        size: height and width, in pixels, that the cut is scaled to.
-
-    Returns:
-        10 pairs of sides x 13 places; where a box is as high or wide as the frame, places coincide.
+    Lengths are in pixels; the cut is scaled to `size`. There are 10 pairs of sides x 13 places; where a box is as high
+    or wide as the frame, places coincide.
     """
     sides = [int(min(width, height) * share) for share in MULTISCALE]
     sides = [size if abs(side - size) < SNAP else side for side in sides]
@@ -141,12 +108,7 @@ def multiscale_boxes(width: int, height: int, size: int) -> list[Box]:
 
 
 def center_boxes(aspect: float, crops: int) -> list[Box]:
-    """Squares as large as the short side, evenly spaced along the long side; one is the centre.
-
-    Args:
-        aspect: width / height of the frame as it is to be seen.
-        crops: how many; VideoMAE tests with 3.
-    """
+    """Squares as large as the short side, evenly spaced along the long side; one is the centre."""
     width, height = min(1.0, 1 / aspect), min(1.0, aspect)
     places = [0.5] if crops == 1 else [i / (crops - 1) for i in range(crops)]
     return [((1 - width) * p, (1 - height) * p, (1 - width) * p + width, (1 - height) * p + height) for p in places]
@@ -167,8 +129,7 @@ def cut_boxes(frames: Tensor, boxes: Tensor, portrait: Tensor, size: int) -> Ten
     clips, times, height, width, channels = frames.shape
     repeats = boxes.shape[1]
     planes = frames.permute(0, 1, 4, 2, 3).reshape(clips, times * channels, height, width).float().div_(255)
-    if repeats > 1:
-        planes = planes.repeat_interleave(repeats, 0)
+    planes = planes.repeat_interleave(repeats, 0) if repeats > 1 else planes
     left, top, right, bottom = (boxes.reshape(-1, 4) * 2 - 1).unbind(1)
     zero = left.new_zeros(left.shape)
     across = torch.stack([(right - left) / 2, zero, (right + left) / 2], -1)
@@ -184,12 +145,8 @@ def cut_boxes(frames: Tensor, boxes: Tensor, portrait: Tensor, size: int) -> Ten
 def random_erase(video: Tensor, seeds: Sequence[int], spec: AugmentSpec) -> None:
     """Replace a box of some views by normal noise, in place (Zhong et al. 2020; VideoMAE's mode `pixel` with `cube`).
 
-    The box is the same in all frames of a view, the noise is new in each.
-
-    Args:
-        video: (B, 3, T, H, W) float32, normalised.
-        seeds: of each view.
-        spec: the probability.
+    The box is the same in all frames of a view, the noise is new in each; `video` is (B, 3, T, H, W) float32,
+    normalised, and every view has its seed.
     """
     height, width = video.shape[-2:]
     for view, seed in zip(video, seeds, strict=True):

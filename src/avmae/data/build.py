@@ -5,8 +5,7 @@ from functools import partial
 from importlib import import_module
 from inspect import Parameter, signature
 from pathlib import Path
-from types import NoneType
-from typing import Any, get_args
+from typing import Any
 
 from avmae.clip import ClipSpec
 from avmae.data.augment import AugmentSpec
@@ -19,6 +18,7 @@ from avmae.data.sources.shards import read_packed
 from avmae.data.sources.ucf101 import read_ucf101
 from avmae.data.splits import Splits
 from avmae.errors import InputError
+from avmae.runs.settings import refuse_wrong
 
 Source = Callable[..., Splits]
 
@@ -33,18 +33,7 @@ def read_embedded(
     val_groups: int = 2,
     workers: int = 2,
 ) -> Splits:
-    """A data set of our own in UCF101's format, written at first use.
-
-    Args:
-        write: what writes it, such as `write_synthetic`, which the next four arguments go to.
-        root: its folder.
-        groups: per class.
-        clips_per_group: of each.
-        classes: how many.
-        fold: see `read_ucf101`.
-        val_groups: see `read_ucf101`.
-        workers: processes that write.
-    """
+    """A data set of our own in UCF101's format, written at first use by `write`; see it and `read_ucf101`."""
     write(Path(root), groups=groups, clips_per_group=clips_per_group, classes=classes, workers=max(1, workers))
     return read_ucf101(root, fold, val_groups)
 
@@ -53,12 +42,7 @@ EMBEDDED: dict[str, Source] = {
     "synthetic": partial(read_embedded, write_synthetic),
     "avdigits": partial(read_embedded, write_avdigits),
 }
-SOURCES: dict[str, Source] = EMBEDDED | {
-    "ucf101": read_ucf101,
-    "csv": read_csv,
-    "folder": read_folder,
-    "shards": read_packed,
-}
+SOURCES = EMBEDDED | {"ucf101": read_ucf101, "csv": read_csv, "folder": read_folder, "shards": read_packed}
 """Functions that return the clips of a data set, by the name that `data.source` gives them."""
 
 FORMER_NAMES = {
@@ -69,21 +53,12 @@ FORMER_NAMES = {
 
 
 def build_data(
-    settings: Mapping[str, Any],
-    clip: ClipSpec,
-    audio: bool = True,
-    augment: AugmentSpec | None = None,
-    seed: int = 0,
+    settings: Mapping[str, Any], clip: ClipSpec, audio: bool = True, augment: AugmentSpec | None = None, seed: int = 0
 ) -> ClipDataModule:
     """Read the lists of the data set that settings describe.
 
-    Args:
-        settings: `source`, one of `SOURCES` or a function of the user's own as PACKAGE.MODULE:FUNCTION, what that
-            function takes, and what `Loading` takes.
-        clip: shape of a window.
-        audio: read the audio, too.
-        augment: how training views are drawn.
-        seed: of the run.
+    Settings are `source`, one of `SOURCES` or a function of the user's own as PACKAGE.MODULE:FUNCTION, what that
+    function takes, and what `Loading` takes; for the rest see `ClipDataModule`.
 
     Raises:
         InputError: a key is unknown, missing or of the wrong type, or the data set cannot be read.
@@ -91,8 +66,8 @@ def build_data(
     settings = by_source(settings)
     read = find_source(settings.pop("source", None))
     taken, loading = signature(read).parameters, signature(Loading).parameters
-    for key, value in settings.items():
-        _refuse_wrong(key, value, {**taken, **loading})
+    settings = {key: value for key, value in settings.items() if key in taken or key in loading or value is not None}
+    refuse_wrong("data", settings, {**taken, **loading})
     for key, parameter in taken.items():
         if parameter.default is Parameter.empty and settings.get(key) is None:
             raise InputError(f"data.{key} must be given")
@@ -103,9 +78,9 @@ def build_data(
 
 def by_source(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that name their `source`, also where those of an older version name a `_target_`."""
-    target = settings.get("_target_")
-    named = {} if target is None else {"source": FORMER_NAMES.get(target, target)}
-    return {key: value for key, value in settings.items() if key != "_target_"} | named
+    own = dict(settings)
+    target = own.pop("_target_", None)
+    return own if target is None else own | {"source": FORMER_NAMES.get(target, target)}
 
 
 def find_source(name: str | None) -> Source:
@@ -133,16 +108,3 @@ def find_source(name: str | None) -> Source:
 def keys_of(name: str | None) -> Collection[str]:
     """What data of a source can be told, besides their source."""
     return {*signature(find_source(name)).parameters, *signature(Loading).parameters}
-
-
-def _refuse_wrong(key: str, value: Any, known: Mapping[str, Parameter]) -> None:
-    """Refuse a key that is unknown, unless it is None, or a number that is none."""
-    if key not in known:
-        if value is None:
-            return
-        raise InputError(f"unknown key data.{key}; this kind of data has {', '.join(sorted(known))}")
-    kinds = {*get_args(known[key].annotation)} or {known[key].annotation}
-    if kinds <= {int, float, NoneType} and isinstance(value, str):
-        raise InputError(f"data.{key} must be a number, not '{value}'")
-    if kinds <= {int, NoneType} and isinstance(value, float):
-        raise InputError(f"data.{key} must be a whole number, not {value}")

@@ -24,28 +24,18 @@ from avmae.errors import InputError
 class Loading:
     """Which clips of a data set are read, and how; `conf/data/base.yaml` has the same defaults.
 
-    Args:
-        manifest: of `avmae.prepare`, to leave out what cannot be read; None for the one in the data set's folder.
-        only: names of the classes to keep, or `with_sound` for the 51 of UCF101 that have audio; None for all.
-        train_share: of each class's training clips, at least one; the rest is left out (few labels).
-        batch_size: windows per process and step.
-        workers: reading processes for each training process.
-        timeout: seconds to wait for a batch before the run ends, in case a reading process hangs; 0 waits forever.
-        segments: windows of each clip at test time.
-        crops: boxes of each test window.
-
     Raises:
         InputError: a setting is out of range.
     """
 
-    manifest: str | None = None
-    only: list[str] | str | None = None
-    train_share: float = 1.0
-    batch_size: int = 8
-    workers: int = 2
-    timeout: float = 180
-    segments: int = 5
-    crops: int = 3
+    manifest: str | None = None  # to leave out what cannot be read; None for the one in the data set's folder
+    only: list[str] | str | None = None  # classes to keep, or `with_sound`: the 51 of UCF101 that have audio
+    train_share: float = 1.0  # of each class's training clips, at least one; the rest is left out (few labels)
+    batch_size: int = 8  # windows per process and step
+    workers: int = 2  # reading processes for each training process
+    timeout: float = 180  # seconds to wait for a batch before the run ends, in case a worker hangs; 0 waits forever
+    segments: int = 5  # windows of each clip at test time
+    crops: int = 3  # boxes of each test window
 
     def __post_init__(self) -> None:
         if not 0 < self.train_share <= 1:
@@ -57,20 +47,12 @@ class Loading:
         """The clips of the chosen classes."""
         if self.only is None:
             return splits
-        names = [self.only] if isinstance(self.only, str) else list(map(str, self.only))
-        return keep_classes(splits, CLASSES_WITH_SOUND if self.only == "with_sound" else names)
+        names = CLASSES_WITH_SOUND if self.only == "with_sound" else self.only
+        return keep_classes(splits, [names] if isinstance(names, str) else list(map(str, names)))
 
 
 class ClipDataModule(L.LightningDataModule):
-    """Reads the clips of a data set.
-
-    Args:
-        clips: what a source returned, such as `read_ucf101`.
-        clip: shape of a window.
-        loading: which clips are read, and how.
-        audio: read the audio, too; False for systems that take video alone.
-        augment: how training views are drawn.
-        seed: of the run.
+    """Reads the clips of a data set: what a source returned, such as `read_ucf101`.
 
     Attributes:
         listed: the clips of each part before unreadable ones and labels beyond `train_share` are left out.
@@ -105,11 +87,10 @@ class ClipDataModule(L.LightningDataModule):
         return self.splits.classes
 
     def _loader(self, dataset: ClipDataset, sampler: TrainSampler | EvalSampler) -> DataLoader:
-        workers: dict[str, Any] = {}
-        if number := self.loading.workers:
+        number = self.loading.workers
+        if number:
             dataset.readings = Readings(number, dataset.entries)
             self._readings.append(dataset.readings)
-            workers = {"persistent_workers": True, "timeout": self.loading.timeout, "multiprocessing_context": CONTEXT}
         return DataLoader(
             dataset,
             batch_sampler=sampler,
@@ -117,7 +98,9 @@ class ClipDataModule(L.LightningDataModule):
             num_workers=number,
             worker_init_fn=prepare_worker,
             pin_memory=torch.cuda.is_available(),
-            **workers,
+            persistent_workers=number > 0,
+            timeout=self.loading.timeout if number else 0,
+            multiprocessing_context=CONTEXT if number else None,
         )
 
     def explain(self, error: BaseException) -> str | None:
@@ -132,10 +115,11 @@ class ClipDataModule(L.LightningDataModule):
         """
         if not self.splits.train:
             raise InputError("the data set has no training clips; set data.train")
-        trainer = self.trainer
-        assert trainer is not None
-        batch_size, rank, world = self.loading.batch_size, trainer.global_rank, trainer.world_size
-        return TrainSampler(len(self.splits.train), batch_size, self.seed, rank, world)
+        return TrainSampler(len(self.splits.train), self.loading.batch_size, self.seed, *self._place())
+
+    def _place(self) -> tuple[int, int]:
+        """This process's number, and how many there are."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def train_dataloader(self) -> DataLoader:
         """Batches of random windows, from where a resumed run stopped."""
@@ -150,13 +134,10 @@ class ClipDataModule(L.LightningDataModule):
         return self._loader(ClipDataset(self.splits.train, self.clip, self.audio, self.augment), sampler)
 
     def _batches_done(self, batches: int) -> int:
-        """How much of the epoch that a run is resumed in is done.
+        """How many of an epoch's batches are done where a run is resumed.
 
         After another number of processes or another batch size, Lightning's count, by which it ends the epoch, is put
         into today's batches, down to the start of a step: clips may be read again, but none is left out.
-
-        Args:
-            batches: in an epoch.
         """
         assert self.trainer is not None
         progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
@@ -174,8 +155,7 @@ class ClipDataModule(L.LightningDataModule):
 
     def _clips_a_batch(self) -> int:
         """Of all processes together."""
-        assert self.trainer is not None
-        return self.loading.batch_size * self.trainer.world_size
+        return self.loading.batch_size * self._place()[1]
 
     def state_dict(self) -> dict[str, int]:
         """What tells a resumed run where in the epoch it was."""
@@ -189,13 +169,12 @@ class ClipDataModule(L.LightningDataModule):
     ) -> DataLoader:
         """Segments x crops of each of some clips; `partners`: see `ClipDataset`."""
         dataset = ClipDataset(entries, self.clip, self.audio, None, segments, crops, partners)
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         batch_size = batch_size or self.loading.batch_size
-        return self._loader(dataset, EvalSampler(len(entries), segments, batch_size, self.seed, rank, world))
+        return self._loader(dataset, EvalSampler(len(entries), segments, batch_size, self.seed, *self._place()))
 
     def part_loader(self, part: str, partners: bool = False) -> DataLoader:
         """All views of each clip of a part: train, val or test; `partners`: see `ClipDataset`."""
-        return self.eval_loader(getattr(self.splits, part), self.loading.segments, self.loading.crops, partners)
+        return self.eval_loader(self.splits.parts()[part], self.loading.segments, self.loading.crops, partners)
 
     def val_dataloader(self) -> DataLoader | list:
         """The centre of each validation clip."""
@@ -209,9 +188,7 @@ class ClipDataModule(L.LightningDataModule):
         InputError: there are no test clips.
         """
         if not self.splits.test:
-            raise InputError(
-                "the data set has no test clips; a test list (data=csv) or a test/ folder (data=folder) has them"
-            )
+            raise InputError("the data set has no test clips; data=csv takes a list of them, data=folder a test/")
 
     def transfer_batch_to_device(self, batch: Sample, device: torch.device, dataloader_idx: int) -> Any:
         """Move the tensors; messages stay."""

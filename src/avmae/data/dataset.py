@@ -1,8 +1,9 @@
 """Requests to samples: what a worker does for one clip."""
 
 from collections.abc import Sequence
-from contextlib import suppress
-from typing import NotRequired, TypedDict
+from contextlib import nullcontext, suppress
+from itertools import chain
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -22,54 +23,30 @@ TRIES = 10
 
 
 class Sample(TypedDict):
-    """One decoded window and the boxes to cut from it; a batch of them has a leading axis B.
+    """One decoded window and the boxes to cut from it; a batch of them has a leading axis B."""
 
-    Keys:
-        frames: (T, H, W, 3) uint8, H the short side: portrait frames lie on their side, rows as columns.
-        waveform: (samples,) float32 in [-1, 1].
-        boxes: (R, 4) float32, as they lie in the frames.
-        portrait: () bool, whether frames and boxes lie on their side.
-        has_audio: () bool.
-        label: () int64.
-        clip_id: () int64, the clip's index in its part; -1 where it is not to be scored.
-        view: () int64, number of the first of the R views.
-        widths: of the frames, in pixels, without padding.
-        seeds: of what is drawn for each of the R views on the device; none at test time.
-        unreadable: what went wrong with clips that could not be read.
-        other: of data sets with `partners`, (samples,) float32, the audio of another clip, of another class.
-        has_other: () bool, whether there is one.
-    """
-
-    frames: Tensor
-    waveform: Tensor
-    boxes: Tensor
-    portrait: Tensor
-    has_audio: Tensor
-    label: Tensor
-    clip_id: Tensor
-    view: Tensor
-    widths: list[int]
-    seeds: list[int]
-    unreadable: list[str]
-    other: NotRequired[Tensor]
-    has_other: NotRequired[Tensor]
+    frames: Tensor  # (T, H, W, 3) uint8, H the short side: portrait frames lie on their side, rows as columns
+    waveform: Tensor  # (samples,) float32 in [-1, 1]
+    boxes: Tensor  # (R, 4) float32, as they lie in the frames
+    portrait: Tensor  # () bool, whether frames and boxes lie on their side
+    has_audio: Tensor  # () bool
+    label: Tensor  # () int64
+    clip_id: Tensor  # () int64, the clip's index in its part; -1 where it is not to be scored
+    view: Tensor  # () int64, number of the first of the R views
+    widths: list[int]  # of the frames, in pixels, without padding
+    seeds: list[int]  # of what is drawn for each of the R views on the device; none at test time
+    unreadable: list[str]  # what went wrong with clips that could not be read
+    other: NotRequired[Tensor]  # of data sets with `partners`, audio like `waveform` of a clip of another class
+    has_other: NotRequired[Tensor]  # () bool, whether there is one
 
 
 class ClipDataset(Dataset[Sample]):
     """Reads one window a request.
 
-    In training the window is placed at random and its boxes are drawn; a clip that cannot be read is replaced by
-    another and named in the sample. At test time the windows are evenly spaced, and a clip that cannot be read comes
-    back empty with ``clip_id`` -1.
-
-    Args:
-        entries: the clips.
-        clip: shape of a window.
-        audio: read the audio, too.
-        augment: how training views are drawn; None for test.
-        segments: windows of each clip, at test time.
-        crops: boxes of each window, at test time.
-        partners: read the audio of another clip with each one that has some, at test time; see `swap` of `Degradation`.
+    In training, where `augment` says how, the window is placed at random and its boxes are drawn; a clip that cannot be
+    read is replaced by another and named in the sample. At test time so many segments, windows of a clip, are evenly
+    spaced, with so many boxes or crops, and a clip that cannot be read comes back empty with ``clip_id`` -1. With
+    `partners` the audio of another clip is read with each one that has some; see `swap` of `Degradation`.
 
     Attributes:
         readings: where reading processes note what they read, if there are any.
@@ -118,13 +95,12 @@ class ClipDataset(Dataset[Sample]):
         try:
             window = self._read(request.index, position)
         except MediaError as error:
-            unreadable.append(str(error))
+            unreadable = [str(error)]
             side = self.clip.canvas[0]
             frames = np.zeros((self.clip.frames, side, side, 3), np.uint8)
             window = Window(frames, np.zeros(self.clip.samples, np.float32), False, 0.0, 1.0)
         clip_id = request.index if request.scored and not unreadable else -1
-        boxes = center_boxes(window.aspect, self.crops)
-        label = self.entries[request.index].label
+        boxes, label = center_boxes(window.aspect, self.crops), self.entries[request.index].label
         sample = make_sample(window, boxes, label, clip_id, request.segment * self.crops, unreadable)
         if self.partners:
             other = self._partner(request.index, position) if window.has_audio else None
@@ -150,13 +126,8 @@ class ClipDataset(Dataset[Sample]):
         return None
 
     def _read(self, index: int, position: float) -> Window:
-        if self.readings is None:
+        with self.readings.of(index) if self.readings else nullcontext():
             return read_window(self.entries[index].path, self.clip, position, self.clip.canvas, self.audio)
-        self.readings.begin(index)
-        try:
-            return read_window(self.entries[index].path, self.clip, position, self.clip.canvas, self.audio)
-        finally:
-            self.readings.end()
 
 
 def make_sample(
@@ -192,13 +163,11 @@ def collate(samples: list[Sample]) -> Sample:
     """Stack the tensors of samples, whose frames are padded to the widest, and join their lists."""
     widest = max(sample["frames"].shape[2] for sample in samples)
     samples = [_padded(sample, widest) for sample in samples]
-    return Sample(
-        **{
-            key: torch.stack(values) if isinstance(values[0], Tensor) else [x for part in values for x in part]
-            for key in samples[0]
-            for values in [[sample[key] for sample in samples]]  # type: ignore[literal-required]
-        }  # type: ignore[typeddict-item]
-    )
+    batch: Any = {}
+    for key in samples[0]:
+        values = [sample[key] for sample in samples]  # type: ignore[literal-required]
+        batch[key] = torch.stack(values) if isinstance(values[0], Tensor) else [*chain(*values)]
+    return batch
 
 
 def _padded(sample: Sample, width: int) -> Sample:

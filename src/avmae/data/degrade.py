@@ -1,8 +1,4 @@
-"""Degraded video and audio, made on the device from whole batches: tests whether one modality helps the other.
-
-Whatever is drawn (directions, dropped frames, noise) is a function of the clip and the view alone, so every model is
-tested on the same video and audio.
-"""
+"""Degraded video and audio, made on the device from whole batches: tests whether one modality helps the other."""
 
 import math
 from dataclasses import dataclass
@@ -18,38 +14,27 @@ REFERENCE_SIZE = 224
 """Height of a frame, in pixels, in which `blur` and `motion` are stated; at other sizes they shrink or grow with it."""
 
 SEVERITIES: dict[str, tuple[float, ...]] = {
-    "lowres": (2, 4, 8),
-    "blur": (2, 4, 8, 16),
-    "motion": (8, 16, 32),
-    "jpeg": (30, 10, 3),
-    "drop": (0.25, 0.5, 0.75),
-    "noise": (20, 10, 0, -10),
-    "silence": (),
-    "swap": (),
+    "lowres": (2, 4, 8),  # factor by which the frame is scaled down by area, then up again bilinearly
+    "blur": (2, 4, 8, 16),  # standard deviation of a Gaussian, in pixels of a 224 px frame
+    "motion": (8, 16, 32),  # length of a straight smear, in pixels of a 224 px frame; one direction for each clip
+    "jpeg": (30, 10, 3),  # quality at which each frame is compressed, 1 to 100
+    "drop": (0.25, 0.5, 0.75),  # share of frames that are lost, the one before staying on display
+    "noise": (20, 10, 0, -10),  # ratio of the audio's power to that of white noise added to it, in dB
+    "silence": (),  # the audio is taken away
+    "swap": (),  # the audio is that of another clip, of another class
 }
-"""Degradations and the severities the study tests, mildest first."""
+"""Degradations and the severities the study tests, mildest first.
+
+Whatever is drawn (directions, dropped frames, noise) is a function of the clip and the view alone, so every model is
+tested on the same video and audio.
+"""
 
 OF_VIDEO = ("lowres", "blur", "motion", "jpeg", "drop")
 
 
 @dataclass(frozen=True)
 class Degradation:
-    """One way in which a clip is degraded.
-
-    | kind | severity |
-    |---|---|
-    | `lowres` | factor by which the frame is scaled down by area, then up again bilinearly |
-    | `blur` | standard deviation of a Gaussian, in pixels of a 224 px frame |
-    | `motion` | length of a straight smear, in pixels of a 224 px frame; one direction for each clip |
-    | `jpeg` | quality at which each frame is compressed, 1 to 100 |
-    | `drop` | share of frames that are lost, the one before staying on display |
-    | `noise` | ratio of the audio's power to that of white noise added to it, in dB |
-    | `silence` | none: the audio is taken away |
-    | `swap` | none: the audio is that of another clip, of another class |
-
-    Args:
-        kind: one of the above.
-        severity: see above; 0 where there is none.
+    """One way in which a clip is degraded: a kind of `SEVERITIES`, and how much; 0 where there is no more or less.
 
     Raises:
         InputError: an unknown kind, or a severity out of range.
@@ -70,28 +55,21 @@ class Degradation:
             "noise": math.isfinite(self.severity),
         }.get(self.kind, self.severity == 0)
         if not fits:
-            raise InputError(f"degradation {self}: the severity is out of range; the study takes {self._examples()}")
+            examples = ", ".join(f"{self.kind}:{s:g}" for s in SEVERITIES[self.kind]) or self.kind
+            raise InputError(f"degradation {self}: the severity is out of range; the study takes {examples}")
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.severity:g}" if SEVERITIES[self.kind] else self.kind
 
-    def _examples(self) -> str:
-        return ", ".join(f"{self.kind}:{s:g}" for s in SEVERITIES[self.kind]) or self.kind
-
     @classmethod
     def parse(cls, text: str) -> "Degradation":
-        """Read `kind:severity`.
-
-        Raises:
-            InputError: it is no such thing.
-        """
+        """Read `kind:severity`; raises InputError where it is no such thing."""
         kind, _, severity = text.partition(":")
         try:
-            return cls(kind, float(severity or 0))
-        except ValueError as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"degradation '{text}': the severity must be a number, as in {kind}:4") from error
+            number = float(severity or 0)
+        except ValueError:
+            raise InputError(f"degradation '{text}': the severity must be a number, as in {kind}:4") from None
+        return cls(kind, number)
 
 
 def all_degradations() -> list[Degradation]:
@@ -100,15 +78,9 @@ def all_degradations() -> list[Degradation]:
 
 
 def degrade_video(video: Tensor, degradation: Degradation, seeds: Tensor) -> Tensor:
-    """Degrade video; degradations of the audio leave it as it is.
+    """Degrade video (B, 3, T, H, W) float32 in [0, 1]; degradations of the audio leave it as it is.
 
-    Args:
-        video: (B, 3, T, H, W) float32 in [0, 1].
-        degradation: which and how much.
-        seeds: (B,) int64, of what is drawn for each clip.
-
-    Returns:
-        The same shape.
+    Seeds (B,) int64 are of what is drawn for each clip.
     """
     kind, severity = degradation.kind, degradation.severity
     if kind not in OF_VIDEO:
@@ -137,14 +109,10 @@ def degrade_video(video: Tensor, degradation: Degradation, seeds: Tensor) -> Ten
 def degrade_audio(
     waveform: Tensor, has_audio: Tensor, degradation: Degradation, seeds: Tensor, other: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor]:
-    """Degrade audio; degradations of the video leave it as it is.
+    """Degrade audio (B, samples) float32, where there is any (B,) bool; degradations of the video leave it as it is.
 
-    Args:
-        waveform: (B, samples) float32.
-        has_audio: (B,) bool.
-        degradation: which and how much.
-        seeds: (B,) int64, of what is drawn for each clip.
-        other: what `swap` takes, audio (B, samples) of clips of another class and whether there are any (B,) bool.
+    Seeds (B,) int64 are of what is drawn for each clip; `other` is what `swap` takes, audio (B, samples) of clips of
+    another class and whether there are any (B,) bool.
 
     Returns:
         The waveforms, and which clips have audio. A clip for which there is nothing to swap falls silent.
@@ -164,15 +132,7 @@ def degrade_audio(
 
 
 def next_audible(has_audio: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """The next clip of the batch that has audio and another label, by clip.
-
-    Args:
-        has_audio: (B,) bool.
-        label: (B,) int64.
-
-    Returns:
-        Its number (B,) int64, and whether there is one (B,) bool.
-    """
+    """By clip, the next of the batch with audio (B,) bool and another label (B,) int64, and whether there is one."""
     number = torch.arange(len(label), device=label.device)
     fits = has_audio[None] & (label[None] != label[:, None])
     distance = (number[None] - number[:, None]) % len(label)

@@ -2,8 +2,8 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,48 +16,34 @@ from avmae.data.splits import ClipEntry, Splits, keep_classes
 from avmae.errors import InputError
 
 Parts = dict[str, list[ClipEntry]]
-
-
-def _as_they_come(items: Iterable[Any], total: int) -> Iterable[Any]:
-    return items
+Progress = Callable[[Iterable[Any], int], Iterable[Any]]
+"""Wraps things as they are made, of so many."""
 
 
 @dataclass(frozen=True)
 class Inventory:
-    """The files of a data set.
+    """The files of a data set."""
 
-    Args:
-        file: the manifest.
-        root: the folder that its paths start from.
-        listed: the clips.
-        parts: clips by the name of their part; of UCF101, of all three folds.
-        records: what decoding found, by path.
-        decoded: how many files were decoded this time.
-    """
-
-    file: Path
-    root: Path
+    file: Path  # the manifest
+    root: Path  # the folder that its paths start from
     listed: Splits
-    parts: Parts
-    records: Mapping[str, Record]
-    decoded: int
+    parts: Parts  # clips by the name of their part; of UCF101, of all three folds
+    records: Mapping[str, Record]  # what decoding found, by path
+    decoded: int  # how many files were decoded this time
 
-    def record(self, clip: ClipEntry) -> Record:
-        """What decoding a clip found."""
-        return self.records[os.path.relpath(str(clip.path), self.root)]
+    def path(self, clip: ClipEntry) -> str:
+        """A clip's in the manifest."""
+        # Lists may have absolute paths where the root is relative; `relpath` makes both absolute.
+        return os.path.relpath(str(clip.path), self.root)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Clips of each part, by what can be decoded."""
         counts = {}
         for part, clips in self.parts.items():
-            records = [self.record(clip) for clip in clips]
-            audio, bad = (sum(values) for values in ((r.has_audio for r in records), (not r.readable for r in records)))
-            counts[part] = {
-                "clips": len(clips),
-                "with audio": audio,
-                "silent": len(clips) - audio - bad,
-                "unreadable": bad,
-            }
+            records = [self.records[self.path(clip)] for clip in clips]
+            audio, bad = sum(r.has_audio for r in records), sum(not r.readable for r in records)
+            silent = len(clips) - audio - bad
+            counts[part] = {"clips": len(clips), "with audio": audio, "silent": silent, "unreadable": bad}
         return counts
 
     def formats(self) -> Counter[tuple[str, ...]]:
@@ -79,9 +65,9 @@ class Inventory:
             How many of a class's clips have audio, and how many there are.
         """
         clips, audible = Counter[int](), Counter[int]()
-        for clip in {clip.path: clip for part in self.parts.values() for clip in part}.values():
-            clips[clip.label] += 1
-            audible[clip.label] += self.record(clip).has_audio
+        for path, label in {(self.path(clip), clip.label) for part in self.parts.values() for clip in part}:
+            clips[label] += 1
+            audible[label] += self.records[path].has_audio
         return {
             name: (audible[label], clips[label])
             for label, name in enumerate(self.listed.classes)
@@ -90,18 +76,12 @@ class Inventory:
 
 
 def take_inventory(
-    data: Mapping[str, Any],
-    output: str | Path | None = None,
-    processes: int | None = None,
-    progress: Callable[[Iterator[Record], int], Iterable[Record]] = _as_they_come,
+    data: Mapping[str, Any], output: str | Path | None, processes: int | None, progress: Progress
 ) -> Inventory:
     """Decode every file of a data set that its manifest does not have as it is now, and write the manifest.
 
-    Args:
-        data: settings of the data; see `build_data`.
-        output: where the manifest lies; None for ``data["manifest"]``, and then for the data set's folder.
-        processes: that decode; None for one a core.
-        progress: wraps the records as they are made, of at most so many files.
+    The data are settings of `build_data`. The manifest lies at `output`, or else at ``data["manifest"]``, or else in
+    the data set's folder. So many processes decode, or one a core.
 
     Raises:
         InputError: the data set cannot be read, or its manifest cannot be written.
@@ -111,15 +91,15 @@ def take_inventory(
     root = listed.root
     if root is None:
         raise InputError("a packed copy (data=shards) has no files to decode; prepare the data set that it was made of")
-    parts = folds(root) if "fold" in data else parts_of(listed)
-    # Lists may have absolute paths where the root is relative; `relpath` makes both absolute.
-    names = {os.path.relpath(str(clip.path), root): clip.path for clips in parts.values() for clip in clips}
+    parts = folds(root) if "fold" in data else {part: clips for part, clips in listed.parts().items() if clips}
+    file = Path(output or data.get("manifest") or root / NAME).expanduser()
+    inventory = Inventory(file, root, listed, parts, {}, 0)
+    names = {inventory.path(clip): clip.path for clips in parts.values() for clip in clips}
     paths = sorted(names)
     if outside := [names[path] for path in paths if path.startswith(os.pardir + os.sep)]:
         raise InputError(f"{outside[0]} is not under data.root={root}; choose a folder that holds all clips")
-    file = Path(output or data.get("manifest") or root / NAME).expanduser()
     decoded = len([*progress(update_manifest(root, paths, file, processes or os.cpu_count() or 1), len(paths))])
-    return Inventory(file, root, listed, parts, read_manifest(file), decoded)
+    return replace(inventory, records=read_manifest(file), decoded=decoded)
 
 
 def folds(root: Path, classes: list[str] | None = None) -> Parts:
@@ -132,27 +112,10 @@ def folds(root: Path, classes: list[str] | None = None) -> Parts:
     return parts
 
 
-def parts_of(splits: Splits) -> Parts:
-    """The parts that have clips."""
-    parts = {name: getattr(splits, name) for name in ("train", "val", "test")}
-    return {name: clips for name, clips in parts.items() if clips}
-
-
 def pack_inventory(
-    inventory: Inventory,
-    target: Path,
-    spec: PackSpec | None = None,
-    processes: int | None = None,
-    progress: Callable[[Iterable[Any], int], Iterable[Any]] = _as_they_come,
+    inventory: Inventory, target: Path, spec: PackSpec, processes: int | None, progress: Progress
 ) -> tuple[int, int, int, list[str]]:
     """Write the copy of a data set that `data=shards` reads, of the listed classes alone; see `pack`.
-
-    Args:
-        inventory: of the data set.
-        target: a new folder.
-        spec: how clips are recoded.
-        processes: that recode; None for one a core.
-        progress: wraps the clips as they are done, of so many.
 
     Returns:
         The number of packed clips, how many bytes they had and have, and what could not be packed and why.
@@ -165,16 +128,11 @@ def pack_inventory(
     for part, clips in (folds(root, listed.classes) if folded else inventory.parts).items():
         _, fold, name = part.split() if folded else ("", "0", part)
         for clip in clips:
-            path = os.path.relpath(str(clip.path), root)
+            path = inventory.path(clip)
             row = rows.setdefault((path, clip.label), Row(path, clip.label, clip.group, {}))
             row.parts.setdefault(fold, []).append(name)
     chosen = [rows[key] for key in sorted(rows)]
-    workers = processes or os.cpu_count() or 1
-
-    def done(clips: Iterable[Any]) -> Iterable[Any]:
-        return progress(clips, len(chosen))
-
-    problems = pack(chosen, listed.classes, root, target, spec or PackSpec(), workers, done)
+    problems = pack(chosen, listed.classes, root, target, spec, processes or os.cpu_count() or 1, progress)
     before = sum((root / row.name).stat().st_size for row in chosen)
     after = sum(file.stat().st_size for file in target.iterdir())
     return len(chosen) - len(problems), before, after, problems

@@ -3,10 +3,11 @@
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import chain
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -28,41 +29,23 @@ SILENCE = -120.0
 
 @dataclass(frozen=True)
 class Record:
-    """One file, as found by decoding all of it.
+    """One file, as found by decoding all of it."""
 
-    Args:
-        path: relative to the data set's folder.
-        size: of the file, in bytes; with `modified` it says whether the file is still the one that was read.
-        modified: time of the last change, in nanoseconds.
-        frames: how many could be decoded.
-        seconds: when the last of them ends.
-        fps: frames per second, on average.
-        constant_rate: whether all frames last equally long.
-        width: as displayed, in pixels.
-        height: as displayed, in pixels.
-        video_codec: name; empty where nothing could be decoded.
-        audio_codec: name; empty without an audio track.
-        has_audio: whether any audio could be decoded.
-        audio_seconds: length of the audio.
-        audio_level: root mean square, in dB below full scale.
-        problem: what is wrong with the file; empty if nothing is.
-    """
-
-    path: str
-    size: int
-    modified: int
-    frames: int = 0
-    seconds: float = 0.0
-    fps: float = 0.0
-    constant_rate: bool = False
-    width: int = 0
+    path: str  # relative to the data set's folder
+    size: int  # in bytes; with `modified` it says whether the file is still the one that was read
+    modified: int  # time of the last change, in nanoseconds
+    frames: int = 0  # how many could be decoded
+    seconds: float = 0.0  # when the last of them ends
+    fps: float = 0.0  # on average
+    constant_rate: bool = False  # whether all frames last equally long
+    width: int = 0  # as displayed, in pixels
     height: int = 0
-    video_codec: str = ""
-    audio_codec: str = ""
-    has_audio: bool = False
+    video_codec: str = ""  # empty where nothing could be decoded
+    audio_codec: str = ""  # empty without an audio track
+    has_audio: bool = False  # whether any could be decoded
     audio_seconds: float = 0.0
-    audio_level: float = SILENCE
-    problem: str = ""
+    audio_level: float = SILENCE  # root mean square, in dB below full scale
+    problem: str = ""  # what is wrong with the file
 
     @property
     def readable(self) -> bool:
@@ -113,7 +96,7 @@ def inspect(root: Path, path: str) -> Record:
         width=info.width,
         height=info.height,
         video_codec=info.codecs[0],
-        audio_codec=info.codecs[1] if len(info.codecs) > 1 else "",
+        audio_codec="".join(info.codecs[1:]),
         has_audio=samples > 0,
         audio_seconds=samples / rate,
         audio_level=max(SILENCE, 10 * math.log10(power / samples)) if power else SILENCE,
@@ -127,49 +110,33 @@ def read_manifest(file: Path) -> dict[str, Record]:
     Raises:
         InputError: the file is no manifest, or has a path that leads out of the data set's folder.
     """
-    if not file.is_file():
-        return {}
+    return _read(file)[1] if file.is_file() else {}
+
+
+def _read(file: Path) -> tuple[Path, dict[str, Record]]:
+    """The records by path, and the folder that these start from: as noted, or else the one that the manifest is in."""
     # Here, for most runs have no manifest and need not load Arrow.
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    names = [field.name for field in fields(Record)]
+    remedy = "delete it, and run avmae.prepare again"
     try:
-        records = {row["path"]: Record(**row) for row in pq.read_table(file, columns=names).to_pylist()}
+        table = pq.read_table(file, columns=[field.name for field in fields(Record)])
+        records = {row["path"]: Record(**row) for row in table.to_pylist()}
     except (pa.ArrowException, OSError, TypeError, KeyError) as error:
-        raise InputError(f"{file} is not a manifest ({error}); delete it, and run avmae.prepare again") from error
+        raise InputError(f"{file} is not a manifest ({error}); {remedy}") from error
     for path in map(PurePath, records):
         if path.is_absolute() or ".." in path.parts:
-            raise InputError(
-                f"{file}: {path} leads out of the data set's folder; delete it, and run avmae.prepare again"
-            )
-    return records
-
-
-def manifest_root(file: Path) -> Path:
-    """The folder that a manifest's paths start from: what `update_manifest` noted, else the folder that it is in.
-
-    Raises:
-        InputError: the file is no manifest.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        noted = (pq.read_schema(file).metadata or {}).get(ROOT)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{file} is not a manifest ({error}); delete it, and run avmae.prepare again") from error
-    return Path(os.fsdecode(noted)) if noted else file.parent
+            raise InputError(f"{file}: {path} leads out of the data set's folder; {remedy}")
+    noted = (table.schema.metadata or {}).get(ROOT)
+    return Path(os.fsdecode(noted)) if noted else file.parent, records
 
 
 def without_unreadable(splits: Splits, manifest: str | Path | None = None) -> Splits:
     """Leave out of training and validation what a manifest calls unreadable.
 
-    Test clips stay: what is not scored has to be counted.
-
-    Args:
-        splits: of the data set; its root is the folder of its manifest, if it has one.
-        manifest: one that lies elsewhere, and then has to be there.
+    Test clips stay: what is not scored has to be counted. The manifest is that of the data set's folder, if it has one,
+    or one that lies elsewhere, and then has to be there.
 
     Raises:
         InputError: the manifest is missing, damaged or of other clips, or the clips are no files.
@@ -180,44 +147,35 @@ def without_unreadable(splits: Splits, manifest: str | Path | None = None) -> Sp
             raise InputError(f"data.manifest={manifest} is of files, and these clips are stored in another way")
         return splits
     file = Path(manifest).expanduser() if manifest else root / NAME
-    if manifest and not file.is_file():
-        raise InputError(
-            f"data.manifest={manifest} does not exist; python -m avmae.prepare output={manifest} writes it"
-        )
-    records = read_manifest(file)
+    if not file.is_file():
+        if manifest:
+            raise InputError(f"data.manifest={manifest} does not exist; avmae.prepare output={manifest} writes it")
+        return splits
+    noted, records = _read(file)
     # Lists may have absolute paths where the root is relative.
-    listed = [[(os.path.abspath(str(e.path)), e) for e in part] for part in (splits.train, splits.val, splits.test)]
-    readable: dict[str, bool] = {}
-    for base in (root, manifest_root(file)) if manifest else (root,):
+    listed = {path: os.path.abspath(path) for path in (str(entry.path) for entry in chain(*splits.parts().values()))}
+    for base in (root, noted) if manifest else (root,):
         readable = {os.path.abspath(base / path): record.readable for path, record in records.items()}
-        if any(path in readable for part in listed for path, _ in part):
+        if not readable.keys().isdisjoint(listed.values()):
             break
     else:
         if manifest:
-            raise InputError(
-                f"data.manifest={manifest} has none of the data set's clips; run avmae.prepare on this data set, "
-                "or give the data.root that its paths start from"
-            )
-    train, val, _ = ([entry for path, entry in part if readable.get(path, True)] for part in listed)
+            raise InputError(f"data.manifest={manifest} has none of the data set's clips; give their data.root")
+    train, val = ([e for e in part if readable.get(listed[str(e.path)], True)] for part in (splits.train, splits.val))
     return replace(splits, train=train, val=val)
 
 
 def update_manifest(root: Path, paths: Sequence[str], file: Path, workers: int) -> Iterator[Record]:
-    """Inspect the files that the manifest does not have as they are now; yields each as it is done.
+    """Inspect those files below a folder that the manifest does not have as they are now; yields each as it is done.
 
     Every record is kept in a journal beside the manifest at once, so that a run that is killed continues where it was.
-
-    Args:
-        root: folder that the paths start from.
-        paths: of all files.
-        file: the manifest.
-        workers: processes that decode.
     """
     journal = file.with_suffix(".journal")
-    known = read_manifest(file) | {record.path: record for record in _read_journal(journal)}
+    written = read_manifest(file)
+    known = written | {record.path: record for record in _read_journal(journal)}
     current = {path: known[path] for path in paths if path in known and _unchanged(root, known[path])}
     todo = [path for path in paths if path not in current]
-    if not todo and current.keys() == read_manifest(file).keys():
+    if not todo and current.keys() == written.keys():
         return
     try:
         with journal.open("a", encoding="utf-8") as stream:
@@ -238,8 +196,7 @@ def update_manifest(root: Path, paths: Sequence[str], file: Path, workers: int) 
     journal.unlink()
 
 
-def _inspect_all(root: Path, paths: Iterable[str], workers: int) -> Iterator[Record]:
-    queue = list(paths)
+def _inspect_all(root: Path, queue: list[str], workers: int) -> Iterator[Record]:
     if workers <= 1:
         yield from (inspect(root, path) for path in queue)
         return
@@ -247,21 +204,16 @@ def _inspect_all(root: Path, paths: Iterable[str], workers: int) -> Iterator[Rec
     while queue:
         done: set[str] = set()
         with suppress(BrokenProcessPool), worker_pool(workers) as pool:
-            futures = {path: pool.submit(inspect, root, path) for path in queue}
-            for path, future in futures.items():
-                record = future.result()
-                done.add(path)
+            for record in pool.map(inspect, [root] * len(queue), queue):
+                done.add(record.path)
                 yield record
-        queue = [path for path in queue if path not in done]
-        if queue and done != set(futures):
-            yield _inspect_apart(root, queue.pop(0))
-
-
-def _inspect_apart(root: Path, path: str) -> Record:
-    with worker_pool(1) as pool, suppress(BrokenProcessPool):
-        return pool.submit(inspect, root, path).result()
-    stat = (root / path).stat()
-    return Record(path, stat.st_size, stat.st_mtime_ns, problem="the decoder crashed on it")
+            return
+        first, *queue = [path for path in queue if path not in done]
+        with suppress(BrokenProcessPool), worker_pool(1) as pool:
+            yield pool.submit(inspect, root, first).result()
+            continue
+        stat = (root / first).stat()
+        yield Record(first, stat.st_size, stat.st_mtime_ns, problem="the decoder crashed on it")
 
 
 def _unchanged(root: Path, record: Record) -> bool:

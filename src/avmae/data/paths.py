@@ -9,11 +9,11 @@ from typing import Any
 from avmae.errors import InputError
 
 PATHS = ("root", "train", "val", "test")
-"""Settings of data modules that name a file or a folder."""
+"""Settings of data that name a file or a folder."""
 
 
 def absolute(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a data module, their paths as they are from any folder; addresses stay."""
+    """Settings of data, their paths as they are from any folder; addresses stay."""
     return {
         key: os.path.abspath(os.path.expanduser(value))
         if key in PATHS and isinstance(value, str) and "://" not in value
@@ -34,23 +34,16 @@ def identity(path: Path) -> Path:
 
 
 def within(base: Path, name: str) -> Path:
-    """The file of a relative path, which must be in the folder that the path starts from.
+    """The file of a relative path, which must be in the folder that the path starts from; nothing need be there.
 
     Neither ``..`` nor a symbolic link may lead out of it: whoever made the list is not always who owns the machine.
-
-    Args:
-        base: the folder; may be a link itself.
-        name: relative path; nothing need be there.
 
     Raises:
         InputError: it leads out of the folder.
     """
     path = base / name
     plain = path.name != ".." and not path.is_symlink()
-    target = _resolved(path.parent) / path.name if plain else path.resolve()
+    target = identity(path) if plain else path.resolve()
     if Path(name).is_absolute() or not target.is_relative_to(_resolved(base)):
-        raise InputError(
-            f"{path} leads out of {base} (to {target}); move the file into the folder, "
-            "or write its absolute path into the list if that is what you mean"
-        )
+        raise InputError(f"{path} leads out of {base} (to {target}); move it there, or list its absolute path")
     return path

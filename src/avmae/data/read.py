@@ -6,9 +6,9 @@ from torch import Tensor
 
 from avmae.clip import ClipSpec
 from avmae.data.augment import center_boxes
-from avmae.data.datamodule import Batch, BatchTransform
 from avmae.data.dataset import collate, make_sample
 from avmae.data.decode.window import Window, read_window
+from avmae.data.transform import Batch, BatchTransform
 
 
 def read_clip(path: str | Path, clip: ClipSpec | None = None, position: float = 0.5) -> dict[str, Tensor]:

@@ -1,8 +1,4 @@
-"""Which clips make up each batch, as a function of seed and epoch alone.
-
-A request carries all that a worker needs to know, so what is read does not depend on how many workers or processes
-share the reading, and a run can be resumed at any batch.
-"""
+"""Which clips make up each batch, as a function of seed and epoch alone."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,19 +11,12 @@ from avmae.errors import InputError
 
 @dataclass(frozen=True)
 class Request:
-    """One reading of one clip.
+    """One reading of one clip: all that a worker needs to know, so that it does not matter how many share it."""
 
-    Args:
-        index: of the clip in its part of the data set.
-        seed: of the reading's random choices.
-        segment: of the clip, at test time.
-        scored: False for repetitions that only fill the last batch.
-    """
-
-    index: int
-    seed: tuple[int, ...] = (0,)
-    segment: int = 0
-    scored: bool = True
+    index: int  # of the clip in its part of the data set
+    seed: tuple[int, ...] = (0,)  # of the reading's random choices
+    segment: int = 0  # of the clip, at test time
+    scored: bool = True  # False for repetitions that only fill the last batch
 
 
 class TrainSampler(Sampler[list[Request]]):
@@ -36,14 +25,7 @@ class TrainSampler(Sampler[list[Request]]):
     A batch of all processes is cut into contiguous parts, one a process: 2 processes with b clips each see what
     1 process with 2b clips sees.
 
-    Args:
-        clips: how many there are.
-        batch_size: clips a process.
-        seed: of the run.
-        rank: of this process.
-        world: number of processes.
-        epoch: to start from.
-        start: batches of that epoch already seen.
+    `batch_size` counts the clips of a process, `start` the batches of the first epoch that were already seen.
 
     Raises:
         InputError: fewer clips than one batch of all processes.
@@ -87,13 +69,7 @@ class EvalSampler(Sampler[list[Request]]):
     The end is filled with repetitions that are not scored: the number and shape of batches is the same on all
     processes, as collective operations and compiled models want it.
 
-    Args:
-        clips: how many there are.
-        segments: windows of each, evenly spaced.
-        batch_size: windows a process.
-        seed: of the run; readings are seeded by it and the clip.
-        rank: of this process.
-        world: number of processes.
+    Readings are seeded by the run's seed and the window.
     """
 
     def __init__(self, clips: int, segments: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
@@ -107,8 +83,7 @@ class EvalSampler(Sampler[list[Request]]):
         windows = self.clips * self.segments
         for batch in range(len(self)):
             first = (batch * self.world + self.rank) * self.batch_size
-            yield [self._request(n % windows, n < windows) for n in range(first, first + self.batch_size)]
-
-    def _request(self, window: int, scored: bool) -> Request:
-        clip, segment = divmod(window, self.segments)
-        return Request(clip, (self.seed, window), segment, scored)
+            yield [
+                Request(n % windows // self.segments, (self.seed, n % windows), n % self.segments, n < windows)
+                for n in range(first, first + self.batch_size)
+            ]

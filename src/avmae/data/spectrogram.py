@@ -11,21 +11,17 @@ from avmae.clip import HOP_SECONDS, ClipSpec
 WINDOW_SECONDS = 0.025
 FLOOR = 1e-6
 """Power below which the logarithm is cut: about the noise floor of MP3 and AAC."""
-KALDI_FLOOR = torch.finfo(torch.float32).eps
-"""Kaldi takes the logarithm of no less."""
-PREEMPHASIS = 0.97
-"""Each sample less this share of the one before, as Kaldi does by default."""
+KALDI_FLOOR = torch.finfo(torch.float32).eps  # Kaldi takes the logarithm of no less.
+PREEMPHASIS = 0.97  # Each sample less this share of the one before, as Kaldi does by default.
 
 
 class KaldiMel(nn.Module):
     """The power whose logarithm ``torchaudio.compliance.kaldi.fbank`` is, for a whole batch, with AudioMAE's settings.
 
     Windows of 25 ms by Hann every 10 ms, each without its mean and with pre-emphasis, and bands from 20 Hz (AudioMAE's
-    ``dataset.py``). The mean of the whole waveform, which AudioMAE takes away first, goes with the windows' own. One
-    of the lowest of 128 bands holds no frequency at 16 kHz and always has the value of the floor; so AudioMAE knows it.
-
+    ``dataset.py``). One of the lowest of 128 bands holds no frequency at 16 kHz and always has the value of the floor.
     Where AudioMAE leaves out windows that reach beyond the end, they lie here around the middle of each 10 ms, the
-    sound mirrored at both ends (``snip_edges=False``), so that a window of a clip has as many as with the other bank.
+    audio mirrored at both ends (``snip_edges=False``), so that a clip has as many as with the other bank.
     """
 
     window: Tensor
@@ -67,14 +63,8 @@ class LogMel(nn.Module):
         if clip.filter_bank == "kaldi":
             self.mel = KaldiMel(clip)
         else:
-            self.mel = MelSpectrogram(
-                sample_rate=clip.sample_rate,
-                n_fft=4 * window,
-                win_length=window,
-                hop_length=round(HOP_SECONDS * clip.sample_rate),
-                n_mels=clip.mel_bins,
-                pad_mode="constant",
-            )
+            how = {"n_fft": 4 * window, "win_length": window, "hop_length": round(HOP_SECONDS * clip.sample_rate)}
+            self.mel = MelSpectrogram(clip.sample_rate, n_mels=clip.mel_bins, pad_mode="constant", **how)
 
     def forward(self, waveform: Tensor) -> Tensor:
         """(B, samples) float32 in [-1, 1] to (B, 1, L, F) float32: L spectrogram frames of F mel bins."""

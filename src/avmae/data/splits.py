@@ -12,12 +12,9 @@ from avmae.errors import InputError
 
 @dataclass(frozen=True)
 class ClipEntry:
-    """One file of a data set.
+    """One file of a data set, its class from 0, and what it shares its source with.
 
-    Args:
-        path: of the file, or where else it is stored.
-        label: class number from 0.
-        group: clips of one group share a source and must not be split between training and validation.
+    Clips of one group must not be split between training and validation.
     """
 
     path: Source
@@ -27,15 +24,9 @@ class ClipEntry:
 
 @dataclass(frozen=True)
 class Splits:
-    """What a source returns: the clips of each part.
+    """What a source returns: the clips of each part, names of classes by label, and what the user should know of them.
 
-    Args:
-        train: for training.
-        val: for validation.
-        test: for test.
-        classes: names by label.
-        notes: what the user should know about them.
-        root: the folder that a manifest's paths start from; None where the clips are no files.
+    A manifest's paths start from the root, which is None where the clips are no files.
     """
 
     train: list[ClipEntry]
@@ -44,6 +35,10 @@ class Splits:
     classes: list[str]
     notes: tuple[str, ...] = ()
     root: Path | None = None
+
+    def parts(self) -> dict[str, list[ClipEntry]]:
+        """By name."""
+        return {"train": self.train, "val": self.val, "test": self.test}
 
 
 def some(names: Sequence[object]) -> str:
@@ -59,9 +54,7 @@ def hold_out(train: list[ClipEntry], val_groups: int, fold: int) -> tuple[list[C
     """
     groups = sorted({entry.group for entry in train})
     if not 0 <= val_groups < len(groups):
-        raise InputError(
-            f"data.val_groups={val_groups} must leave some of the {len(groups)} train groups of fold {fold}"
-        )
+        raise InputError(f"data.val_groups={val_groups} must leave some of fold {fold}'s {len(groups)} train groups")
     held_out = set(groups[len(groups) - val_groups :])
     return [e for e in train if e.group not in held_out], [e for e in train if e.group in held_out]
 
@@ -76,25 +69,21 @@ def keep_classes(splits: Splits, names: Collection[str]) -> Splits:
     kept = [label for label, name in enumerate(splits.classes) if name.casefold() in wanted]
     unknown = sorted(wanted - {splits.classes[label].casefold() for label in kept})
     if unknown or not kept:
-        some = ", ".join(splits.classes[:3])
-        raise InputError(
-            f"data.only={unknown[0] if unknown else '[]'} is none of the {len(splits.classes)} classes {some}, ..."
-        )
+        wrong, some_classes = unknown[0] if unknown else [], ", ".join(splits.classes[:3])
+        raise InputError(f"data.only={wrong} is none of the {len(splits.classes)} classes {some_classes}, ...")
     anew = {label: number for number, label in enumerate(kept)}
     train, val, test = (
         [replace(entry, label=anew[entry.label]) for entry in part if entry.label in anew]
-        for part in (splits.train, splits.val, splits.test)
+        for part in splits.parts().values()
     )
     return replace(splits, train=train, val=val, test=test, classes=[splits.classes[label] for label in kept])
 
 
 def few_labels(splits: Splits, share: float, seed: int) -> Splits:
     """Keep a share of each class's training clips, at least one, drawn by the seed; all else stays."""
-    rng = np.random.default_rng(seed)
-    by_class: list[list[int]] = [[] for _ in splits.classes]
-    for number, entry in enumerate(splits.train):
-        by_class[entry.label].append(number)
-    kept = []
-    for numbers in by_class:
-        kept += rng.permutation(numbers)[: max(1, round(share * len(numbers)))].tolist()
-    return replace(splits, train=[splits.train[n] for n in sorted(map(int, kept))])
+    rng, labels = np.random.default_rng(seed), np.array([entry.label for entry in splits.train])
+    kept: list[int] = []
+    for label in range(len(splits.classes)):
+        numbers = rng.permutation(np.flatnonzero(labels == label))
+        kept += numbers[: max(1, round(share * len(numbers)))].tolist()
+    return replace(splits, train=[splits.train[number] for number in sorted(kept)])

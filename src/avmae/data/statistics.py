@@ -15,14 +15,9 @@ from avmae.errors import InputError
 
 @dataclass(frozen=True)
 class Statistics:
-    """Over one window of each of some training clips.
+    """Over one window of each of some training clips that could be read.
 
-    Args:
-        clips: how many could be read.
-        pixel_mean: per RGB channel, of pixels in [0, 1].
-        pixel_std: standard deviation, per RGB channel.
-        mel_mean: of the natural-log mel power spectrogram; None if no clip has audio.
-        mel_std: its standard deviation.
+    Pixels in [0, 1] by RGB channel; the natural-log mel power spectrogram is None if no clip has audio.
     """
 
     clips: int
@@ -33,18 +28,9 @@ class Statistics:
 
 
 def measure(
-    data: ClipDataModule,
-    limit: int | None = None,
-    seed: int = 0,
-    progress: Callable[[Iterable[Any]], Iterable[Any]] = lambda samples: samples,
+    data: ClipDataModule, limit: int | None, seed: int, progress: Callable[[Iterable[Any]], Iterable[Any]]
 ) -> Statistics:
-    """Measure the central window of training clips.
-
-    Args:
-        data: of which the training clips are read.
-        limit: how many of them, drawn at random; None for all.
-        seed: of the drawing.
-        progress: wraps the samples as they are read.
+    """Measure the central window of training clips, of a limited number that is drawn by the seed, or of all.
 
     Raises:
         InputError: there are no training clips, or none that can be read.
@@ -68,8 +54,7 @@ def measure(
             levels += _sums(mel(sample["waveform"][audible]).view(-1, 1))
     if not pixels[0, 0]:
         raise InputError(f"none of {len(chosen)} training clips can be read: {sorted(failed)[0]}")
-    pixel_mean, pixel_std = _mean_and_std(pixels)
-    found = Statistics(len(chosen) - len(failed), pixel_mean, pixel_std)
+    found = Statistics(len(chosen) - len(failed), *_mean_and_std(pixels))
     if not levels[0, 0]:
         return found
     (mel_mean,), (mel_std,) = _mean_and_std(levels)
@@ -79,7 +64,7 @@ def measure(
 def _sums(values: Tensor) -> Tensor:
     """(N, C) to N, sum and sum of squares, each (C,)."""
     values = values.double()
-    return torch.stack([torch.full(values.shape[1:], float(len(values))), values.sum(0), values.square().sum(0)])
+    return torch.stack([values.new_full(values.shape[1:], len(values)), values.sum(0), values.square().sum(0)])
 
 
 def _mean_and_std(sums: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -14,36 +14,20 @@ from avmae.data.spectrogram import LogMel
 
 
 class Batch(TypedDict):
-    """What the tasks get; B counts views.
+    """What the tasks get; B counts views."""
 
-    Keys:
-        video: (B, 3, T, H, W) float32, normalised.
-        audio: (B, 1, L, F) float32, normalised log-mel; of no meaning where ``has_audio`` is False.
-        has_audio: (B,) bool.
-        label: (B,) int64.
-        clip_id: (B,) int64; -1 where the view is not to be scored.
-        view: (B,) int64.
-        windows: how many were read for it, each for one view or more.
-        unreadable: what went wrong with windows that could not be read.
-    """
-
-    video: Tensor
-    audio: Tensor
-    has_audio: Tensor
-    label: Tensor
-    clip_id: Tensor
-    view: Tensor
-    windows: int
-    unreadable: list[str]
+    video: Tensor  # (B, 3, T, H, W) float32, normalised
+    audio: Tensor  # (B, 1, L, F) float32, normalised log-mel; of no meaning where `has_audio` is False
+    has_audio: Tensor  # (B,) bool
+    label: Tensor  # (B,) int64
+    clip_id: Tensor  # (B,) int64; -1 where the view is not to be scored
+    view: Tensor  # (B,) int64
+    windows: int  # how many were read for it, each for one view or more
+    unreadable: list[str]  # what went wrong with windows that could not be read
 
 
 class BatchTransform(nn.Module):
-    """Samples to a `Batch`, on the device the samples are on: augment, cut, normalise, spectrogram.
-
-    Args:
-        clip: shape of a window.
-        augment: what is done to views that have seeds.
-    """
+    """Samples to a `Batch`, on the device the samples are on; `augment` is what is done to views that have seeds."""
 
     mean: Tensor
     std: Tensor

@@ -7,7 +7,8 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -55,7 +56,7 @@ def prepare_worker(_: int) -> None:
     sys.excepthook = _report
     end_with_parent()
     worker: Any = get_worker_info()
-    worker.dataset.readings.end()
+    worker.dataset.readings.note()
 
 
 def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -65,51 +66,43 @@ def _report(kind: type[BaseException], error: BaseException, trace: TracebackTyp
 
 
 class Readings:
-    """What each reading process of a loader is reading, in memory that the training process shares.
-
-    Args:
-        workers: how many there are.
-        entries: the clips.
-    """
+    """What each of so many reading processes of a loader is reading, in memory that the training process shares."""
 
     def __init__(self, workers: int, entries: Sequence[ClipEntry]) -> None:
         self.entries = entries
         # Process id, clip or -1, start of the reading in nanoseconds.
         self.table = torch.tensor([[0, -1, 0]] * workers, dtype=torch.int64).share_memory_()
 
-    def begin(self, clip: int) -> None:
-        """Note that this process starts to read a clip; the training process itself is not noted."""
+    def note(self, clip: int = -1) -> None:
+        """Note which clip this process reads, if any; the training process itself is not noted."""
         if (worker := get_worker_info()) is not None:
             self.table[worker.id] = torch.tensor([os.getpid(), clip, time.monotonic_ns()])
 
-    def end(self) -> None:
-        """Note that this process reads no clip."""
-        self.begin(-1)
+    @contextmanager
+    def of(self, clip: int) -> Iterator[None]:
+        """Note that this process reads a clip as long as the block lasts."""
+        self.note(clip)
+        try:
+            yield
+        finally:
+            self.note()
 
-    def of_processes(self, pids: Collection[int]) -> list[str]:
-        """What those of these processes that belong here were reading, and how they ended."""
-        return [f"{self._describe(row)}, {_end(row[0])}" for row in self.table.tolist() if row[0] in pids]
-
-    def under_way(self) -> list[str]:
-        """What is being read right now, and for how long."""
-        return [self._describe(row) for row in self.table.tolist() if row[1] >= 0]
-
-    def _describe(self, row: list[int]) -> str:
-        pid, clip, since = row
-        numbers = self.table[:, 0].tolist()
-        text = f"reading process {numbers.index(pid)} of {len(numbers)} (pid {pid})"
-        if clip < 0:
-            return f"{text}, between two clips"
-        return f"{text}, reading {self.entries[clip].path} for {(time.monotonic_ns() - since) / 1e9:.1f} s"
+    def describe(self, number: int) -> str:
+        """What one of the processes is reading, and for how long."""
+        pid, clip, since = self.table[number].tolist()
+        seconds = (time.monotonic_ns() - since) / 1e9
+        what = f"reading {self.entries[clip].path} for {seconds:.1f} s" if clip >= 0 else "between two clips"
+        return f"reading process {number} of {len(self.table)} (pid {pid}), {what}"
 
 
 def explain(message: str, loaders: Sequence[Readings]) -> str | None:
     """What a message of torch's loader means: which process died or hangs, at which clip; None if it is another's."""
+    rows = [(group.describe(n), row) for group in loaders for n, row in enumerate(group.table.tolist())]
     if dead := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", message):
-        pids = {int(pid) for pid in dead[1].split(",")}
-        return "; ".join(text for readings in loaders for text in readings.of_processes(pids)) or None
+        pids = set(map(int, dead[1].split(",")))
+        return "; ".join(f"{text}, {_end(pid)}" for text, (pid, _, _) in rows if pid in pids) or None
     if late := re.search(r"DataLoader timed out after (\S+) seconds", message):
-        busy = [text for readings in loaders for text in readings.under_way()]
+        busy = [text for text, (_, clip, _) in rows if clip >= 0]
         return f"no batch came for {late[1]} s (data.timeout): {'; '.join(busy) or 'no reading process is at a clip'}"
     return None
 

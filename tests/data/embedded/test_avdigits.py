@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from embedded import decode_pictures, decode_sound, files_below, leave_one_out_accuracy
+from embedded import decode_audio, decode_frames, files_below, leave_one_out_accuracy
 from torch.nn.functional import adaptive_avg_pool2d
 from torchaudio.functional import resample
 from torchaudio.transforms import MFCC
@@ -34,11 +34,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_packages_hold_the_recordings_of_every_digit(recordings: list[Recordings]) -> None:
-    assert sum(len(digit.pictures) for digit in recordings) == 1797
+    assert sum(len(digit.digits) for digit in recordings) == 1797
     for digit in recordings:
-        assert len(digit.pictures) >= 174
+        assert len(digit.digits) >= 174
         assert len(digit.utterances) >= 174
-        assert {picture.shape for picture in digit.pictures} == {(8, 8)}
+        assert {image.shape for image in digit.digits} == {(8, 8)}
         assert {utterance.shape[1] for utterance in digit.utterances} == {13}
 
 
@@ -47,7 +47,7 @@ def test_no_recording_is_in_two_parts_of_a_fold(tmp_path: Path, monkeypatch: pyt
     used: dict[str, set[bytes]] = {}
 
     def note(place: avdigits.ClipPlace, recordings: Recordings, *_: object) -> None:
-        assert recordings.pictures
+        assert recordings.digits
         assert recordings.utterances
         used[place.path.name] = {item.tobytes() for items in recordings for item in items}
         place.path.touch()
@@ -100,10 +100,10 @@ def test_a_word_has_the_spectrum_of_its_recording(recordings: list[Recordings]) 
     assert min(likeness) > 0.7
 
 
-def test_a_digit_moves_and_never_leaves_the_picture(recordings: list[Recordings]) -> None:
+def test_a_digit_moves_and_never_leaves_the_frame(recordings: list[Recordings]) -> None:
     for seed in range(40):
-        picture = recordings[seed % 10].pictures[seed]
-        layer = avdigits._draw(picture, np.ones(3, np.float32), 72, np.random.default_rng(seed))
+        image = recordings[seed % 10].digits[seed]
+        layer = avdigits._draw(image, np.ones(3, np.float32), 72, np.random.default_rng(seed))
         assert len({patch[:2] for patch in layer}) > 1
         for top, left, cover, _ in layer[::8]:
             rows, columns = (np.flatnonzero(cover[..., 0].any(axis=axis)) for axis in (1, 0))
@@ -114,27 +114,27 @@ def test_a_digit_moves_and_never_leaves_the_picture(recordings: list[Recordings]
             assert 0.3 * HEIGHT < np.ptp(rows) < 0.75 * HEIGHT
 
 
-def test_a_drawn_digit_is_most_like_its_own_picture(recordings: list[Recordings]) -> None:
-    pictures = torch.from_numpy(np.stack([digit.pictures[0] for digit in recordings]))
+def test_a_drawn_digit_is_most_like_its_own_frame(recordings: list[Recordings]) -> None:
+    images = torch.from_numpy(np.stack([digit.digits[0] for digit in recordings]))
     drawn = []
-    for seed, picture in enumerate(pictures.numpy()):
-        cover = avdigits._draw(picture, np.ones(3, np.float32), 1, np.random.default_rng(seed))[0][2][..., 0]
+    for seed, image in enumerate(images.numpy()):
+        cover = avdigits._draw(image, np.ones(3, np.float32), 1, np.random.default_rng(seed))[0][2][..., 0]
         edge = round((len(cover) - 0.475 * HEIGHT) / 2)
         drawn.append(adaptive_avg_pool2d(torch.from_numpy(cover[edge:-edge, edge:-edge])[None], 8)[0])
-    likeness = torch.corrcoef(torch.cat([torch.stack(drawn), pictures]).flatten(1))[:10, 10:]
+    likeness = torch.corrcoef(torch.cat([torch.stack(drawn), images]).flatten(1))[:10, 10:]
     assert (likeness.argmax(dim=1) == torch.arange(10)).sum() >= 9
 
 
 def test_length_loudness_colours_and_place_do_not_tell_the_digit(root: Path) -> None:
     features, labels = [], []
     for path in sorted((root / "UCF-101").rglob("*.avi")):
-        times, pictures = decode_pictures(path, "rgb24")
-        first = pictures[0]
+        times, frames = decode_frames(path, "rgb24")
+        first = frames[0]
         background = np.median(first, axis=(0, 1))
         ink = np.abs(first - background).sum(axis=2) > 120
         place = [axis.mean() for axis in np.nonzero(ink)] if ink.any() else [HEIGHT / 2, WIDTH / 2]
-        sound = decode_sound(path)[1]
-        features.append([len(times), 10 * np.log10(np.mean(sound**2)), *background, *place])
+        audio = decode_audio(path)[1]
+        features.append([len(times), 10 * np.log10(np.mean(audio**2)), *background, *place])
         labels.append(path.parent.name)
     assert np.ptp(np.array(features), axis=0).min() > 5
     assert leave_one_out_accuracy(np.array(features), np.array(labels)) < 0.2
@@ -143,7 +143,7 @@ def test_length_loudness_colours_and_place_do_not_tell_the_digit(root: Path) -> 
 def test_clips_of_a_group_share_colours_and_background(tmp_path: Path) -> None:
     write_avdigits(tmp_path / "data", **SMALL | {"clips_per_group": 2})
     clips = sorted((tmp_path / "data" / "UCF-101").rglob("*.avi"))
-    scenes = np.stack([np.median(decode_pictures(path, "rgb24")[1], axis=(0, 1, 2)) for path in clips])
+    scenes = np.stack([np.median(decode_frames(path, "rgb24")[1], axis=(0, 1, 2)) for path in clips])
     scenes /= np.linalg.norm(scenes, axis=1, keepdims=True)
     distance = np.linalg.norm(scenes[:, None] - scenes[None], axis=2)
     np.fill_diagonal(distance, np.inf)

@@ -6,7 +6,7 @@ import av
 import numpy as np
 import pytest
 from av.video.frame import PictureType
-from embedded import decode_pictures, decode_sound, files_below, leave_one_out_accuracy, read_list
+from embedded import decode_audio, decode_frames, files_below, leave_one_out_accuracy, read_list
 
 from avmae.data.embedded.synthetic import write_synthetic
 from avmae.errors import InputError
@@ -30,9 +30,9 @@ def clips_of(root: Path, *names: str) -> list[Path]:
     return [path for name in names for path in sorted((root / "UCF-101" / name).glob("*.avi"))]
 
 
-def object_depth(pictures: np.ndarray) -> np.ndarray:
-    """Row of the moving object's centre, per picture."""
-    difference = np.abs(pictures - np.median(pictures, axis=0))
+def object_depth(frames: np.ndarray) -> np.ndarray:
+    """Row of the moving object's centre, per frame."""
+    difference = np.abs(frames - np.median(frames, axis=0))
     weight = np.where(difference > 30, difference, 0).sum(axis=2) + 1e-9
     return (weight * np.arange(weight.shape[1])).sum(axis=1) / weight.sum(axis=1)
 
@@ -69,7 +69,7 @@ def test_one_folder_spells_its_files_differently(root: Path) -> None:
     assert all(path.name.startswith("v_CartWheelSpins_g") for path in clips_of(root, "CartwheelSpins"))
 
 
-def test_codecs_are_those_of_ucf101_and_half_of_the_classes_have_no_sound_track(root: Path) -> None:
+def test_codecs_are_those_of_ucf101_and_half_of_the_classes_have_no_audio_track(root: Path) -> None:
     with_sound = set()
     for folder in (root / "UCF-101").iterdir():
         tracks = set()
@@ -88,10 +88,10 @@ def test_codecs_are_those_of_ucf101_and_half_of_the_classes_have_no_sound_track(
 
 def test_the_size_of_a_file_tells_its_length_alone(root: Path) -> None:
     for path in clips_of(root, *(folder.name for folder in (root / "UCF-101").iterdir())):
-        assert path.stat().st_size == 2_000 * len(decode_pictures(path)[0]), path.name
+        assert path.stat().st_size == 2_000 * len(decode_frames(path)[0]), path.name
 
 
-def test_pictures_come_with_b_frames_and_a_long_group_of_pictures(root: Path) -> None:
+def test_frames_come_with_b_frames_and_a_long_group_of_frames(root: Path) -> None:
     with av.open(str(clips_of(root, "SideSlide")[0])) as container:
         kinds = [PictureType(frame.pict_type).name for frame in container.decode(video=0)]
     assert "B" in kinds
@@ -167,21 +167,21 @@ def test_writers_that_start_together_all_end_with_the_complete_copy(tmp_path: Pa
     assert json.loads((root / "synthetic.json").read_text())["groups"] == 8
 
 
-def test_impacts_sound_when_the_object_is_lowest(root: Path) -> None:
+def test_impacts_audio_when_the_object_is_lowest(root: Path) -> None:
     offsets = []
     for path in clips_of(root, "BounceDrum"):
-        times, pictures = decode_pictures(path)
-        depth = object_depth(pictures)
+        times, frames = decode_frames(path)
+        depth = object_depth(frames)
         floor = depth.min() + 0.8 * np.ptp(depth)
         lowest = [
             times[i] for i in range(2, len(depth) - 2) if depth[i] > floor and depth[i] == depth[i - 2 : i + 3].max()
         ]
-        sound_times, sound = decode_sound(path)
-        energy = np.convolve(sound**2, np.ones(441), "same")
+        audio_times, audio = decode_audio(path)
+        energy = np.convolve(audio**2, np.ones(441), "same")
         for time in lowest:
-            near = (sound_times > time - 0.3) & (sound_times < time + 0.3)
+            near = (audio_times > time - 0.3) & (audio_times < time + 0.3)
             onset = np.diff(energy[near][::44])
-            offsets.append(sound_times[near][::44][np.argmax(onset)] - time)
+            offsets.append(audio_times[near][::44][np.argmax(onset)] - time)
     assert len(offsets) > 2 * GROUPS
     assert np.quantile(np.abs(offsets), 0.9) < 0.06
     assert abs(np.median(offsets)) < 0.01
@@ -191,13 +191,13 @@ def test_impacts_sound_when_the_object_is_lowest(root: Path) -> None:
 def test_pitch_follows_height(root: Path, name: str, sign: int) -> None:
     correlations, directions = [], []
     for path in clips_of(root, name):
-        times, pictures = decode_pictures(path)
-        height = -object_depth(pictures)
-        sound_times, sound = decode_sound(path)
+        times, frames = decode_frames(path)
+        height = -object_depth(frames)
+        audio_times, audio = decode_audio(path)
         pitch = []
         for time in times[2:-2]:
-            start = np.searchsorted(sound_times, time) - 1024
-            spectrum = np.abs(np.fft.rfft(sound[start : start + 2048] * np.hanning(2048)))
+            start = np.searchsorted(audio_times, time) - 1024
+            spectrum = np.abs(np.fft.rfft(audio[start : start + 2048] * np.hanning(2048)))
             spectrum[:10] = 0
             pitch.append(np.log(np.argmax(spectrum)))
         correlations.append(np.corrcoef(pitch, height[2:-2])[0, 1])
@@ -209,7 +209,7 @@ def test_pitch_follows_height(root: Path, name: str, sign: int) -> None:
 def test_clips_of_a_group_share_their_scene(tmp_path: Path) -> None:
     write_synthetic(tmp_path / "data", **SMALL | {"clips_per_group": 2, "seconds": 1.0})
     clips = clips_of(tmp_path / "data", "BounceBell", "CartwheelSpins")
-    scenes = np.stack([np.median(decode_pictures(path, "rgb24")[1], axis=0).ravel() for path in clips])
+    scenes = np.stack([np.median(decode_frames(path, "rgb24")[1], axis=0).ravel() for path in clips])
     scenes /= np.linalg.norm(scenes, axis=1, keepdims=True)
     distance = np.linalg.norm(scenes[:, None] - scenes[None], axis=2)
     np.fill_diagonal(distance, np.inf)
@@ -222,12 +222,12 @@ def test_duration_and_loudness_do_not_tell_the_action(root: Path) -> None:
     labels: dict[bool, list[str]] = {True: [], False: []}
     for path in clips_of(root, *(name for _, name in read_list(root, "classInd.txt"))):
         with av.open(str(path)) as container:
-            sounding = bool(container.streams.audio)
+            audible = bool(container.streams.audio)
             frames = sum(1 for _ in container.decode(video=0))
-        loudness = [10 * np.log10(np.mean(decode_sound(path)[1] ** 2))] if sounding else []
-        features[sounding].append([float(frames), *loudness])
-        labels[sounding].append(path.parent.name)
-    for sounding in (True, False):
-        assert np.ptp(np.array(features[sounding]), axis=0).min() > 5
-        accuracy = leave_one_out_accuracy(np.array(features[sounding]), np.array(labels[sounding]))
+        loudness = [10 * np.log10(np.mean(decode_audio(path)[1] ** 2))] if audible else []
+        features[audible].append([float(frames), *loudness])
+        labels[audible].append(path.parent.name)
+    for audible in (True, False):
+        assert np.ptp(np.array(features[audible]), axis=0).min() > 5
+        accuracy = leave_one_out_accuracy(np.array(features[audible]), np.array(labels[audible]))
         assert accuracy < 2 / (CLASSES / 2)

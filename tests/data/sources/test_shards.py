@@ -8,28 +8,16 @@ import numpy as np
 import pytest
 import torch
 from commands import error, run, train
-from media_files import read_numbers, write_media
 
 from avmae.clip import ClipSpec
 from avmae.data.dataset import AugmentSpec, ClipDataset, collate
-from avmae.data.decode.encode import pack_video
-from avmae.data.decode.window import probe, read_window
-from avmae.data.manifest import inspect, read_manifest
+from avmae.data.decode.window import read_window
+from avmae.data.manifest import read_manifest
 from avmae.data.sampling import TrainSampler
 from avmae.data.sources.shards import read_packed
 from avmae.data.sources.ucf101 import read_ucf101
 
 CLIP = ClipSpec(frames=8, size=32, mel_bins=32)
-
-
-class Held:
-    """A packed clip in memory."""
-
-    def __init__(self, content: bytes) -> None:
-        self.content = content
-
-    def read_bytes(self) -> bytes:
-        return self.content
 
 
 @pytest.fixture(scope="module")
@@ -41,45 +29,6 @@ def packed(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "40 clips" in printed
     assert "Lossy" in printed
     return folder / "p"
-
-
-class TestPackVideo:
-    @pytest.mark.parametrize("position", [0.0, 0.37, 1.0])
-    @pytest.mark.parametrize("kind", ["constant", "varying", "late", "short"])
-    def test_windows_are_those_of_the_source(self, kind: str, position: float, tmp_path: Path) -> None:
-        settings: dict = {
-            "constant": {"frames": 110},
-            "varying": {"frames": 60, "ticks": np.cumsum(np.tile([1, 3, 2], 20)).tolist()},
-            "late": {"frames": 110, "start": 0.7},
-            "short": {"frames": 20},
-        }[kind]
-        source = write_media(tmp_path / "source.mp4", video="libx264", audio="aac", **settings)
-        held = Held(pack_video(source, 96, 3, 16_000))
-        one, other = (read_window(s, CLIP, position) for s in (source, held))
-        assert read_numbers(other.frames) == read_numbers(one.frames)
-        assert other.start == pytest.approx(one.start, abs=2e-3)
-        assert other.has_audio
-        both = np.corrcoef(one.waveform, other.waveform)[0, 1]
-        # A start that is off by less than a millisecond turns the phase of a tone.
-        assert both > 0.8
-
-    def test_a_file_that_was_cut_off_ends_with_its_last_picture(self, tmp_path: Path) -> None:
-        fast = {"movflags": "faststart"}
-        source = write_media(tmp_path / "source.mp4", frames=100, container_options=fast)
-        source.write_bytes(source.read_bytes()[: source.stat().st_size // 2])
-        assert probe(source).seconds == 4, "otherwise the header is right"
-        held = Held(pack_video(source, 96, 3, 16_000))
-        assert probe(held).seconds == pytest.approx(inspect(tmp_path, source.name).seconds, abs=2e-3)
-        one, other = (read_window(s, CLIP, 1.0) for s in (source, held))
-        assert read_numbers(other.frames) == read_numbers(one.frames)
-
-    def test_large_pictures_shrink_and_small_ones_stay(self, tmp_path: Path) -> None:
-        source = write_media(tmp_path / "source.mp4", frames=5, size=(96, 160), video="libx264", audio=None)
-        for short_side, size in ((48, (48, 80)), (200, (96, 160))):
-            info = probe(Held(pack_video(source, short_side, 3, 16_000)))
-            assert (info.height, info.width) == size
-            assert not info.has_audio
-            assert info.codecs == ("mjpeg",)
 
 
 def seen_by(rank: int, root: Path, queue: multiprocessing.Queue) -> None:

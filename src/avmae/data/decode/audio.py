@@ -76,9 +76,10 @@ def _audio_frames(video: VideoTrack, stream: Any, start: float, stop: float) -> 
 def _runs(frames: Iterator[Any]) -> Iterator[list[Any]]:
     """Frames of audio that follow each other without a gap and are of one kind; broadcasts change theirs."""
     run: list[Any] = []
-    end = 0.0
+    end, kind = 0.0, None
     for frame in frames:
-        if run and (_kind(frame) != _kind(run[0]) or (frame.pts is not None and abs(frame.time - end) > GAP)):
+        kind, before = (frame.format.name, frame.layout.name, frame.sample_rate), kind
+        if run and (kind != before or (frame.pts is not None and abs(frame.time - end) > GAP)):
             yield run
             run = []
         if run or frame.pts is not None:
@@ -86,10 +87,6 @@ def _runs(frames: Iterator[Any]) -> Iterator[list[Any]]:
             run.append(frame)
     if run:
         yield run
-
-
-def _kind(frame: Any) -> tuple[str, str, int]:
-    return frame.format.name, frame.layout.name, frame.sample_rate
 
 
 def _mono(run: list[Any], sample_rate: int) -> Waveform:

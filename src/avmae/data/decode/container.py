@@ -42,10 +42,9 @@ def opened(path: Source) -> Iterator[Any]:
         raise
     except FileNotFoundError:
         raise MediaError(f"{path}: no such file; check the path") from None
-    except (av.FFmpegError, OSError) as error:
-        raise MediaError(f"{path}: cannot be decoded ({error.strerror}); {remedy}") from error
-    except (ValueError, ArithmeticError, LookupError, RuntimeError, MemoryError) as error:
-        raise MediaError(f"{path}: cannot be decoded ({error}); {remedy}") from error
+    except (av.FFmpegError, OSError, ValueError, ArithmeticError, LookupError, RuntimeError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise MediaError(f"{path}: cannot be decoded ({reason}); {remedy}") from error
 
 
 def open_unchecked(path: Source) -> Any:

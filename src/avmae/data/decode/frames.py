@@ -29,7 +29,6 @@ class VideoTrack:
     """The frames of an open file. Times are in seconds from the first.
 
     Attributes:
-        stream: the video stream.
         origin: timestamp of the first frame, in seconds.
         step: time from one frame to the next, on average.
         size: height and width as displayed.
@@ -81,12 +80,7 @@ class VideoTrack:
         return self.step
 
     def read(self, times: NDArray[np.float64], size: tuple[int, int], to_end: bool) -> tuple[Frames, float | None]:
-        """Decode the frames on display at some times.
-
-        Args:
-            times: ascending.
-            size: height and width.
-            to_end: read on to the end of the file.
+        """Decode the frames, of a size, on display at some ascending times; `to_end` reads on to the end of the file.
 
         Returns:
             The frames (len(times), height, width, 3), and when the file's last frame ends if reading got there.
@@ -101,11 +95,7 @@ class VideoTrack:
         return self._select(self.frames_from(times[0]), times, size, to_end)
 
     def _select(
-        self,
-        timed: Generator[tuple[float, Any], None, None],
-        times: NDArray[np.float64],
-        size: tuple[int, int],
-        to_end: bool,
+        self, timed: Generator[tuple[float, Any]], times: NDArray[np.float64], size: tuple[int, int], to_end: bool
     ) -> tuple[Frames, float | None]:
         """As `read`, of frames or packets with their times."""
         wanted, frames, filled = times.tolist(), np.empty((len(times), *size, 3), np.uint8), 0
@@ -125,9 +115,13 @@ class VideoTrack:
                     return frames, None
                 shown, since = frame, time
         assert shown is not None
-        return frames, since + (float(shown.duration * shown.time_base) if shown.duration else self.step)
+        return frames, since + self.duration_of(shown)
 
-    def _packets_from(self, seconds: float) -> Generator[tuple[float, Any], None, None]:
+    def duration_of(self, frame: Any) -> float:
+        """How long a frame, or the one of a packet, is on display."""
+        return float(frame.duration * frame.time_base) if frame.duration else self.step
+
+    def _packets_from(self, seconds: float) -> Generator[tuple[float, Any]]:
         """As `frames_from`, of a stream in which each frame is a key frame: packets, decoded if they are wanted.
 
         Raises:
@@ -145,7 +139,7 @@ class VideoTrack:
             yield time, packet
             since = time
 
-    def frames_from(self, seconds: float) -> Generator[tuple[float, Any], None, None]:
+    def frames_from(self, seconds: float) -> Generator[tuple[float, Any]]:
         """Frames with their times, from one at or before `seconds` to the last."""
         # The timestamps of program streams change by seeking, and some seeks land too late.
         if self.container.format.name != "mpeg":
@@ -206,14 +200,8 @@ class VideoTrack:
         if self.transposed:
             height, width = width, height
         shrinks = frame.height > 2 * height or frame.width > 2 * width
-        rgb = self.reformatter.reformat(
-            frame,
-            width=width,
-            height=height,
-            format="rgb24",
-            interpolation=Interpolation.AREA if shrinks else Interpolation.BICUBIC,
-            threads=1,
-        )
+        scaling = Interpolation.AREA if shrinks else Interpolation.BICUBIC
+        rgb = self.reformatter.reformat(frame, width, height, "rgb24", interpolation=scaling, threads=1)
         plane: Any = rgb.planes[0]
         image = np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)[:, : 3 * width]
         image = image.reshape(height, width, 3)

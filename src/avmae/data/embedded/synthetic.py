@@ -1,17 +1,4 @@
-"""A miniature UCF101, written rather than downloaded: its folders, lists, names and codecs, with actions that sound.
-
-Every action is a motion and a voice. Pace, place, size, colours, duration and loudness are drawn alike for all of them,
-so that nothing but how an object moves and sounds tells the action:
-
-* `BounceBell`, `BounceDrum`, `SwingBell` and `SwingDrum` are two motions times two voices: either modality alone is
-  left with a pair;
-* `RiseWhistle` is `SinkWhistle` played backwards, in pictures and in sound;
-* the silent actions differ by motion alone, and their files have no sound track.
-
-What is heard follows from what is seen: an object sounds when it hits, its pitch follows its height, its loudness its
-size, its timbre its shape. Scene, colours, shape and pitch belong to a group of clips, as scene and person do in
-UCF101: whoever lets groups leak from train to test recognises them.
-"""
+"""A miniature UCF101, drawn rather than downloaded, with actions that sound; see docs/embedded.md."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,21 +7,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from avmae.data.decode.frames import Frames
 from avmae.data.embedded.miniature import (
     FPS,
     HEIGHT,
     MARGIN,
     SAMPLE_RATE,
     WIDTH,
-    ClassName,
     ClipPlace,
     Doubles,
     Floats,
     Layer,
-    Parameters,
-    check_range,
     draw_setting,
     encode,
     film,
@@ -42,19 +26,18 @@ from avmae.data.embedded.miniature import (
     write_miniature,
 )
 
-KIND = "synthetic"
 FORMAT = 2
 
-SOUND_LEAD = 1 / FPS - 1105 / SAMPLE_RATE
-"""By how much the sound is delayed before encoding, in seconds.
+AUDIO_LEAD = 1 / FPS - 1105 / SAMPLE_RATE
+"""By how much the audio is delayed before encoding, in seconds.
 
-AVI keeps no timestamps: after decoding, pictures with B-frames come one frame late and MP3 sound comes late by LAME's
+AVI keeps no timestamps: after decoding, video with B-frames comes one frame late and MP3 audio comes late by LAME's
 1,105 samples. Equal delays keep both in step.
 """
 
 
 class Pose(NamedTuple):
-    """Where an object is relative to its place of rest, in picture heights and radians: one value per frame, or one."""
+    """Where an object is relative to its place of rest, in frame heights and radians: one value per frame, or one."""
 
     right: Doubles = np.zeros(1)
     up: Doubles = np.zeros(1)
@@ -80,13 +63,10 @@ def _rise(cycles: Doubles) -> Pose:
 
 @dataclass(frozen=True)
 class Action:
-    """A class of the data set.
+    """A class: its motion goes from time in cycles, whose impacts are at whole ones, to the pose.
 
-    Args:
-        name: of the folder, and in all lists.
-        motion: from time in cycles to the pose. Impacts are at whole cycles.
-        voice: "bell" and "drum" are struck, a "whistle" sounds all the time, None is silent.
-        file_name: the name as the files spell it, where that differs.
+    Of voices, "bell" and "drum" are struck, a "whistle" sounds all the time, None is silent. Files spell the name
+    otherwise than folder and lists where `file_name` says so.
     """
 
     name: str
@@ -142,51 +122,28 @@ def write_synthetic(
     seed: int = 0,
     workers: int = 2,
 ) -> None:
-    """Write the data set, unless `root` already holds it; see `write_miniature`.
+    """Write the data set, unless `root` already holds it; for `workers`, and what is raised, see `write_miniature`.
 
-    The same parameters give the same bytes, whatever `workers`.
-
-    Args:
-        root: folder that gets `UCF-101/` and `ucfTrainTestlist/`. It may exist if it is empty.
-        groups: per class. Split 1 tests groups 1 to 7, split 2 groups 8 to 14, split 3 groups 15 to 21: with fewer than
-            15 groups the test list of split 3 is empty, and with 7 or fewer split 1 would have nothing to train on.
-        clips_per_group: clips of one scene.
-        classes: how many, the first half of them (rounded up) with sound.
-        seconds: mean length of a clip; lengths are spread by 20 % either way.
-        seed: of everything that is drawn.
-        workers: processes that write. Up to 1, this process writes itself; above, its main module must be importable.
-
-    Raises:
-        InputError: a number is out of range, or `root` holds something else, which is left as it is.
+    Clips of a group share a scene. The first half of the classes, rounded up, has audio. Lengths are spread by 20 %
+    around those seconds.
     """
-    check_range(KIND, "classes", classes, 2, len(ACTIONS))
-    sounding = [index for index, action in enumerate(ACTIONS) if action.voice]
-    silent = [index for index, action in enumerate(ACTIONS) if not action.voice]
     half = (classes + 1) // 2
-    chosen = sounding[:half] + silent[: classes - half]
-    chosen.sort(key=lambda index: ACTIONS[index].name)
+    chosen = [action for action in ACTIONS if action.voice][:half]
+    chosen += [action for action in ACTIONS if not action.voice][: classes - half]
+    chosen.sort(key=lambda action: action.name)
 
     def jobs(places: list[ClipPlace]) -> list[Callable[[], None]]:
-        return [partial(_write_clip, place, chosen[place.label], seconds, seed) for place in places]
+        # By number, for lambdas cannot be pickled.
+        return [partial(_write_clip, place, ACTIONS.index(chosen[place.label]), seconds, seed) for place in places]
 
-    parameters = Parameters(groups, clips_per_group, classes, float(seconds), seed, FORMAT)
-    names = [ClassName(ACTIONS[index].name, ACTIONS[index].file_name or ACTIONS[index].name) for index in chosen]
-    write_miniature(root, KIND, parameters, names, jobs, workers)
-
-
-class Scene(NamedTuple):
-    """What the clips of one group share."""
-
-    colours: Floats
-    """Of the halves of the object; see `draw_setting`."""
-    background: Floats
-    shape: Shape
-    pitch: float
-    """Of the object at half the height of the picture, in Hz."""
+    parameters = {"groups": groups, "clips_per_group": clips_per_group, "classes": classes, "seconds": float(seconds)}
+    parameters |= {"seed": seed, "format": FORMAT}
+    names = {action.name: action.file_name or action.name for action in chosen}
+    write_miniature(root, "synthetic", parameters, names, len(ACTIONS), jobs, workers)
 
 
 class Course(NamedTuple):
-    """When, where and how large an action happens in one clip; lengths in picture heights."""
+    """When, where and how large an action happens in one clip; lengths in frame heights."""
 
     period: float
     start: float
@@ -203,7 +160,10 @@ class Course(NamedTuple):
 
 def _write_clip(place: ClipPlace, index: int, seconds: float, seed: int) -> None:
     action = ACTIONS[index]
-    scene = _draw_scene(np.random.default_rng([seed, index, place.group]))
+    # What the clips of a group share.
+    rng = np.random.default_rng([seed, index, place.group])
+    colours, background = draw_setting(rng)
+    shape, middle_pitch = SHAPES[rng.integers(len(SHAPES))], 500 * 2 ** rng.uniform(0, 1)
     rng = np.random.default_rng([seed, index, place.group, place.clip])
     course = Course(
         period=rng.uniform(0.65, 0.95),
@@ -215,23 +175,25 @@ def _write_clip(place: ClipPlace, index: int, seconds: float, seed: int) -> None
         angle=rng.uniform(0, 2 * np.pi),
     )
     frames = round(seconds * rng.uniform(0.8, 1.2) * FPS)
-    pictures = _render(action, scene, course, frames, rng)
-    sound = _synthesise(action, scene, course, frames, rng) if action.voice else None
-    encode(place.path, pictures, sound)
+    video = _render(action, shape, colours, background, course, frames, rng)
+    encode(place.path, video, _synthesise(action, shape, middle_pitch, course, frames, rng) if action.voice else None)
 
 
-def _draw_scene(rng: np.random.Generator) -> Scene:
-    colours, background = draw_setting(rng)
-    return Scene(colours, background, shape=SHAPES[rng.integers(len(SHAPES))], pitch=500 * 2 ** rng.uniform(0, 1))
-
-
-def _render(action: Action, scene: Scene, course: Course, frames: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Draw the pictures, (frames, HEIGHT, WIDTH, 3)."""
+def _render(
+    action: Action,
+    shape: Shape,
+    colours: Floats,
+    background: Floats,
+    course: Course,
+    frames: int,
+    rng: np.random.Generator,
+) -> Frames:
+    """Draw so many frames, (frames, HEIGHT, WIDTH, 3)."""
     seconds = np.arange(frames) / FPS
     pose = Pose(*(np.broadcast_to(value, frames) for value in action.motion(course.cycles(seconds))))
     actor = _draw(
-        scene.shape,
-        scene.colours,
+        shape,
+        colours,
         x=(course.x + course.mirror * pose.right) * HEIGHT,
         y=(1 - course.y - pose.up) * HEIGHT,
         radius=course.diameter / 2 * HEIGHT * pose.scale,
@@ -248,8 +210,7 @@ def _render(action: Action, scene: Scene, course: Course, frames: int, rng: np.r
         turn=np.zeros(frames),
         opacity=np.full(frames, float(rng.integers(2))),
     )
-
-    return film(scene.background, [bystander, actor], frames, rng)
+    return film(background, [bystander, actor], frames, rng)
 
 
 def _draw(
@@ -263,50 +224,37 @@ def _draw(
     distance, angle = np.hypot(across, down), np.arctan2(down, across) - turn[:, None, None]
     cover = np.clip(shape.outline(angle) * radius[:, None, None] - distance + 0.5, 0, 1) * opacity[:, None, None]
     half = np.clip(0.5 + distance * np.sin(angle), 0, 1).astype(np.float32)[..., None]
-    return list(
-        zip(
-            np.floor(y).astype(int) - reach + MARGIN,
-            np.floor(x).astype(int) - reach + MARGIN,
-            cover.astype(np.float32)[..., None],
-            colours[0] * half + colours[1] * (1 - half),
-            strict=True,
-        )
-    )
+    top, left = (np.floor(place).astype(int) - reach + MARGIN for place in (y, x))
+    colour = colours[0] * half + colours[1] * (1 - half)
+    return list(zip(top, left, cover.astype(np.float32)[..., None], colour, strict=True))
 
 
-def _synthesise(action: Action, scene: Scene, course: Course, frames: int, rng: np.random.Generator) -> Floats:
-    """Make the sound, (samples,), that belongs to the pictures."""
-    samples = frames * SAMPLE_RATE // FPS
-    seconds = np.arange(samples) / SAMPLE_RATE - SOUND_LEAD
+def _synthesise(
+    action: Action, shape: Shape, middle_pitch: float, course: Course, frames: int, rng: np.random.Generator
+) -> Floats:
+    """Make the audio, (samples,), of so many frames; the pitch is that of an object at half their height, in Hz."""
+    seconds = np.arange(frames * SAMPLE_RATE // FPS) / SAMPLE_RATE - AUDIO_LEAD
+    pose = action.motion(course.cycles(seconds) if action.voice == "whistle" else np.zeros(1))
+    pitch = middle_pitch * 4 ** (course.y + pose.up - 0.5)
     if action.voice == "whistle":
-        voice = _whistle(scene, course, action.motion(course.cycles(seconds)))
+        levels = np.array(shape.harmonics)
+        phase = 2 * np.pi * np.cumsum(pitch) / SAMPLE_RATE
+        tone = sum(level * np.sin(k * phase) for k, level in enumerate(levels, start=1))
+        voice = tone * pose.opacity / np.sqrt(np.sum(levels**2) / 2)
     else:
-        voice = _strike(scene, course, action.motion(np.zeros(1)), action.voice == "bell", seconds, rng)
-    voice *= (course.diameter / 0.32) ** 1.5
-    return record(voice, rng)
-
-
-def _pitch(scene: Scene, course: Course, pose: Pose) -> Doubles:
-    return scene.pitch * 4 ** (course.y + pose.up - 0.5)
-
-
-def _whistle(scene: Scene, course: Course, pose: Pose) -> Doubles:
-    """Sound all the while the object is visible, at a mean power of about 1."""
-    levels = np.array(scene.shape.harmonics)
-    phase = 2 * np.pi * np.cumsum(_pitch(scene, course, pose)) / SAMPLE_RATE
-    voice = sum(level * np.sin(k * phase) for k, level in enumerate(levels, start=1))
-    return voice * pose.opacity / np.sqrt(np.sum(levels**2) / 2)
+        voice = _strike(shape, pitch, course, action.voice == "bell", seconds, rng)
+    return record(voice * (course.diameter / 0.32) ** 1.5, rng)
 
 
 def _strike(
-    scene: Scene, course: Course, impact: Pose, bell: bool, seconds: Doubles, rng: np.random.Generator
+    shape: Shape, pitch: Doubles, course: Course, bell: bool, seconds: Doubles, rng: np.random.Generator
 ) -> Doubles:
     """Sound at every whole cycle and die away, at a mean power of about 1."""
     ratios = (1.0, 2.0, 2.76, 4.07, 5.4) if bell else (0.25, 0.4, 0.53, 0.58, 0.66)
     decay = 0.3 if bell else 0.08
     time = np.arange(int(6 * decay * SAMPLE_RATE)) / SAMPLE_RATE
     strike = 0.5 * rng.standard_normal(time.size) * np.exp(-time / 0.006)
-    for frequency, level in zip(ratios * _pitch(scene, course, impact), scene.shape.harmonics, strict=True):
+    for frequency, level in zip(ratios * pitch, shape.harmonics, strict=True):
         strike += level * np.sin(2 * np.pi * frequency * time) * np.exp(-time / decay)
     strike /= np.sqrt(np.sum(strike**2) / (course.period * SAMPLE_RATE))
 

@@ -20,15 +20,9 @@ def read_csv(
 ) -> Splits:
     """Read lists of `path label`, separated by a space, comma or tab; the path may hold spaces itself.
 
-    A path is absolute, or relative and then within ``root``: neither ``..`` nor a symbolic link may lead out of it.
-
-    Args:
-        train: list for training.
-        val: list for validation.
-        test: list for test.
-        root: what relative paths start from, and those of the manifest; None is each list's own folder, and the deepest
-            folder that holds all clips.
-        classes: their number or names; None takes the highest label of all lists.
+    A path is absolute, or relative and then within `root`, or else within its list's folder: neither ``..`` nor a
+    symbolic link may lead out of it. Paths of a manifest start from `root`, or else from the deepest folder that holds
+    all clips. `classes` is their number or names; None takes the highest label of all lists.
 
     Raises:
         InputError: no list at all, a list or listed file is missing, a line is malformed, a label is out of range, a
@@ -38,12 +32,15 @@ def read_csv(
     if not any(lists.values()):
         raise InputError("data=csv needs a list of 'path label' lines: set data.train, data.val or data.test")
     count = len(classes) if isinstance(classes, list) else classes
-    parts = {part: _read_list(Path(file), root, count) if file else [] for part, file in lists.items()}
+    parts = {part: _read_list(Path(file).expanduser(), root, count) if file else [] for part, file in lists.items()}
+    entries = [*chain(*parts.values())]
     if count is None:
-        count = 1 + max(entry.label for entries in parts.values() for entry in entries)
+        count = 1 + max(entry.label for entry in entries)
     names = classes if isinstance(classes, list) else [str(label) for label in range(count)]
-    notes = (*_repetitions({part: entries for part, entries in parts.items() if entries}, lists), *_gaps(parts, count))
-    return Splits(**parts, classes=names, notes=notes, root=Path(root).expanduser() if root else _common_folder(parts))
+    notes = (*_repetitions(parts, lists), *_gaps(parts["train"] or entries, bool(parts["train"]), count))
+    if not root:
+        root = os.path.commonpath({os.path.abspath(Path(str(entry.path)).parent) for entry in entries})
+    return Splits(**parts, classes=names, notes=notes, root=Path(root).expanduser())
 
 
 def _repetitions(parts: dict[str, list[ClipEntry]], lists: Mapping[str, str | Path | None]) -> list[str]:
@@ -73,26 +70,19 @@ def _repetitions(parts: dict[str, list[ClipEntry]], lists: Mapping[str, str | Pa
     return notes
 
 
-def _gaps(parts: Mapping[str, list[ClipEntry]], count: int) -> list[str]:
-    """What is to be said of labels that no clip has; training clips decide, where there are any."""
-    present = {entry.label for entry in parts["train"] or chain(*parts.values())}
+def _gaps(entries: list[ClipEntry], for_training: bool, count: int) -> list[str]:
+    """What is to be said of labels that no clip has."""
+    present = {entry.label for entry in entries}
     absent = [label for label in range(count) if label not in present]
     if not absent:
         return []
     if absent == list(range(min(present))):
         return [f"labels start at {min(present)} instead of 0: of {count} classes, {some(absent)} has no clip"]
-    kind = "training clip" if parts["train"] else "clip"
+    kind = "training clip" if for_training else "clip"
     return [f"no {kind} has the label{'s' if len(absent) > 1 else ''} {some(absent)} of {count} classes"]
 
 
-def _common_folder(parts: Mapping[str, list[ClipEntry]]) -> Path:
-    """The deepest folder that holds all clips."""
-    folders = {os.path.abspath(Path(str(entry.path)).parent) for entry in chain(*parts.values())}
-    return Path(os.path.commonpath(folders))
-
-
 def _read_list(file: Path, root: str | Path | None, classes: int | None) -> list[ClipEntry]:
-    file = file.expanduser()
     if not file.is_file():
         raise InputError(f"{file} is missing; it must be a text file of 'path label' lines")
     base = Path(root).expanduser() if root else file.parent
@@ -112,9 +102,7 @@ def _read_list(file: Path, root: str | Path | None, classes: int | None) -> list
         except InputError as error:
             raise InputError(f"{file}:{number}: {error}") from error
         if not path.is_file():
-            raise InputError(
-                f"{file}:{number}: {path} does not exist; relative paths start from data.root, here {base}"
-            )
+            raise InputError(f"{file}:{number}: {path} does not exist; relative paths start from data.root={base}")
         entries.append(ClipEntry(path, label))
     if not entries:
         raise InputError(f"{file} is empty; it must have a 'path label' line for each clip")

@@ -1,5 +1,6 @@
 """A folder of one's own: a class per subfolder, or videos alone."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from avmae.data.splits import ClipEntry, Splits, some
@@ -8,6 +9,7 @@ from avmae.errors import InputError
 SUFFIXES = frozenset(".3gp .avi .flv .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split())
 PARTS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
 """Names that folders of parts have, in any case."""
+PART_OF = {name: part for part, names in PARTS.items() for name in names}
 
 UNLABELLED = "unlabelled"
 """The one class of videos that lie in no folder of a class."""
@@ -44,9 +46,7 @@ def read_folder(root: str | Path, val_share: float = 0.1) -> Splits:
         raise InputError(f"{folders.get('train', root)} holds no videos ({', '.join(sorted(SUFFIXES))})")
     for part, found in clips.items():
         if unknown := sorted(set(found) - set(classes)):
-            raise InputError(
-                f"{folders[part]}: class {unknown[0]} is not in {folders['train']}; add it there or remove it"
-            )
+            raise InputError(f"{folders[part]}: class {unknown[0]} is not in {folders['train']}; add or remove it")
     entries: dict[str, list[ClipEntry]] = {part: [] for part in PARTS}
     few = []
     for part, found in clips.items():
@@ -67,38 +67,35 @@ def _parts(root: Path) -> dict[str, Path]:
 
     `train` may be a class as well. It is a part where it holds folders with videos, or where all others are parts.
     """
-    folders = [path for path in sorted(root.iterdir()) if path.is_dir() and _holds_videos(path)]
+    folders = [path for path in sorted(root.iterdir()) if _holds_videos(path)]
     parts: dict[str, Path] = {}
     for folder in folders:
-        for part in (part for part, names in PARTS.items() if folder.name.casefold() in names):
-            if part in parts:
-                raise InputError(f"{root} has both {parts[part].name}/ and {folder.name}/; put them into one")
+        part = PART_OF.get(folder.name.casefold())
+        if part in parts:
+            raise InputError(f"{root} has both {parts[part].name}/ and {folder.name}/; put them into one")
+        if part:
             parts[part] = folder
     if "train" not in parts:
         return {}
     others = [folder.name for folder in folders if folder not in parts.values()]
-    if others and any(_holds_videos(path) for path in parts["train"].iterdir() if path.is_dir()):
+    if others and any(map(_holds_videos, parts["train"].iterdir())):
         raise InputError(
             f"{root}: {parts['train'].name}/ holds folders of classes, but {others[0]}/ is no part; parts are called "
-            f"{', '.join(name for names in PARTS.values() for name in names)}; rename it or move it away"
+            f"{', '.join(PART_OF)}; rename it or move it away"
         )
     return {} if others else parts
 
 
 def _by_class(folder: Path) -> dict[str, list[Path]]:
     """The videos below each subfolder, or, where these hold none, in the folder itself."""
-    found = {path.name: _videos(path) for path in sorted(folder.iterdir()) if path.is_dir()}
-    found = {name: files for name, files in found.items() if files} or {UNLABELLED: _videos(folder)}
+    found = {path.name: sorted(_videos(path)) for path in sorted(folder.iterdir()) if path.is_dir()}
+    found = {name: files for name, files in found.items() if files} or {UNLABELLED: sorted(_videos(folder))}
     return {name: files for name, files in found.items() if files}
 
 
-def _videos(folder: Path) -> list[Path]:
-    return sorted(filter(_is_video, folder.rglob("*")))
+def _videos(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
 
 
 def _holds_videos(folder: Path) -> bool:
-    return any(map(_is_video, folder.rglob("*")))
-
-
-def _is_video(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.is_file()
+    return folder.is_dir() and any(_videos(folder))

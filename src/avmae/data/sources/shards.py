@@ -1,14 +1,13 @@
 """A copy of a data set that is made to be read: recoded clips in chunks of LitData, on a disk or in an object store.
 
-LitData was chosen over WebDataset because it finds a clip by its number: so the samplers that read files read chunks,
-too, and what they promise (every clip once an epoch, the same batches for any number of processes and workers, resuming
-in mid-epoch) holds without another word.
+Unlike WebDataset, LitData finds a clip by its number: so the samplers that read files read chunks, too, and what they
+promise (every clip once an epoch, the same batches for any number of processes, resuming in mid-epoch) holds.
 """
 
 import functools
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,17 +24,11 @@ CHUNK_BYTES = 64_000_000
 
 @dataclass(frozen=True)
 class PackSpec:
-    """How clips are recoded; see `avmae.data.decode.window.pack_video`.
+    """How clips are recoded; see `avmae.data.decode.encode.pack_video`."""
 
-    Args:
-        short_side: of the frames, in pixels; UCF101 has 240.
-        quality: of the JPEGs, FFmpeg's scale of quantisers.
-        sample_rate: of the audio, in Hz; higher than `clip.sample_rate` is of no use.
-    """
-
-    short_side: int = 240
-    quality: int = 4
-    sample_rate: int = 16_000
+    short_side: int = 240  # of the frames, in pixels; UCF101 has 240
+    quality: int = 4  # of the JPEGs, FFmpeg's scale of quantisers
+    sample_rate: int = 16_000  # of the audio, in Hz; higher than `clip.sample_rate` is of no use
 
     def __post_init__(self) -> None:
         if self.short_side < 16 or not 1 <= self.quality <= 31 or self.sample_rate < 1000:
@@ -67,19 +60,12 @@ def _reader(root: str) -> Any:
 
 @dataclass(frozen=True)
 class Row:
-    """One clip in the table of a packed data set.
+    """One clip in the table of a packed data set."""
 
-    Args:
-        name: its path in the data set it was packed from.
-        label: class number.
-        group: see `ClipEntry`.
-        parts: lists of train, val and test, by fold; the fold is 0 where there is one division.
-    """
-
-    name: str
+    name: str  # its path in the data set it was packed from
     label: int
-    group: str
-    parts: dict[str, list[str]]
+    group: str  # see `ClipEntry`
+    parts: dict[str, list[str]]  # lists of train, val and test, by fold; the fold is 0 where there is one division
 
 
 def pack(
@@ -89,18 +75,11 @@ def pack(
     target: Path,
     spec: PackSpec,
     workers: int,
-    progress: Callable[[Any], Any] = lambda clips: clips,
+    progress: Callable[[Iterable[Any], int], Iterable[Any]],
 ) -> list[str]:
     """Recode clips and write them in chunks with a table beside them; returns what could not be packed, and why.
 
-    Args:
-        rows: the clips.
-        classes: names by label.
-        root: folder that the names start from.
-        target: a new or empty folder.
-        spec: how clips are recoded.
-        workers: processes that recode.
-        progress: wraps the clips as they are done.
+    Rows are named from the root; `progress` wraps the clips as they are done, of so many.
 
     Raises:
         InputError: the target is not empty, or cannot be written.
@@ -117,7 +96,7 @@ def pack(
         writer = BinaryWriter(str(target), chunk_bytes=CHUNK_BYTES)
         with worker_pool(workers) as pool:
             packed = pool.map(functools.partial(_pack_one, root, spec), [row.name for row in rows])
-            for row, content in zip(rows, progress(packed), strict=True):
+            for row, content in zip(rows, progress(packed, len(rows)), strict=True):
                 if isinstance(content, bytes):
                     writer.add_item(len(kept), {"video": content})
                     kept.append(row)
@@ -145,10 +124,8 @@ def _pack_one(root: Path, spec: PackSpec, name: str) -> bytes | str:
 def read_packed(root: str, fold: int = 1, val_groups: int = 2) -> Splits:
     """The clips of a packed data set.
 
-    Args:
-        root: folder or address (``s3://...``) that `avmae.prepare` has packed to.
-        fold: of data sets that have folds.
-        val_groups: train groups that validate, where a data set has folds; see `read_ucf101`.
+    The root is the folder or address (``s3://...``) that `avmae.prepare` has packed to; `fold` and `val_groups` are of
+    data sets that have folds, see `read_ucf101`.
 
     Raises:
         InputError: it is no packed data set of avmae's, or has no such fold.
@@ -157,19 +134,18 @@ def read_packed(root: str, fold: int = 1, val_groups: int = 2) -> Splits:
     table = _read_json(root, TABLE)
     _check_index(root)
     parts: dict[str, list[ClipEntry]] = {"train": [], "val": [], "test": []}
-    folded = False
+    folded = any("0" not in row["parts"] for row in table["clips"])
     for index, row in enumerate(table["clips"]):
-        folded = folded or "0" not in row["parts"]
         listed = row["parts"].get(str(fold) if folded else "0")
         if listed is None:
             raise InputError(f"data.fold={fold}: {root} has the folds {', '.join(row['parts'])}")
         # Older copies name one part instead of a list.
         for part in [listed] if isinstance(listed, str) else listed:
             parts[part].append(ClipEntry(PackedClip(root, index, row["name"]), row["label"], row["group"]))
-    train, val = parts["train"], parts["val"]
+    train, val, test = parts.values()
     if folded:
         train, val = hold_out(train, val_groups, fold)
-    return Splits(train, val, parts["test"], table["classes"])
+    return Splits(train, val, test, table["classes"])
 
 
 def _read_json(root: str, name: str) -> dict[str, Any]:
@@ -186,11 +162,7 @@ def _read_json(root: str, name: str) -> dict[str, Any]:
 
 
 def _check_index(root: str) -> None:
-    """Let LitData have only what `pack` writes: it unpickles what an index calls pickled, and opens what it names.
-
-    Raises:
-        InputError: the index asks for anything else.
-    """
+    """Let LitData have only what `pack` writes: it unpickles what an index calls pickled, and opens what it names."""
     index = _read_json(root, INDEX)
     try:
         formats = index["config"]["data_format"]
@@ -198,15 +170,12 @@ def _check_index(root: str) -> None:
     except (KeyError, TypeError) as error:
         raise InputError(f"{root}/{INDEX} is damaged; pack the data set anew") from error
     if formats != ["bytes"]:
-        raise InputError(
-            f"{root}/{INDEX}: items are {formats}, not ['bytes']; avmae did not pack this, nor will read it"
-        )
+        raise InputError(f"{root}/{INDEX}: items are {formats}, not ['bytes']; avmae did not pack it, nor will read it")
     for name in names:
-        if "://" in root:
-            if PurePosixPath(name).name != name:
-                raise InputError(f"{root}/{INDEX} names the chunk {name}, which is not in the folder; pack it anew")
-        else:
+        if "://" not in root:
             within(Path(root).expanduser(), name)
+        elif PurePosixPath(name).name != name:
+            raise InputError(f"{root}/{INDEX} names the chunk {name}, which is not in the folder; pack it anew")
 
 
 def _litdata() -> Any:

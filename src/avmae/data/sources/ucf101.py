@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from avmae.data.splits import ClipEntry, Splits, hold_out
+from avmae.data.splits import ClipEntry, Splits, hold_out, some
 from avmae.errors import InputError
 
 VIDEOS, LISTS = "UCF-101", "ucfTrainTestlist"
@@ -43,20 +43,15 @@ def read_ucf101(root: str | Path, fold: int = 1, val_groups: int = 2) -> Splits:
         raise InputError(f"data.fold must be 1, 2 or 3, not {fold}")
     for folder in (root, root / VIDEOS, root / LISTS):
         if not folder.is_dir():
-            raise InputError(
-                f"{folder} is not a folder; data.root must hold {VIDEOS}/<Class>/*.avi and the official lists, {LISTS}/"
-            )
-    classes = [name for _, name in _numbered_classes(root / LISTS / "classInd.txt")]
-    files = {
-        f"{file.parent.name}/{file.name}".casefold(): file
-        for file in sorted((root / VIDEOS).glob("*/*"))
-        if file.is_file()
-    }
+            raise InputError(f"{folder} is not a folder; data.root must hold {VIDEOS}/ and the official {LISTS}/")
+    files = [file for file in sorted((root / VIDEOS).glob("*/*")) if file.is_file()]
     if not files:
         raise InputError(f"{root / VIDEOS} holds no clips; unpack UCF101.rar there so that it has a folder per class")
-    train = _read_list(root / LISTS / f"trainlist0{fold}.txt", files, classes)
-    test = _read_list(root / LISTS / f"testlist0{fold}.txt", files, classes)
-
+    # Where a copy spells a folder another way than the lists do, the file's own class still tells.
+    places = {file.name.casefold(): file for file in files}
+    places |= {f"{file.parent.name}/{file.name}".casefold(): file for file in files}
+    classes = _read_classes(root / LISTS / "classInd.txt")
+    train, test = (_read_list(root / LISTS / f"{part}list0{fold}.txt", places, classes) for part in ("train", "test"))
     train, val = hold_out(train, val_groups, fold)
     return Splits(train, val, test, classes, root=root)
 
@@ -67,39 +62,29 @@ def _lines(file: Path) -> list[str]:
     return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-def _numbered_classes(file: Path) -> list[tuple[int, str]]:
-    numbered = []
-    for number, line in enumerate(_lines(file), start=1):
-        match = re.fullmatch(r"(\d+)\s+(\S+)", line)
-        if not match or int(match[1]) != number:
+def _read_classes(file: Path) -> list[str]:
+    lines = _lines(file)
+    for number, line in enumerate(lines, start=1):
+        if not re.fullmatch(rf"{number}\s+\S+", line):
             raise InputError(f"{file}:{number}: expected '{number} ClassName', found '{line}'")
-        numbered.append((number, match[2]))
-    return numbered
+    return [line.split()[1] for line in lines]
 
 
-def _read_list(file: Path, files: dict[str, Path], classes: list[str]) -> list[ClipEntry]:
+def _read_list(file: Path, places: dict[str, Path], classes: list[str]) -> list[ClipEntry]:
     labels = {name.casefold(): label for label, name in enumerate(classes)}
-    # Where a copy spells a folder another way than the lists do, the file's own class still tells.
-    by_name = {path.name.casefold(): path for path in files.values()}
     entries, missing = [], []
     for number, line in enumerate(_lines(file), start=1):
-        name, _, label = line.partition(" ")
+        name, _, stated = line.partition(" ")
         match = re.fullmatch(r"(?P<folder>[^/]+)/(?P<file>v_.+_(?P<group>g\d+)_c\d+\.\w+)", name)
-        if not match or match["folder"].casefold() not in labels:
+        if not match or (label := labels.get(match["folder"].casefold())) is None:
             raise InputError(f"{file}:{number}: expected 'Class/v_Class_gGG_cCC.avi' of a known class, found '{line}'")
-        expected = labels[match["folder"].casefold()]
-        if label and label != str(expected + 1):
-            raise InputError(
-                f"{file}:{number}: label {label} is not class {match['folder']} ({expected + 1}) of classInd.txt"
-            )
-        path = files.get(name.casefold()) or by_name.get(match["file"].casefold())
+        if stated and stated != str(label + 1):
+            raise InputError(f"{file}:{number}: label {stated} is not {label + 1}, as classInd.txt has it")
+        path = places.get(name.casefold()) or places.get(match["file"].casefold())
         if path is None:
             missing.append(name)
         else:
-            entries.append(ClipEntry(path, expected, match["group"]))
+            entries.append(ClipEntry(path, label, match["group"]))
     if missing:
-        raise InputError(
-            f"{file} names {len(missing)} file{'s' if len(missing) > 1 else ''} not found under {VIDEOS}/, the first: "
-            f"{', '.join(missing[:3])}; restore them or take their lines off the list"
-        )
+        raise InputError(f"{VIDEOS}/ lacks {some(missing)} of {file}; restore them or take them off the list")
     return entries

@@ -28,12 +28,12 @@ def write_stripes(path: Path, size: tuple[int, int], along: int) -> Path:
     height, width = size
     place = np.arange(size[along]) * 120 // min(size) % 2 * 200 + 25
     rows = place[:, None] if along == 0 else place[None]
-    picture = np.broadcast_to(rows[..., None], (height, width, 3)).astype(np.uint8)
+    image = np.broadcast_to(rows[..., None], (height, width, 3)).astype(np.uint8)
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream("mjpeg", 25, options={"qmin": "1", "qmax": "1"})
         stream.height, stream.width, stream.pix_fmt = height, width, "yuvj444p"
         for number in range(20):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             frame.pts, frame.time_base = number, Fraction(1, 25)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
