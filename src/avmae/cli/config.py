@@ -5,22 +5,55 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from avmae.clip import ClipSpec
 from avmae.errors import InputError
 from avmae.runs.environment import record_environment
 from avmae.runs.folder import settle_run
+from avmae.runs.history import flat
 from avmae.runs.launch import first_process, on_first_process
+from avmae.runs.settings import spec
+
+if TYPE_CHECKING:
+    from avmae.data.datamodule import ClipDataModule
 
 CONF = str(Path(__file__).parents[1] / "conf")
 GLOBAL = "# @package _global_\n"
+
+
+def configs() -> AbstractContextManager[Any]:
+    """A context in which Hydra composes our configs; a command is in one already."""
+    return nullcontext() if GlobalHydra().is_initialized() else initialize_config_dir(CONF, version_base="1.3")
+
+
+def composed_data(overrides: Sequence[str]) -> "ClipDataModule":
+    """The data of a training with these overrides."""
+    from avmae.data.build import build_data
+
+    with configs():
+        config = plain(compose("train", list(overrides)))
+    return build_data(config["data"], spec(ClipSpec, "clip", config["clip"]))
+
+
+def composed(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The `settings` of a command that is called from Python, by what its command line would be."""
+    with configs():
+        cfg = compose(config_name, list(overrides), return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        with read_write(cfg), open_dict(cfg):
+            del cfg["hydra"]
+        return settings(cfg, config_name)
 
 
 def settings(cfg: DictConfig, config_name: str) -> dict[str, Any]:
@@ -106,7 +139,7 @@ def refuse_words(config: Mapping[str, Any], files: Mapping[Path, str]) -> None:
     defaults = [pair for file, key in files.items() for pair in _defaults(file, key)]
     words = {key for key, value in defaults if isinstance(value, str) and value != "???"}
     numbers = {key for key, value in defaults if isinstance(value, int | float) and not isinstance(value, bool)} - words
-    for key, value in _flat(config, ""):
+    for key, value in flat(config).items():
         if key in numbers and isinstance(value, str):
             raise InputError(f"{key} must be a number, not '{value}'")
 
@@ -117,15 +150,7 @@ def _defaults(file: Path, prefix: str) -> Iterator[tuple[str, Any]]:
     for base in content.pop("defaults", []) if prefix else []:
         if isinstance(base, str) and base != "_self_":
             yield from _defaults(file.with_stem(base.partition("@")[0]), prefix)
-    yield from _flat(content, "" if file.read_text(encoding="utf-8").startswith(GLOBAL) else prefix)
-
-
-def _flat(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    yield from flat(content, "" if file.read_text(encoding="utf-8").startswith(GLOBAL) else prefix).items()
 
 
 def check_writable(file: Path, key: str = "output") -> None:
@@ -175,6 +200,12 @@ def chosen_data(data: dict[str, Any]) -> tuple[dict[str, Any], set[str] | None]:
     if job.runtime.choices["data"] == "checkpoint":
         return data, None
     return data, {word.lstrip("+").split("=")[0].removeprefix("data.") for word in job.overrides.task}
+
+
+def data_overrides() -> list[str]:
+    """What the command line says of data, for a training."""
+    job = HydraConfig.get()
+    return [f"data={job.runtime.choices['data']}", *(word for word in job.overrides.task if word.startswith("data."))]
 
 
 def if_may_lack_audio(value: Any, modalities: Sequence[str], may_lack: Sequence[str]) -> Any:

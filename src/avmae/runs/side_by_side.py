@@ -1,6 +1,7 @@
 """Commands run side by side, each on a GPU of its own or on an equal share of the cores."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -78,6 +79,7 @@ def run_side_by_side(
             )
         running[name] = process, log, place
 
+    before = signal.signal(SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         while waiting or running:
             while waiting and free:
@@ -94,3 +96,4 @@ def run_side_by_side(
             process.terminate()
         for process, *_ in running.values():
             process.wait()
+        signal.signal(SIGTERM, before)

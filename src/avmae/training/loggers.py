@@ -201,8 +201,8 @@ def log_run(loggers: Iterable[Logger], config: Mapping[str, Any], network: Maske
     log_table(loggers, "run/model", header, rows, step=0)
 
 
-def finish(loggers: Iterable[Logger]) -> None:
+def finish(loggers: Iterable[Logger], failed: bool) -> None:
     """End the W&B run: the next job of a sweep is a run of its own."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            logger.experiment.finish()
+            logger.experiment.finish(exit_code=int(failed))

@@ -1,7 +1,7 @@
 """What pretraining and classification share: optimiser, schedule, sharding, and randomness by step."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any
 
@@ -18,6 +18,7 @@ from avmae.errors import InputError
 from avmae.models.autoencoder import MaskedAutoencoder
 from avmae.models.classifier import Classifier
 from avmae.models.weights import Match
+from avmae.runs.history import flat
 from avmae.training.nonfinite import skip_if
 from avmae.training.optim import OptimSpec, build_optimizer, warmup_cosine
 from avmae.training.report import StepReport
@@ -197,7 +198,11 @@ class Task(L.LightningModule):
         before, now = (
             {f"{part}.{key}": value for part in ("model", "size", "clip") for key, value in config[part].items()}
             | {f"data.{key}": config["data"][key] for key in CHOICE if key in config["data"]}
-            | {f"optim.{key}": value for key, value in _recipe(config, "optim").items() if key in GROUPS}
+            | {
+                f"optim.{key}": value
+                for key, value in config.get("recipe", {}).get("optim", {}).items()
+                if key in GROUPS
+            }
             | {"seed": config["seed"]}
             for config in (checkpoint["config"], self.config)
         )
@@ -212,21 +217,9 @@ class Task(L.LightningModule):
         if self.trainer.state.fn == TrainerFn.FITTING:
             self.print(f"resuming {self.trainer.ckpt_path} after step {checkpoint['global_step']}")
             old, new = (
-                dict(_flat({"data": config["data"], **config.get("recipe", {})}))
+                flat({"data": config["data"], **config.get("recipe", {})})
                 for config in (checkpoint["config"], self.config)
             )
             self._changed = [key for key in old if key in new and old[key] != new[key]]
             for key in self._changed:
                 self.print(f"changed: {key}: {old[key]} -> {new[key]}")
-
-
-def _recipe(config: Mapping[str, Any], part: str) -> dict[str, Any]:
-    return config.get("recipe", {}).get(part, {})
-
-
-def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
