@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from avmae.cli.command import command
-from avmae.cli.config import check_counts, composed_data, data_overrides
+from avmae.cli.config import check_counts, data_overrides, require_test_clips
 from avmae.cli.table import print_tables
 from avmae.evaluation.controls import controls
 from avmae.evaluation.data import evaluation_data
@@ -16,21 +16,18 @@ from avmae.runs.settings import spec
 from avmae.viewing.plots import study_figure, write_png
 
 
-def study(
-    output: str | Path, settings: Mapping[str, Any], data: Sequence[str], accelerator: str = "auto", **how: Any
-) -> dict[str, Any]:
+def study(output: str | Path, settings: Mapping[str, Any], data: Sequence[str], **how: Any) -> dict[str, Any]:
     """Train and test what has not been yet; write study.json and its plots, and return what it holds.
 
     Args:
         output: folder of the study; one that was stopped is resumed there.
         settings: of `StudySpec`.
         data: overrides of every training, as ``["data=ucf101", "data.root=DIR"]``.
-        accelerator: of trainings and tests; how: `jobs` and `progress` of `Study.run`.
+        how: `accelerator` of trainings and tests, and `jobs` and `progress` of `Study.run`.
     """
-    plan = Study(Path(output), spec(StudySpec, "study", settings), data, accelerator)
+    plan = Study(Path(output), spec(StudySpec, "study", settings), data, how.pop("accelerator", "auto"))
     if plan.units():
-        # Data that are written at first use, before two trainings find them missing.
-        composed_data(data).require_test()
+        require_test_clips(data)
     plan.begin()
     plan.run(**how)
     rows, controlled = plan.rows(), plan.output / "controls.json"
@@ -50,9 +47,9 @@ def study(
 def main(config: dict[str, Any]) -> None:
     """Train, test, tabulate."""
     check_counts(config, "jobs")
-    settings, how = config["study"], {key: config[key] for key in ("accelerator", "jobs")}
-    output = config["output"] or f"logs/study_{settings['name']}{'_quick' * bool(settings['quick'])}"
-    content = study(output, settings, data_overrides(), progress=True, **how)
+    output = config["output"] or f"logs/study_{config['study']['name']}{'_quick' * bool(config['study']['quick'])}"
+    how = {"accelerator": config["accelerator"], "jobs": config["jobs"], "progress": True}
+    content = study(output, config["study"], data_overrides(), **how)
     print_tables(study_tables(content["study"]["systems"], content["rows"], content["controls"]))
     print(f"wrote {output}: study.json, top1.png, hidden_mse.png")
 

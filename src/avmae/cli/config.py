@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -23,10 +23,6 @@ from avmae.runs.environment import record_environment
 from avmae.runs.folder import settle_run
 from avmae.runs.history import flat
 from avmae.runs.launch import first_process, on_first_process
-from avmae.runs.settings import spec
-
-if TYPE_CHECKING:
-    from avmae.data.datamodule import ClipDataModule
 
 CONF = str(Path(__file__).parents[1] / "conf")
 GLOBAL = "# @package _global_\n"
@@ -37,13 +33,12 @@ def configs() -> AbstractContextManager[Any]:
     return nullcontext() if GlobalHydra().is_initialized() else initialize_config_dir(CONF, version_base="1.3")
 
 
-def composed_data(overrides: Sequence[str]) -> "ClipDataModule":
-    """The data of a training with these overrides."""
+def require_test_clips(overrides: Sequence[str]) -> None:
+    """Refuse a training's data without test clips; what is written at first use is there before two trainings begin."""
     from avmae.data.build import build_data
 
     with configs():
-        config = plain(compose("train", list(overrides)))
-    return build_data(config["data"], spec(ClipSpec, "clip", config["clip"]))
+        build_data(plain(compose("train", list(overrides)))["data"], ClipSpec()).require_test()
 
 
 def composed(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
