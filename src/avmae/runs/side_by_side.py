@@ -19,15 +19,7 @@ Unit = Iterator[tuple[list[str], Path]]
 
 
 def places(jobs: int | None, accelerator: str) -> list[dict[str, str]]:
-    """Environments that say where each of so many processes computes.
-
-    Args:
-        jobs: how many; None for one a GPU, or up to four on as many cores.
-        accelerator: `auto`, `gpu` or `cpu`.
-
-    Raises:
-        InputError: no number of processes.
-    """
+    """Environments that say where each of so many processes computes; None for one a GPU, or for up to four cores."""
     import torch
 
     gpus = list(map(str, range(0 if accelerator == "cpu" else torch.cuda.device_count())))

@@ -46,7 +46,7 @@ class Task(L.LightningModule):
     state to equal an uninterrupted one.
 
     Args:
-        network: autoencoder or classifier.
+        network: what is trained.
         optim: the recipe's optimiser.
         config: plain data from which the network can be built again; kept in the checkpoint.
         seed: of the run.
@@ -79,7 +79,6 @@ class Task(L.LightningModule):
         self.match: Match | None = None
         self.resumed_metrics: dict[str, float] = {}
         self._changed: list[str] = []
-        self.report = StepReport()
         if compile:
             network.compile(backend="inductor" if compile is True else compile)
 
@@ -134,18 +133,17 @@ class Task(L.LightningModule):
         batches, limit = len(trainer.datamodule.train_sampler()), trainer.limit_train_batches
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
         accumulated, clips = trainer.accumulate_grad_batches, trainer.datamodule.loading.batch_size * trainer.world_size
+        effective = clips * accumulated
         if accumulated > batches:
             raise InputError(
-                f"trainer.accumulate_grad_batches={accumulated}, a step of {accumulated * clips} clips, exceeds the "
-                f"{batches} batches of an epoch; lower it, or trainer.clips_per_step to {batches * clips} at most"
+                f"trainer.accumulate_grad_batches={accumulated}, a step of {effective} clips, exceeds the {batches} "
+                f"batches of an epoch; lower it, or trainer.clips_per_step to {batches * clips} at most"
             )
         ends = [(trainer.max_epochs or -1) * math.ceil(batches / accumulated), trainer.max_steps]
         steps = min((end for end in ends if end > 0), default=0)
         if not steps:
             raise InputError("trainer.max_epochs or trainer.max_steps must say when training ends")
-        effective = clips * accumulated
-        sharded = isinstance(trainer.strategy, ModelParallelStrategy)
-        if sharded and self.optim.kind == "muon":
+        if isinstance(trainer.strategy, ModelParallelStrategy) and self.optim.kind == "muon":
             raise InputError("optim.kind=muon needs whole matrices, and strategy=fsdp shards them; choose adamw or ddp")
         optimizer = build_optimizer(self.network, self.optim, effective, self.loaded)
         self.print(
@@ -156,21 +154,15 @@ class Task(L.LightningModule):
             decay = f"layer decay {self.optim.layer_decay:g} of what was loaded"
             self.print(decay if self.loaded else "no layer decay, for no weights were loaded: training is from scratch")
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(self.optim, steps))
-        self._groups = [
-            {k: v for k, v in group.items() if k not in ("params", "fused")} for group in optimizer.param_groups
-        ]
+        own = ("params", "fused")
+        self._groups = [{k: v for k, v in group.items() if k not in own} for group in optimizer.param_groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_before_backward(self, loss: Tensor) -> None:
         """Report whether a loss of the step is not finite: its gradient may be, where NaN is masked."""
         self.report.count("lost", ~loss.isfinite())
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Clip by the recipe's norm, skip what is not finite, and log what the step reports either way."""
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.optim.clip_norm or float("inf"))
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
@@ -185,9 +177,8 @@ class Task(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what the network can be built from, what was loaded, and the metrics."""
-        checkpoint["config"] = self.config
-        checkpoint["loaded"] = sorted(self.loaded)
-        checkpoint["metrics"] = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        checkpoint |= {"config": self.config, "loaded": sorted(self.loaded), "metrics": metrics}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the metrics; say where the run resumes, and with which changed settings.
