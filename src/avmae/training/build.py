@@ -107,7 +107,7 @@ def build_trainer(
     Args:
         config: of `conf/train.yaml`, resolved, with ``run_dir`` and numbers of processes (`settle_processes`).
         task: what is trained.
-        data: whether there are validation clips decides what the best checkpoint is chosen by.
+        data: without validation clips, there is no best checkpoint.
         instantiate: makes an object of a node with a ``_target_``, as Hydra does.
 
     Raises:
@@ -153,12 +153,6 @@ def build_trainer(
 
 def fit_and_test(trainer: L.Trainer, task: Task, data: ClipDataModule, resume: str | None = None) -> dict[str, float]:
     """Train, and test what was fine-tuned: the best checkpoint if there is one, else the last weights.
-
-    Args:
-        trainer: of `build_trainer`.
-        task: what is trained.
-        data: read by it.
-        resume: the checkpoint to resume from.
 
     Returns:
         The final metrics by name.

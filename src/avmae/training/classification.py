@@ -68,7 +68,7 @@ class Classification(Task):
         """Cross-entropy of one batch, mixed where the recipe says so."""
         step = self.trainer.fit_loop.epoch_loop.total_batch_idx
         if self.drop_audio + self.swap_audio:
-            generator = torch.Generator(self.device).manual_seed(self.step_seed(Stream.OTHER_SOUND, step))
+            generator = torch.Generator(self.device).manual_seed(self.step_seed(Stream.OTHER_AUDIO, step))
             batch = self.change_audio(batch, self.draw(batch["label"].shape[0], generator))
         rng = np.random.default_rng(self.step_seed(Stream.MIXING, step, self.global_rank))
         batch, target = mix(batch, self.network.classes, self.mixing, rng, self.network.clip.mel_std)

@@ -99,9 +99,7 @@ def _read(file: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 
 def wandb_logger(run_dir: str, project: str, name: str, offline: bool | None = None, **settings: Any) -> WandbLogger:
-    """W&B, offline where there is no login, and the same W&B run when the run is resumed.
-
-    W&B itself prints nothing.
+    """W&B, offline where there is no login, and the same W&B run when the run is resumed; W&B itself prints nothing.
 
     Args:
         run_dir: the run's folder; the W&B id is kept there in `wandb_id.txt`.

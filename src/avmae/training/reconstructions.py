@@ -120,13 +120,13 @@ class Reconstructions(Callback):
         log_image(trainer.loggers, f"{tag}_picture", Image.open(folder / "reconstruction.png"), step, name)
         video = str(folder / "reconstruction.mp4")
         # A key for each: W&B shows lists of audio only with a further package.
-        sounds = {f"{tag}_sound_{files[label].stem}": label for label in comparison.audible}
+        audio = {f"{tag}_sound_{files[label].stem}": label for label in comparison.audible}
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 media: dict[str, Any] = {f"{tag}_video": wandb.Video(video, caption=name, format="mp4")}
-                media |= {k: wandb.Audio(str(files[v]), caption=f"{name}, {v}") for k, v in sounds.items()}
+                media |= {k: wandb.Audio(str(files[v]), caption=f"{name}, {v}") for k, v in audio.items()}
                 logger.log_metrics(media, step)
             elif isinstance(logger, TensorBoardLogger):
-                for key, label in sounds.items():
+                for key, label in audio.items():
                     waveform = comparison.audible[label]
                     logger.experiment.add_audio(key, waveform, step, comparison.clip.sample_rate)

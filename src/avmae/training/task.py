@@ -1,6 +1,7 @@
 """What pretraining and classification share: optimiser, schedule, sharding, and randomness by step."""
 
 import math
+import re
 from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any
@@ -23,10 +24,14 @@ from avmae.training.nonfinite import skip_if
 from avmae.training.optim import OptimSpec, build_optimizer, warmup_cosine
 from avmae.training.report import StepReport
 
-CHOICE = ("fold", "val_groups", "val_share", "only", "train_share")
-"""Settings of data modules that decide which clips are trained on."""
-GROUPS = ("kind", "layer_decay")
-"""Settings of the optimiser without which a checkpoint's state of it means something else."""
+FIXED = re.compile(
+    r"seed$|(model|size|clip)\."
+    # Which clips are trained on.
+    r"|data\.(fold|val_groups|val_share|only|train_share)$"
+    # Without them, a checkpoint's state of the optimiser means something else.
+    r"|optim\.(kind|layer_decay)$"
+)
+"""Settings that a resumed run has to have as they were."""
 
 
 class Stream(IntEnum):
@@ -36,7 +41,7 @@ class Stream(IntEnum):
     VALIDATION_MASKS = 1
     NETWORK = 2
     MIXING = 3
-    OTHER_SOUND = 4
+    OTHER_AUDIO = 4
 
 
 class Task(L.LightningModule):
@@ -186,20 +191,11 @@ class Task(L.LightningModule):
         Raises:
             InputError: the checkpoint is of a run with another model, window, seed, choice of clips or optimiser.
         """
-        before, now = (
-            {f"{part}.{key}": value for part in ("model", "size", "clip") for key, value in config[part].items()}
-            | {f"data.{key}": config["data"][key] for key in CHOICE if key in config["data"]}
-            | {
-                f"optim.{key}": value
-                for key, value in config.get("recipe", {}).get("optim", {}).items()
-                if key in GROUPS
-            }
-            | {"seed": config["seed"]}
-            for config in (checkpoint["config"], self.config)
-        )
-        # Recomputing activations changes no result.
-        for key in (before.keys() & now.keys()) - {"model.checkpointing"}:
-            if before[key] != now[key]:
+        before, now = (flat({**config, **config.get("recipe", {})}) for config in (checkpoint["config"], self.config))
+        changed = [key for key in before if key in now and before[key] != now[key]]
+        for key in changed:
+            # Recomputing activations changes no result.
+            if FIXED.match(key) and key != "model.checkpointing":
                 raise InputError(
                     f"resume= continues a run of {key}={before[key]}, and now it is {now[key]}; give what it was, "
                     "or start a new run from its weights with ckpt="
@@ -207,10 +203,7 @@ class Task(L.LightningModule):
         self.resumed_metrics = checkpoint.get("metrics", {})
         if self.trainer.state.fn == TrainerFn.FITTING:
             self.print(f"resuming {self.trainer.ckpt_path} after step {checkpoint['global_step']}")
-            old, new = (
-                flat({"data": config["data"], **config.get("recipe", {})})
-                for config in (checkpoint["config"], self.config)
-            )
-            self._changed = [key for key in old if key in new and old[key] != new[key]]
+            parts = ("data", *checkpoint["config"].get("recipe", ()))
+            self._changed = [key for key in changed if key.partition(".")[0] in parts]
             for key in self._changed:
-                self.print(f"changed: {key}: {old[key]} -> {new[key]}")
+                self.print(f"changed: {key}: {before[key]} -> {now[key]}")
