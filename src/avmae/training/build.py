@@ -70,7 +70,7 @@ def build_task(config: Mapping[str, Any], data: ClipDataModule) -> Task:
     task: Task
     if (name := settings.pop("name")) == "pretrain":
         network = build_autoencoder(specs.clip, specs.model, specs.size, specs.mask)
-        task = Pretraining(network, *how, spec(ObjectiveSpec, "task", settings))
+        task = Pretraining(network, *how, objective=spec(ObjectiveSpec, "task", settings))
     elif len(data.classes) < 2:
         raise InputError(
             f"task={name} tells classes apart, and the data set has the one class {data.classes[0]}; put videos into a "
