@@ -167,7 +167,7 @@ class Task(L.LightningModule):
         """Report whether a loss of the step is not finite: its gradient may be, where NaN is masked."""
         self.report.count("lost", ~loss.isfinite())
 
-    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
         """Clip by the recipe's norm, skip what is not finite, and log what the step reports either way."""
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.optim.clip_norm or float("inf"))
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
