@@ -1,4 +1,4 @@
-"""avmae learns video representations from pictures and sound."""
+"""avmae learns video representations from video and audio."""
 
 import sys
 from importlib.metadata import PackageNotFoundError, version

@@ -43,7 +43,7 @@ def dashboard(
 @command("dashboard")
 def main(config: dict[str, Any]) -> None:
     """Create the dashboard, and print where it is."""
-    url, reason = dashboard(**{key: config[key] for key in ("sections", "entity", "project", "name", "output")})
+    url, reason = dashboard(**config)
     if url is not None:
         print(f"created {url}")
     else:

@@ -43,7 +43,7 @@ def main(config: dict[str, Any]) -> None:
     """Serve the page until the process is interrupted."""
     from avmae.viewing.serving import is_local
 
-    with demo(**{key: value for key, value in config.items() if key != "run_dir"}) as url:
+    with demo(**config) as url:
         if not is_local(config["host"]):
             print(
                 f"warning: host={config['host']} lets every machine that reaches this one upload files and use its "

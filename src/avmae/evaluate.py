@@ -6,7 +6,7 @@ from typing import Any
 
 from avmae.cli.command import command
 from avmae.cli.config import check_writable, chosen_data
-from avmae.cli.table import print_table
+from avmae.cli.table import print_tables
 
 
 def evaluate(
@@ -38,23 +38,19 @@ def evaluate(
 
 @command("evaluate")
 def main(config: dict[str, Any]) -> None:
-    """Score one or several checkpoints; see `python -m avmae.evaluate --help`."""
+    """Score one or several checkpoints."""
     from avmae.evaluation.results import result_files, result_tables, write_results
 
-    ckpts = list(map(str, config["ckpt"] if isinstance(config["ckpt"], list) else [config["ckpt"]]))
+    ckpts = [str(ckpt) for ckpt in (config["ckpt"] if isinstance(config["ckpt"], list) else [config["ckpt"]])]
     own, output = result_files(ckpts, config["output"])
     # Before the hours that scoring may take.
-    for file in {*own, output}:
-        if config["output"] or file.parent.exists():
-            check_writable(file)
+    for file in {file for file in (*own, output) if config["output"] or file.parent.exists()}:
+        check_writable(file)
+    (given, typed), results = chosen_data(config["data"]), []
     how = {key: config[key] for key in ("accelerator", "precision", "max_unreadable")}
-    results = []
     for ckpt in ckpts:
-        given, typed = chosen_data(config["data"])
         results.append(evaluate(ckpt, given, config["degrade"] or (), typed, progress=True, **how))
-        for title, header, rows in result_tables(results, last=len(results) == len(ckpts)):
-            print(f"\n{title}".rstrip(" "))
-            print_table(header, rows)
+        print_tables(result_tables(results, last=len(results) == len(ckpts)))
     write_results(results, own, output)
     print(f"wrote {output}")
 

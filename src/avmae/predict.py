@@ -35,8 +35,7 @@ def predict(ckpt: str | Path, input: str | Path, *, top: int = 5, segments: int 
 
     model, settings = load_classifier(ckpt)
     probabilities, has_audio = [], False
-    for segment in range(segments):
-        position = 0.5 if segments == 1 else segment / (segments - 1)
+    for position in torch.linspace(0, 1, segments).tolist() if segments > 1 else [0.5]:
         window = read_window(input, model.clip, position, model.clip.canvas)
         has_audio |= window.has_audio
         with torch.inference_mode():

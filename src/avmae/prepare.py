@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avmae.cli.command import command
 from avmae.cli.config import check_counts
-from avmae.cli.table import print_table
+from avmae.cli.inventory import print_inventory
+from avmae.cli.table import bar
 from avmae.errors import printable
 from avmae.runs.settings import spec
 
@@ -30,60 +30,23 @@ def prepare(
 
 @command("prepare")
 def main(config: dict[str, Any]) -> None:
-    """Write the manifest and print a summary; see `python -m avmae.prepare --help`."""
-    from avmae.data.manifest import NAME
-
+    """Write the manifest, a summary, and the packed copy if there is to be one."""
     check_counts(config, "processes")
-    data = config["data"]
-    found = prepare(data, config["output"], config["processes"], partial(bar, "Decoding"))
-    file, records = found.file, found.records.values()
-    files = f"{found.decoded} of {len(records)} files decoded"
-    print(files if found.decoded else f"nothing to do: {file} is up to date")
-    counts = found.counts()
-    rows = [[part, *map(str, count.values())] for part, count in counts.items()]
-    print_table(["part", *next(iter(counts.values()))], rows)
-    print()
-    rows = [[*format_, str(number)] for format_, number in found.formats().most_common(12)]
-    print_table(["video", "audio", "size", "rate", "files"], rows)
-    if (classes := len(found.listed.classes)) == 101 and "fold" in data:
-        unlike = found.unlike_the_original()
-        print(f"\n{classes - len(unlike)} of {classes} classes have audio, or none, as in the original")
-        if unlike:
-            print("different:", ", ".join(f"{printable(name)} ({a} of {clips})" for name, (a, clips) in unlike.items()))
-    for note in found.listed.notes:
-        print(printable(f"note: {note}"))
-    if problems := [record for record in records if record.problem]:
-        print(f"\n{len(problems)} files with problems, for example:")
-        print(*(printable(f"  {record.path}: {record.problem}", keep="") for record in problems[:10]), sep="\n")
-    print(f"wrote {file}" if found.decoded else f"kept {file}")
-    if file != found.root / NAME:
-        print(f"train with it: data.manifest={file}")
-    if config["pack"]:
-        write_packed(found, config)
-
-
-def bar(title: str, items: Iterable[Any], total: int) -> Iterable[Any]:
-    """A bar only where there is something to wait for."""
-    from rich.console import Console
-    from rich.progress import track
-
-    items = iter(items)
-    first = list(islice(items, 1))
-    return chain(first, track(items, title, total=total - 1, console=Console(stderr=True))) if first else []
-
-
-def write_packed(found: "Inventory", config: dict[str, Any]) -> None:
-    """Write the packed copy and say how it compares with the source."""
+    processes = config["processes"]
+    found = prepare(config["data"], config["output"], processes, partial(bar, "Decoding"))
+    print_inventory(found, "fold" in config["data"])
+    if not config["pack"]:
+        return
     from avmae.data.inventory import pack_inventory
     from avmae.data.sources.shards import PackSpec
 
     how, target = spec(PackSpec, "packing", config["packing"]), Path(config["pack"]).expanduser()
-    clips, before, after, problems = pack_inventory(found, target, how, config["processes"], partial(bar, "Packing"))
+    clips, before, after, problems = pack_inventory(found, target, how, processes, partial(bar, "Packing"))
     if problems:
         print(f"{len(problems)} clips cannot be packed and are left out, the first: {printable(problems[0])}")
-    ratio = f"{after / max(before, 1):.1f}"
-    print(f"wrote {target}: {clips} clips, {after / 1e6:.1f} MB, {ratio} times the source's size")
+    ratio = f"{after / max(before, 1):.1f} times the source's size"
     print(
+        f"wrote {target}: {clips} clips, {after / 1e6:.1f} MB, {ratio}\n"
         f"Lossy: JPEG at quality {how.quality}, short side at most {how.short_side} px; mono audio of 16 bits at "
         f"{how.sample_rate} Hz\ntrain from it: data=shards data.root={target}"
     )

@@ -14,7 +14,6 @@ def reconstruct(
     ckpt: str | Path | Sequence[str | Path],
     input: str | Path,
     output: str | Path,
-    *,
     position: float = 0.5,
     seed: int = 0,
     mask: Mapping[str, Any] | None = None,
@@ -22,12 +21,12 @@ def reconstruct(
     """Mask most of one window of each video, reconstruct it, and write videos, contact sheets and metrics.
 
     Args:
-        ckpt: a pretraining checkpoint, or several to compare under the same mask.
+        ckpt: of pretraining, or several to compare under the same mask.
         input: a video, or a folder of them.
         output: folder to write to; of a folder of videos, each gets a folder below it.
         position: of the window, from 0 for the first to 1 for the last that fits.
         seed: of the masks.
-        mask: settings of `MaskSpec`; others are as in training.
+        mask: settings of `MaskSpec`; None and those left out are as in training.
 
     Returns:
         By file, the metrics by system, or why a file of the folder cannot be read.
@@ -35,20 +34,19 @@ def reconstruct(
     Raises:
         InputError: a checkpoint cannot be used, or nothing can be read or written.
     """
+    from avmae.models.build import MaskSpec
     from avmae.viewing.systems import load_systems, reconstruct_files
 
-    systems = load_systems([ckpt] if isinstance(ckpt, str | Path) else ckpt, mask or {})
+    chosen = {key: value for key, value in (mask or {}).items() if value is not None}
+    spec(MaskSpec, "mask", chosen)
+    systems = load_systems([ckpt] if isinstance(ckpt, str | Path) else ckpt, chosen)
     return reconstruct_files(Path(input).expanduser(), systems, Path(output).expanduser(), position, seed)
 
 
 @command("reconstruct")
 def main(config: dict[str, Any]) -> None:
     """Reconstruct, and print the metrics."""
-    from avmae.models.build import MaskSpec
-
-    config["mask"] = {key: value for key, value in config["mask"].items() if value is not None}
-    spec(MaskSpec, "mask", config["mask"])
-    found = reconstruct(**{key: value for key, value in config.items() if key != "run_dir"})
+    found = reconstruct(**config)
     read = [(file.name, metrics) for file, metrics in found.items() if not isinstance(metrics, MediaError)]
     rows = [{"file": file, "system": name} | values for file, metrics in read for name, values in metrics.items()]
     names = list(dict.fromkeys(name for row in rows for name in row))

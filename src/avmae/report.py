@@ -1,16 +1,14 @@
 """`python -m avmae.report input=DIR`: one HTML file that shows what runs did."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from hydra import compose
 from omegaconf import OmegaConf
 
 from avmae.cli.command import command
-from avmae.cli.config import CONF
+from avmae.cli.config import configs
 from avmae.errors import InputError
 from avmae.runs.history import flat
 
@@ -39,8 +37,7 @@ def report(
     elsewhere, file = reconstructions and Path(reconstructions).expanduser(), Path(output).expanduser()
     if file.is_dir():
         raise InputError(f"output={file} is a folder; give a file, such as output={file}/report.html")
-    # The command has initialised Hydra itself.
-    with nullcontext() if GlobalHydra().is_initialized() else initialize_config_dir(CONF, version_base="1.3"):
+    with configs():
         defaults: Any = OmegaConf.to_container(compose("train"))
     page = build_page(inputs, elsewhere or None, embed_mb, clips, flat(defaults))
     page.write(file)
@@ -50,7 +47,7 @@ def report(
 @command("report")
 def main(config: dict[str, Any]) -> None:
     """Write the page, and print what is missing or broken."""
-    page = report(**{key: value for key, value in config.items() if key != "run_dir"})
+    page = report(**config)
     print(*page.notes, sep="\n", end="\n" * bool(page.notes))
     size = Path(config["output"]).expanduser().stat().st_size / 1e6
     print(f"wrote {config['output']}: {page.counted}{', ' * bool(page.counted)}{size:.1f} MB")

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from avmae.cli.command import command
+from avmae.cli.table import bar
 from avmae.clip import ClipSpec
 from avmae.runs.settings import spec
 
@@ -16,7 +17,7 @@ def stats(
     clip: ClipSpec | None = None,
     limit: int | None = 2000,
     seed: int = 0,
-    progress: Callable[[Iterable[Any]], Iterable[Any]] = lambda samples: samples,
+    progress: Callable[[Any], Iterable[Any]] = iter,
 ) -> "Statistics":
     """Means and standard deviations over training clips; see `avmae.data.statistics.measure`.
 
@@ -35,14 +36,12 @@ def stats(
 
 @command("stats")
 def main(config: dict[str, Any]) -> None:
-    """Print the statistics as settings of the clip; see `python -m avmae.stats --help`."""
-    from rich.console import Console
-    from rich.progress import track
+    """Print the statistics as settings of the clip."""
 
-    def bar(samples: Iterable[Any]) -> Iterable[Any]:
-        return track(samples, "Reading", console=Console(stderr=True))
+    def reading(samples: Any) -> Iterable[Any]:
+        return bar("Reading", samples, len(samples))
 
-    found = stats(config["data"], spec(ClipSpec, "clip", config["clip"]), config["limit"], config["seed"], bar)
+    found = stats(config["data"], spec(ClipSpec, "clip", config["clip"]), config["limit"], config["seed"], reading)
     print(f"# over {found.clips} training clips")
     print(f"pixel_mean: [{', '.join(f'{x:.3f}' for x in found.pixel_mean)}]")
     print(f"pixel_std: [{', '.join(f'{x:.3f}' for x in found.pixel_std)}]")

@@ -37,7 +37,7 @@ PRINTING = {"-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "--ve
 
 
 class JobError(CompactHydraException):
-    """What is wrong with one job of a multirun; the others go on, and then Hydra prints the message alone."""
+    """What is wrong with one job of a multirun; the others run, and then Hydra prints the message alone."""
 
 
 def command(config_name: str) -> Callable[[Callable[[dict[str, Any]], Any]], Callable[[], Any]]:
@@ -62,9 +62,12 @@ def command(config_name: str) -> Callable[[Callable[[dict[str, Any]], Any]], Cal
                 # One that names a file says what is wrong with it.
                 if isinstance(error, OSError) and error.errno not in full and error.filename is None:
                     raise
-                if HydraConfig.get().mode == RunMode.MULTIRUN:
-                    fail_job(error)
-                fail(error)
+                if HydraConfig.get().mode != RunMode.MULTIRUN:
+                    fail(error)
+                message = f"job {HydraConfig.get().job.num}: {_message(error)}"
+                # At once, for the other jobs may take days; and all of them, where the sweeper raises the first.
+                print(f"error: {message}", file=sys.stderr, flush=True)
+                raise JobError(message) from None
 
         return functools.wraps(function)(functools.partial(_start, main, config_name))
 
@@ -133,18 +136,6 @@ def fail(error: Exception) -> NoReturn:
     """Print an error's own message and exit; AVMAE_TRACEBACK=1 shows where it was raised."""
     print(f"error: {_message(error)}", file=sys.stderr, flush=True)
     raise SystemExit(1)
-
-
-def fail_job(error: Exception) -> NoReturn:
-    """Print an error's own message and the number of the multirun's job, and let the sweeper decide.
-
-    Raises:
-        JobError: always.
-    """
-    message = f"job {HydraConfig.get().job.num}: {_message(error)}"
-    # At once, for the other jobs may take days; and all of them, where the sweeper raises the first.
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    raise JobError(message) from None
 
 
 def _message(error: Exception) -> str:

@@ -5,22 +5,50 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from avmae.clip import ClipSpec
 from avmae.errors import InputError
 from avmae.runs.environment import record_environment
 from avmae.runs.folder import settle_run
+from avmae.runs.history import flat
 from avmae.runs.launch import first_process, on_first_process
 
 CONF = str(Path(__file__).parents[1] / "conf")
 GLOBAL = "# @package _global_\n"
+
+
+def configs() -> AbstractContextManager[Any]:
+    """A context in which Hydra composes our configs; a command is in one already."""
+    return nullcontext() if GlobalHydra().is_initialized() else initialize_config_dir(CONF, version_base="1.3")
+
+
+def require_test_clips(overrides: Sequence[str]) -> None:
+    """Refuse a training's data without test clips; what is written at first use is there before two trainings begin."""
+    from avmae.data.build import build_data
+
+    with configs():
+        build_data(plain(compose("train", list(overrides)))["data"], ClipSpec()).require_test()
+
+
+def composed(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The `settings` of a command that is called from Python, by what its command line would be."""
+    with configs():
+        cfg = compose(config_name, list(overrides), return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        with read_write(cfg), open_dict(cfg):
+            del cfg["hydra"]
+        return settings(cfg, config_name)
 
 
 def settings(cfg: DictConfig, config_name: str) -> dict[str, Any]:
@@ -29,17 +57,12 @@ def settings(cfg: DictConfig, config_name: str) -> dict[str, Any]:
     Raises:
         InputError: a key is unknown, missing or no number, or see `avmae.runs.folder.settle_run`.
     """
-    file = Path(CONF, f"{config_name}.yaml")
-    own: Any = OmegaConf.load(file)
+    own: Any = OmegaConf.load(Path(CONF, f"{config_name}.yaml"))
     groups = {str(key) for default in own.get("defaults", []) if isinstance(default, DictConfig) for key in default}
     if unknown := sorted(set(map(str, cfg)) - set(own) - {name.removeprefix("optional ") for name in groups}):
         raise InputError(f"unknown key {unknown[0]}; the keys are {', '.join(sorted(map(str, cfg)))}")
-    config, files = plain(cfg), {file: ""}
-    for group, choice in HydraConfig.get().runtime.choices.items():
-        # A user's own may lie elsewhere.
-        if not group.startswith("hydra/") and (file := Path(CONF, group, f"{choice}.yaml")).is_file():
-            files[file] = f"{group}."
-    refuse_words(config, files)
+    config = plain(cfg)
+    refuse_words(config, config_name, HydraConfig.get().runtime.choices)
     if "run_dir" not in config:
         return config
     _settle(cfg)
@@ -64,11 +87,7 @@ def _settle(cfg: DictConfig) -> None:
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
-    """A config as plain dicts and lists, every interpolation resolved; names what is missing.
-
-    Raises:
-        InputError: see `refuse_missing`.
-    """
+    """A config as plain dicts and lists, every interpolation resolved; see `refuse_missing`."""
     refuse_missing(cfg)
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
@@ -80,9 +99,6 @@ def refuse_missing(cfg: DictConfig) -> None:
 
     A recipe names a key there whose default is null, for OmegaConf keeps null where ``???`` is merged over it. A run
     that is resumed has what it began with.
-
-    Raises:
-        InputError: it names all that is missing.
     """
     missing = OmegaConf.missing_keys(cfg)
     if OmegaConf.select(cfg, "resume") is None:
@@ -93,47 +109,48 @@ def refuse_missing(cfg: DictConfig) -> None:
         raise InputError(f"{' and '.join(names)} must be given: add {given} to the command")
 
 
-def refuse_words(config: Mapping[str, Any], files: Mapping[Path, str]) -> None:
-    """Refuse a text for a setting that is a number in the config files.
-
-    Args:
-        config: of a command, resolved.
-        files: the config files that it is made of, and below which key each one's settings are.
-
-    Raises:
-        InputError: there is one; names the key.
-    """
-    defaults = [pair for file, key in files.items() for pair in _defaults(file, key)]
-    words = {key for key, value in defaults if isinstance(value, str) and value != "???"}
-    numbers = {key for key, value in defaults if isinstance(value, int | float) and not isinstance(value, bool)} - words
-    for key, value in _flat(config, ""):
-        if key in numbers and isinstance(value, str):
+def refuse_words(config: Mapping[str, Any], config_name: str, choices: Mapping[str, str]) -> None:
+    """Refuse a text for a setting that is a number in the config files."""
+    numbers, words = set[str](), set[str]()
+    for text, _, prefix in config_files(config_name, choices):
+        content: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+        for key, value in flat(content, prefix).items():
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                numbers.add(key)
+            elif isinstance(value, str) and value != "???":
+                words.add(key)
+    for key, value in flat(config).items():
+        if key in numbers - words and isinstance(value, str):
             raise InputError(f"{key} must be a number, not '{value}'")
 
 
-def _defaults(file: Path, prefix: str) -> Iterator[tuple[str, Any]]:
-    """What a config file, and the files of its folder that it starts from, give its settings."""
-    content: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-    for base in content.pop("defaults", []) if prefix else []:
+def config_files(config_name: str, choices: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    """Files that a command's config is made of, by its `choices`, the general first; a user's own are left out.
+
+    Yields:
+        Their text, their group (empty for the command's own), and what comes before their keys.
+    """
+    yield Path(CONF, f"{config_name}.yaml").read_text(encoding="utf-8"), "", ""
+    for group, choice in choices.items():
+        if not group.startswith("hydra/"):
+            yield from _with_bases(group, choice)
+
+
+def _with_bases(group: str, name: str) -> Iterator[tuple[str, str, str]]:
+    file = Path(CONF, group, f"{name}.yaml")
+    if not file.is_file():
+        return
+    text = file.read_text(encoding="utf-8")
+    content: Any = OmegaConf.create(text)
+    for base in content.get("defaults", []):
+        # A dict overrides what another group starts from.
         if isinstance(base, str) and base != "_self_":
-            yield from _defaults(file.with_stem(base.partition("@")[0]), prefix)
-    yield from _flat(content, "" if file.read_text(encoding="utf-8").startswith(GLOBAL) else prefix)
-
-
-def _flat(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+            yield from _with_bases(group, base.partition("@")[0])
+    yield text.removeprefix(GLOBAL), group, "" if text.startswith(GLOBAL) else f"{group}."
 
 
 def check_writable(file: Path, key: str = "output") -> None:
-    """Find out whether a file can be written, before the hours that it takes to have something to write.
-
-    Raises:
-        InputError: it cannot.
-    """
+    """Refuse a file that cannot be written, before the hours that it takes to have something to write."""
     try:
         if file.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -147,14 +164,10 @@ def check_writable(file: Path, key: str = "output") -> None:
         raise InputError(f"{key}={file} cannot be written: {error.strerror}; choose another") from error
 
 
-def instantiate(node: Mapping[str, Any], **how: Any) -> Any:
-    """Hydra's, of which the user gets the constructor's own message alone.
-
-    Raises:
-        InputError: the constructor failed.
-    """
+def instantiate(node: Mapping[str, Any]) -> Any:
+    """Hydra's, of which the user gets the constructor's own message alone."""
     try:
-        return hydra.utils.instantiate(node, **how)
+        return hydra.utils.instantiate(node)
     except InstantiationException as error:
         message = str(error.__cause__ or error).splitlines()[0]
         key = re.search(r"full_key: (\S+)", str(error))
@@ -175,6 +188,12 @@ def chosen_data(data: dict[str, Any]) -> tuple[dict[str, Any], set[str] | None]:
     if job.runtime.choices["data"] == "checkpoint":
         return data, None
     return data, {word.lstrip("+").split("=")[0].removeprefix("data.") for word in job.overrides.task}
+
+
+def data_overrides() -> list[str]:
+    """What the command line says of data, for a training."""
+    job = HydraConfig.get()
+    return [f"data={job.runtime.choices['data']}", *(word for word in job.overrides.task if word.startswith("data."))]
 
 
 def if_may_lack_audio(value: Any, modalities: Sequence[str], may_lack: Sequence[str]) -> Any:

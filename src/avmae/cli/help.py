@@ -8,6 +8,8 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from avmae.cli.config import config_files
+
 LINE = re.compile(r"^(?P<indent> *)(?P<key>\w+):(?P<value>[^#]*)(?:#\s*(?P<comment>.*))?$")
 WIDEST = 44
 """Columns for a setting; longer ones push their comment away."""
@@ -28,10 +30,9 @@ def page(conf: str, name: str, overrides: list[str]) -> str:
     values: Any = OmegaConf.to_container(config, resolve=False)
     del values["hydra"]
 
-    comments = _comments(Path(conf, f"{name}.yaml"), "")
-    for group, choice in chosen.items():
-        if choice and group != "experiment":
-            comments |= _comments(Path(conf, group, f"{choice}.yaml"), f"{group}.")
+    comments: dict[str, str] = {}
+    for text in config_files(name, {group: choice for group, choice in chosen.items() if group != "experiment"}):
+        comments |= _comments(*text)
     lines = [about]
     if chosen:
         lines += ["", "Choices, as GROUP=CHOICE (* now):"]
@@ -85,25 +86,15 @@ def _typed(value: Any) -> str:
     return f"'{text}'" if re.search(r"[=,\[\]]", text) and "${" not in text else text
 
 
-def _comments(file: Path, prefix: str) -> dict[str, str]:
-    """What a file, and the files it starts from, say of itself and of its keys, by dotted key."""
-    text = file.read_text(encoding="utf-8")
+def _comments(text: str, group: str, prefix: str) -> dict[str, str]:
+    """What a config file says of itself and of its keys, by dotted key."""
     found: dict[str, str] = {}
-    own: Any = OmegaConf.to_container(OmegaConf.load(file))
-    for base in own.get("defaults", []) if prefix else []:
-        # A dict overrides what another group starts from.
-        if isinstance(base, str):
-            found |= _comments(file.with_stem(base.partition("@")[0]), prefix)
-    everywhere = "# @package _global_\n"
-    keys = "" if text.startswith(everywhere) else prefix
-    text = text.removeprefix(everywhere)
     path: list[str] = []
     for line in text.splitlines():
-        match = LINE.match(line)
-        if match:
+        if match := LINE.match(line):
             path = [*path[: len(match["indent"]) // 2], match["key"]]
             if match["comment"]:
-                found[keys + ".".join(path)] = match["comment"].strip()
-    if text.startswith("# ") and prefix:
-        found[prefix.removesuffix(".")] = text.splitlines()[0].removeprefix("# ")
+                found[prefix + ".".join(path)] = match["comment"].strip()
+    if text.startswith("# ") and group:
+        found[group] = text.splitlines()[0].removeprefix("# ")
     return found

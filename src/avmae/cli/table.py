@@ -2,6 +2,8 @@
 
 import csv
 import json
+from collections.abc import Iterable, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,31 @@ from omegaconf import DictConfig, OmegaConf
 from avmae.errors import printable
 
 
-def print_table(header: list[str], rows: list[list[str]]) -> None:
+def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Print aligned columns."""
-    rows = [[printable(cell, keep="") for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    for row in (header, ["-" * width for width in widths], *rows):
+    cells = [[printable(cell, keep="") for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+    for row in (header, ["-" * width for width in widths], *cells):
         first, *rest = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
         print("  ".join([row[0].ljust(len(first)), *rest]))
+
+
+def print_tables(tables: Iterable[tuple[str, list[str], list[list[str]]]]) -> None:
+    """Print tables below their titles."""
+    for title, header, rows in tables:
+        print(f"\n{title}")
+        print_table(header, rows)
+
+
+def bar(title: str, items: Iterable[Any], total: int) -> Iterable[Any]:
+    """Show how far items are, on standard error; nothing where there are none."""
+    # Here, for the help of the commands need not load it.
+    from rich.console import Console
+    from rich.progress import track
+
+    rest = iter(items)
+    first = list(islice(rest, 1))
+    return chain(first, track(rest, title, total=total - 1, console=Console(stderr=True))) if first else []
 
 
 class SweepTable(Callback):

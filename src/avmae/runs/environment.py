@@ -20,12 +20,7 @@ ENVIRONMENT = "environment.json"
 
 
 def record_environment(run_dir: str | Path, resumed: str | None) -> None:
-    """Add this start to the run's `environment.json`: when, where, how it was called, with what.
-
-    Args:
-        run_dir: the run's folder.
-        resumed: the checkpoint that the run resumes.
-    """
+    """Add this start, which may resume a checkpoint, to the run's `environment.json`: when, where, how, with what."""
     import torch
 
     checkouts = {"avmae": checkout(Path(__file__).parent), "folder": checkout(Path.cwd())}
@@ -50,7 +45,7 @@ def record_environment(run_dir: str | Path, resumed: str | None) -> None:
 
 
 def starts(run_dir: str | Path) -> list[dict[str, Any]]:
-    """What `record_environment` has written of each start of a run; nothing where there is no run."""
+    """What `record_environment` has written of each start of a run."""
     file = Path(run_dir, ENVIRONMENT)
     return json.loads(file.read_text()) if file.is_file() else []
 
@@ -69,11 +64,7 @@ def command_line() -> str:
 
 
 def code_version() -> dict[str, Any]:
-    """Versions of avmae, Python and the packages that avmae asks for; `commit` and `dirty` in a git checkout.
-
-    `dirty` says whether tracked files differ from the commit. Both are None where the code is not from a checkout, or
-    git is not installed.
-    """
+    """Versions of avmae, Python and the packages that avmae asks for, and what `checkout` says of the code."""
     packages = {}
     # Without it, the source folder is on the path, but not installed.
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -94,11 +94,7 @@ def settle_run(
 
 
 def settle_sweep(logs: str, name: str, resume: str | None) -> str:
-    """Where a sweep writes: a new folder, or with ``resume=last`` that of the newest sweep of the name.
-
-    Raises:
-        InputError: there is no such sweep, or the folder cannot be made.
-    """
+    """Where a sweep writes: a new folder, or with ``resume=last`` that of the newest sweep of the name."""
     if resume != "last":
         return str(new_folder(logs, name, "_sweep"))
     # They are named by their time.
@@ -109,11 +105,7 @@ def settle_sweep(logs: str, name: str, resume: str | None) -> str:
 
 
 def new_folder(logs: str, name: str, kind: str = "") -> Path:
-    """A folder that torchrun or SLURM names, or a new one named by the time.
-
-    Raises:
-        InputError: it cannot be made.
-    """
+    """A folder that torchrun or SLURM names, or a new one named by the time."""
     parent = Path(logs, name).absolute()
     if named := torchrun_id() or slurm_step():
         return parent / f"{named}{kind}"

@@ -170,11 +170,7 @@ def _curves(file: Path, notes: list[str]) -> dict[str, list[tuple[float, float]]
 
 
 def arrange(runs: Sequence[Run]) -> tuple[list[Run], list[list[Run]]]:
-    """Name the runs.
-
-    Returns:
-        The runs in order, jobs of a sweep over numbers by those; and the sweeps of several jobs among them.
-    """
+    """Name the runs; returns them in order, jobs of a sweep over numbers by those, and the sweeps of several jobs."""
     groups: dict[Path, list[Run]] = {}
     for run in runs:
         parent = run.folder.parent
@@ -222,24 +218,19 @@ def read_reconstruction(folder: Path) -> dict[str, Any]:
     Its images say most, so a file of metrics that is missing, foreign or unfinished counts as empty.
     """
     try:
-        content = _json(folder / "metrics.json")
-        kept = {key: content[key] for key in ("mask", "systems") if isinstance(content.get(key), Mapping)}
-        name = str(content.get("input", folder))
-    except (OSError, ValueError, AttributeError):
-        kept, name = {}, str(folder)
-    found = {"mask": {}, "systems": {}} | kept
-    systems = {label: figures for label, figures in found["systems"].items() if isinstance(figures, Mapping)}
-    return {"input": name, "mask": found["mask"], "systems": systems}
+        content = dict(_json(folder / "metrics.json"))
+    except (OSError, ValueError, TypeError):
+        content = {}
+    mask, systems = (found if isinstance(found := content.get(key), Mapping) else {} for key in ("mask", "systems"))
+    systems = {label: figures for label, figures in systems.items() if isinstance(figures, Mapping)}
+    return {"input": str(content.get("input", folder)), "mask": mask, "systems": systems}
 
 
 def read_study(file: Path) -> list[dict[str, Any]]:
     """The rows of a study, `{"rows": [{"system": ..., "seed": ..., "degradation": ..., ...}, ...]}`.
 
-    A row holds `system`, `degradation`, `severity`, `metric` and `value`, and where there are several `seed`, `fold`
-    and any other key, such as `split`. Rows without a finite value are left out.
-
-    Raises:
-        InputError: the file is no such thing; names the row and the key.
+    A row holds `STUDY_KEYS`, and where there are several `seed`, `fold` and any other key, such as `split`. Rows
+    without a finite value are left out.
     """
     try:
         rows = _json(file)["rows"]

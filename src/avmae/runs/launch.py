@@ -25,14 +25,11 @@ _calls = count()
 
 
 def launch(function: Callable[[dict[str, Any]], Any], config: dict[str, Any], processes: int) -> Any:
-    """Run a function of a config in this process, or in several local ones that know each other.
+    """Run a function of a config in this process, or in several local ones that know each other; the first's result.
 
     The processes are torchrun's, started from here with the resolved config, so it works the same inside a sweep. If
     one dies, all end: within a second if the others notice, else 30 s later. Signals are handed on to all of them.
     Where torchrun or SLURM has started us, this process is one of those already.
-
-    Returns:
-        What the first process returned.
 
     Raises:
         InputError: a process failed with one, or died.
@@ -58,16 +55,9 @@ def launch(function: Callable[[dict[str, Any]], Any], config: dict[str, Any], pr
     try:
         # Where the processes leave their errors; torch itself would never delete it.
         with tempfile.TemporaryDirectory(prefix="avmae_", ignore_cleanup_errors=True) as folder:
-            settings = LaunchConfig(
-                min_nodes=1,
-                max_nodes=1,
-                nproc_per_node=processes,
-                run_id=uuid.uuid4().hex,
-                rdzv_backend="c10d",
-                rdzv_endpoint="localhost:0",
-                max_restarts=0,
-                logs_specs=DefaultLogsSpecs(log_dir=folder),
-            )
+            where: dict[str, Any] = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": uuid.uuid4().hex}
+            logs = DefaultLogsSpecs(log_dir=folder)
+            settings = LaunchConfig(1, 1, processes, max_restarts=0, logs_specs=logs, **where)
             return elastic_launch(settings, _Process(function))(config)[0]
     except SignalException as error:
         if error.sigval == signal.SIGUSR2:
@@ -137,13 +127,10 @@ def on_first_process(function: Callable[[], Any]) -> Any:
     """Call a function on the first of the processes that torchrun or SLURM has started, and tell the others.
 
     They are told by the store in which torch's process groups find each other: it is there before any group is, and
-    unlike a file it is new with each start.
+    unlike a file it is new with each start. If the function failed, the others exit.
 
     Args:
         function: returns what JSON can hold; called by all in the same order.
-
-    Raises:
-        SystemExit: on the other processes, if the function failed on the first.
     """
     if started() is None:
         return function()

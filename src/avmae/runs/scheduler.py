@@ -12,12 +12,8 @@ def queue_again(number: int, handler: Any) -> None:
 
     Args:
         number: of the signal, which has been acted on.
-        handler: that the signal had before this run took it over. In a job of submitit's that is what queues it again;
-            else SIGUSR1 does so in one of SLURM's.
-
-    Raises:
-        SystemExit: by submitit, which has queued the job.
-        RuntimeError: by submitit, which has not, as after too many time-outs.
+        handler: that the signal had before this run took it over. In a job of submitit's that is what queues it again,
+            by a SystemExit, or a RuntimeError after too many time-outs; else SIGUSR1 does so in one of SLURM's.
     """
     if number not in (signal.SIGUSR1, signal.SIGUSR2):
         return
@@ -31,13 +27,8 @@ def queue_again(number: int, handler: Any) -> None:
 
 
 def job_id() -> str | None:
-    """The id of the job that this process is part of, which a requeue keeps: submitit's here, or SLURM's."""
-    return submitit_local_job() or slurm_job()
-
-
-def submitit_local_job() -> str | None:
-    """The id of the job that submitit runs on this machine (``cluster=local``)."""
-    return os.environ.get("SUBMITIT_LOCAL_JOB_ID")
+    """The id of the job that this process is part of, which a requeue keeps: submitit's on this machine, or SLURM's."""
+    return os.environ.get("SUBMITIT_LOCAL_JOB_ID") or slurm_job()
 
 
 def slurm_job() -> str | None:
@@ -49,7 +40,7 @@ def slurm_job() -> str | None:
 
 def queued_again() -> bool:
     """Whether this may not be the first start of the job: SLURM counts them, submitit does not say."""
-    return submitit_local_job() is not None or int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0
+    return "SUBMITIT_LOCAL_JOB_ID" in os.environ or int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0
 
 
 def slurm_step() -> str | None:

@@ -1,6 +1,7 @@
 """Commands run side by side, each on a GPU of its own or on an equal share of the cores."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -18,15 +19,7 @@ Unit = Iterator[tuple[list[str], Path]]
 
 
 def places(jobs: int | None, accelerator: str) -> list[dict[str, str]]:
-    """Environments that say where each of so many processes computes.
-
-    Args:
-        jobs: how many; None for one a GPU, or up to four on as many cores.
-        accelerator: `auto`, `gpu` or `cpu`.
-
-    Raises:
-        InputError: no number of processes.
-    """
+    """Environments that say where each of so many processes computes; None for one a GPU, or for up to four cores."""
     import torch
 
     gpus = list(map(str, range(0 if accelerator == "cpu" else torch.cuda.device_count())))
@@ -78,6 +71,7 @@ def run_side_by_side(
             )
         running[name] = process, log, place
 
+    before = signal.signal(SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         while waiting or running:
             while waiting and free:
@@ -94,3 +88,4 @@ def run_side_by_side(
             process.terminate()
         for process, *_ in running.values():
             process.wait()
+        signal.signal(SIGTERM, before)

@@ -17,9 +17,7 @@ from avmae.data.build import by_source
 from avmae.data.datamodule import ClipDataModule
 from avmae.data.paths import absolute
 from avmae.errors import InputError
-from avmae.models.autoencoder import MaskedAutoencoder
 from avmae.models.build import MaskSpec, ModelSpec, SizeSpec, build_autoencoder, build_classifier
-from avmae.models.classifier import Classifier
 from avmae.models.weights import start_from
 from avmae.runs.launch import first_process, started
 from avmae.runs.settings import spec
@@ -41,7 +39,7 @@ LOST = "Connection (closed|reset) by peer|Timed out waiting|Broken pipe|timed ou
 
 
 class Specs(NamedTuple):
-    """The parts of the config that describe clips, network and recipe."""
+    """The parts of the config that describe clips, network and recipe, checked."""
 
     clip: ClipSpec
     model: ModelSpec
@@ -52,11 +50,7 @@ class Specs(NamedTuple):
 
 
 def read_specs(config: Mapping[str, Any]) -> Specs:
-    """Check these parts of the config.
-
-    Raises:
-        InputError: an unknown key, or a value that cannot be.
-    """
+    """Read what `Specs` has of the config of `conf/train.yaml`."""
     return Specs(*(spec(cls, key, config[key]) for key, cls in Specs.__annotations__.items()))
 
 
@@ -70,36 +64,29 @@ def build_task(config: Mapping[str, Any], data: ClipDataModule) -> Task:
     Raises:
         InputError: a value that cannot be, weights of another network, or a classifier of a single class.
     """
-    specs, settings = read_specs(config), config["task"]
+    specs, settings = read_specs(config), dict(config["task"])
     torch.manual_seed(config["seed"])
-    network = _network(specs, settings, data)
-    match = start_from(network, config["ckpt"]) if config["ckpt"] and not config["resume"] else None
     how = (specs.optim, _kept(config, data), config["seed"], config["trainer"]["compile"])
     task: Task
-    if isinstance(network, MaskedAutoencoder):
-        task = Pretraining(
-            network, *how, spec(ObjectiveSpec, "task", {k: v for k, v in settings.items() if k != "name"})
+    if (name := settings.pop("name")) == "pretrain":
+        network = build_autoencoder(specs.clip, specs.model, specs.size, specs.mask)
+        task = Pretraining(network, *how, objective=spec(ObjectiveSpec, "task", settings))
+    elif len(data.classes) < 2:
+        raise InputError(
+            f"task={name} tells classes apart, and the data set has the one class {data.classes[0]}; put videos into a "
+            "folder per class (data=folder) or list their labels (data=csv); task=pretrain needs none"
         )
     else:
+        head = [settings[key] for key in ("dropout", "pool", "frozen")]
+        classifier = build_classifier(specs.clip, specs.model, specs.size, len(data.classes), *head)
         chosen = {key: settings[key] for key in ("label_smoothing", "drop_audio", "swap_audio")}
-        task = Classification(network, *how, mixing=spec(MixSpec, "task.mix", settings["mix"]), **chosen)
-    task.match = match
-    loaded = loaded_at_first(config["resume"]) if config["resume"] else match.filled if match else ()
-    task.loaded = frozenset(loaded)
+        task = Classification(classifier, *how, mixing=spec(MixSpec, "task.mix", settings["mix"]), **chosen)
+    if config["resume"]:
+        task.loaded = frozenset(loaded_at_first(config["resume"]))
+    elif config["ckpt"]:
+        task.match = start_from(task.network, config["ckpt"])
+        task.loaded = frozenset(task.match.filled)
     return task
-
-
-def _network(specs: Specs, settings: Mapping[str, Any], data: ClipDataModule) -> MaskedAutoencoder | Classifier:
-    """A fresh network for the task of these settings."""
-    if settings["name"] == "pretrain":
-        return build_autoencoder(specs.clip, specs.model, specs.size, specs.mask)
-    if len(data.classes) < 2:
-        raise InputError(
-            f"task={settings['name']} tells classes apart, and the data set has the one class {data.classes[0]}; put "
-            "videos into a folder per class (data=folder) or list their labels (data=csv); task=pretrain needs none"
-        )
-    how = (settings["dropout"], settings["pool"], settings["frozen"])
-    return build_classifier(specs.clip, specs.model, specs.size, len(data.classes), *how)
 
 
 def _kept(config: Mapping[str, Any], data: ClipDataModule) -> dict[str, Any]:
@@ -120,14 +107,20 @@ def build_trainer(
     Args:
         config: of `conf/train.yaml`, resolved, with ``run_dir`` and numbers of processes (`settle_processes`).
         task: what is trained.
-        data: whether there are validation clips decides what the best checkpoint is chosen by.
+        data: without validation clips, there is no best checkpoint.
         instantiate: makes an object of a node with a ``_target_``, as Hydra does.
 
     Raises:
         InputError: an unknown key, or parts that do not go together.
     """
     strategy, resume = instantiate(config["strategy"]), config["resume"]
-    nodes = _callback_nodes(config["callbacks"], task, validated=bool(data.splits.val))
+    nodes = dict(config["callbacks"])
+    if not data.splits.val:
+        nodes.pop("best", None)
+    elif best := nodes.get("best"):
+        watched = {"monitor": task.watched[0], "mode": task.watched[1]} if best["monitor"] is None else {}
+        several = {"filename": "best_{epoch:04d}", "auto_insert_metric_name": False}
+        nodes["best"] = best | watched | (several if best["save_top_k"] not in (0, 1) else {})
     callbacks = [instantiate(node) for node in nodes.values()]
     shards = isinstance(strategy, FSDP2Strategy)
     if shards and any(isinstance(callback, WeightAveraging) for callback in callbacks):
@@ -158,26 +151,8 @@ def build_trainer(
         raise InputError(f"trainer: {str(error).splitlines()[0]}") from error
 
 
-def _callback_nodes(nodes: Mapping[str, Any], task: Task, validated: bool) -> dict[str, Any]:
-    """The callbacks' settings, with what the best checkpoint is chosen by; without it where nothing is validated."""
-    best = nodes.get("best")
-    if best is None or not validated:
-        return {name: node for name, node in nodes.items() if name != "best"}
-    if best["monitor"] is None:
-        best = {**best, "monitor": task.watched[0], "mode": task.watched[1]}
-    if best["save_top_k"] not in (0, 1):
-        best = {**best, "filename": "best_{epoch:04d}", "auto_insert_metric_name": False}
-    return {**nodes, "best": best}
-
-
 def fit_and_test(trainer: L.Trainer, task: Task, data: ClipDataModule, resume: str | None = None) -> dict[str, float]:
     """Train, and test what was fine-tuned: the best checkpoint if there is one, else the last weights.
-
-    Args:
-        trainer: of `build_trainer`.
-        task: what is trained.
-        data: read by it.
-        resume: the checkpoint to resume from.
 
     Returns:
         The final metrics by name.

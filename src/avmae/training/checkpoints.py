@@ -38,11 +38,10 @@ class SafeCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
-        """Write a checkpoint; see the class."""
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        path = Path(path)
+        path, cause = Path(path), None
         try:
             if name := nonfinite(checkpoint["state_dict"]):
                 raise FloatingPointError(f"{name} is not finite")
@@ -54,14 +53,15 @@ class SafeCheckpointIO(TorchCheckpointIO):
                 _save_file(checkpoint, path)
         # torch's writer makes a RuntimeError of what goes wrong in the file.
         except (OSError, RuntimeError, FloatingPointError) as error:
-            self.failed(path, str(error.__context__ or error).splitlines()[0])
-        else:
-            self.failures.pop(str(path), None)
+            cause = str(error.__context__ or error).splitlines()[0]
+        self.note(path, cause)
 
-    def failed(self, path: Path, cause: str) -> None:
-        """Note and say that a checkpoint could not be written."""
-        self.failures[str(path)] = cause
-        print(f"cannot save {path}: {cause}; training continues, the next save tries again", file=sys.stderr)
+    def note(self, path: Path, cause: str | None) -> None:
+        """Note whether a checkpoint could be written, and say why not."""
+        self.failures.pop(str(path), None)
+        if cause is not None:
+            self.failures[str(path)] = cause
+            print(f"cannot save {path}: {cause}; training continues, the next save tries again", file=sys.stderr)
 
 
 def loaded_at_first(checkpoint: str | Path) -> list[str]:
@@ -88,10 +88,9 @@ def is_full(error: BaseException) -> bool:
 def make_room(path: Path) -> bool:
     """Delete the checkpoint before the newest, which stays; False if there is none."""
     previous = path.with_name(PREVIOUS)
-    if not previous.exists():
-        return False
+    there = previous.exists()
     remove(previous)
-    return True
+    return there
 
 
 def beside(path: Path) -> Path:
@@ -140,6 +139,6 @@ def _save_file(checkpoint: Mapping[str, Any], path: Path) -> None:
     try:
         write_synced(checkpoint, new)
         publish(new, path)
-    except BaseException:
+    finally:
+        # It is left if anything went wrong.
         new.unlink(missing_ok=True)
-        raise

@@ -1,6 +1,5 @@
 """Fine-tuning as a Lightning task."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ from avmae.errors import InputError
 from avmae.evaluation.scores import ClipScores
 from avmae.models.classifier import Classifier
 from avmae.training.mixing import MixSpec, mix
-from avmae.training.optim import OptimSpec
 from avmae.training.task import Stream, Task
 
 
@@ -22,11 +20,7 @@ class Classification(Task):
     """Trains a `Classifier` and scores it by clip.
 
     Args:
-        network: the classifier.
-        optim: the recipe's optimiser.
-        config: see `Task`.
-        seed: of the run.
-        compile: see `Task`.
+        task: what every `Task` takes, in its order.
         label_smoothing: of the training loss (VideoMAE: 0.1).
         mixing: mixup and cutmix.
         drop_audio: share of the training clips with audio that lose it, so that missing audio does not become a label.
@@ -42,34 +36,25 @@ class Classification(Task):
 
     def __init__(
         self,
-        network: Classifier,
-        optim: OptimSpec,
-        config: Mapping[str, Any],
-        seed: int = 0,
-        compile: bool | str = False,
+        *task: Any,
         label_smoothing: float = 0.0,
         mixing: MixSpec | None = None,
         drop_audio: float = 0.0,
         swap_audio: float = 0.0,
     ) -> None:
-        super().__init__(network, optim, config, seed, compile)
+        super().__init__(*task)
         if drop_audio < 0 or swap_audio < 0 or drop_audio + swap_audio >= 1:
-            raise InputError(
-                f"task.drop_audio={drop_audio} and task.swap_audio={swap_audio} are shares of clips and add up to less "
-                "than 1"
-            )
-        self.drop_audio, self.swap_audio = drop_audio, swap_audio
-        modalities = network.encoder.modalities
+            shares = f"task.drop_audio={drop_audio} and task.swap_audio={swap_audio}"
+            raise InputError(f"{shares} are shares of clips and add up to less than 1")
+        modalities = self.network.encoder.modalities
         if drop_audio + swap_audio and ("audio" not in modalities or modalities["audio"].absent is None):
-            raise InputError(
-                "task.drop_audio and task.swap_audio need a system with audio: model=avmae or model=avmae_concat"
-            )
+            raise InputError("task.drop_audio and task.swap_audio need audio: model=avmae or model=avmae_concat")
+        self.drop_audio, self.swap_audio = drop_audio, swap_audio
         self.label_smoothing, self.mixing = label_smoothing, mixing or MixSpec()
         self.results: dict[str, Any] = {}
         """What the last test found, as `ClipScores.compute`."""
 
     def setup(self, stage: str) -> None:
-        """Tables of scores for the clips at hand."""
         splits = self.trainer.datamodule.splits
         if len(splits.classes) != self.network.classes:
             raise InputError(
@@ -83,7 +68,7 @@ class Classification(Task):
         """Cross-entropy of one batch, mixed where the recipe says so."""
         step = self.trainer.fit_loop.epoch_loop.total_batch_idx
         if self.drop_audio + self.swap_audio:
-            generator = torch.Generator(self.device).manual_seed(self.step_seed(Stream.OTHER_SOUND, step))
+            generator = torch.Generator(self.device).manual_seed(self.step_seed(Stream.OTHER_AUDIO, step))
             batch = self.change_audio(batch, self.draw(batch["label"].shape[0], generator))
         rng = np.random.default_rng(self.step_seed(Stream.MIXING, step, self.global_rank))
         batch, target = mix(batch, self.network.classes, self.mixing, rng, self.network.clip.mel_std)

@@ -21,14 +21,12 @@ class Confusion(Callback):
         # Here, for pretraining draws none and need not load matplotlib.
         from avmae.viewing.plots import confusion_figure, write_png
 
-        splits, names = trainer.datamodule.splits, trainer.datamodule.classes
-        counts = confusion(pl_module.results["predictions"], [entry.label for entry in splits.test], len(names))
-        folder = Path(trainer.default_root_dir)
-        write_png(confusion_figure(counts.tolist(), names), folder / "confusion.png")
-        header, rows = (
-            ["class", "top1", "clips"],
-            [[n, s["top1"], s["clips"]] for n, s in per_class(counts, names).items()],
-        )
+        data, folder = trainer.datamodule, Path(trainer.default_root_dir)
+        labels = [entry.label for entry in data.splits.test]
+        counts = confusion(pl_module.results["predictions"], labels, len(data.classes))
+        write_png(confusion_figure(counts.tolist(), data.classes), folder / "confusion.png")
+        header = ["class", "top1", "clips"]
+        rows = [[name, score["top1"], score["clips"]] for name, score in per_class(counts, data.classes).items()]
         with (folder / "per_class.csv").open("w", newline="") as file:
             csv.writer(file).writerows([header, *rows])
         image = Image.open(folder / "confusion.png").convert("RGB")

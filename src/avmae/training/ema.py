@@ -7,7 +7,6 @@ import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from torch.optim.swa_utils import AveragedModel
 
-from avmae.data.datamodule import Batch
 from avmae.errors import InputError
 
 
@@ -25,7 +24,7 @@ class AveragedWeights(WeightAveraging):
         InputError: the decay is out of range.
     """
 
-    # Lightning's; see `lightning_private`.
+    # Private in Lightning 2.6, which updates where the processor waits for the device, and swaps and saves the first.
     _average_model: AveragedModel | None
     _latest_update_step: int
 
@@ -48,16 +47,12 @@ class AveragedWeights(WeightAveraging):
         for averaged, buffer in zip(self._average_model.module.buffers(), pl_module.buffers(), strict=True):
             averaged.copy_(buffer)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
-        """Update after each step, not after each of its batches."""
-        if trainer.global_step > self._latest_update_step:
-            self._latest_update_step = trainer.global_step
-            self._update(pl_module)
-
     @torch.no_grad()
-    def _update(self, pl_module: L.LightningModule) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Update after each step, not after each of its batches."""
+        if trainer.global_step <= self._latest_update_step:
+            return
+        self._latest_update_step = trainer.global_step
         # Not AveragedModel's: that one reads its count on the processor, and takes it for known how far to go.
         assert self._average_model is not None
         updates, taken = self._average_model.n_averaged, ~pl_module.skipped

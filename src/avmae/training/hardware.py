@@ -12,9 +12,6 @@ def settle_processes(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Of processes there is one, or for a strategy that shares the work, as many as devices, unless torchrun or SLURM has
     started us and decides. Says so where GPUs stay unused that nobody has counted out.
-
-    Raises:
-        InputError: GPUs are asked for where there are none, or another number than can be.
     """
     # Here, for the help of the commands imports this file and need not load torch.
     import torch
@@ -40,11 +37,7 @@ def settle_processes(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def precision(trainer: Mapping[str, Any]) -> str:
-    """Precision by device: bf16 autocast on GPUs that compute in it (not on V100 and T4, which emulate it), else full.
-
-    Raises:
-        InputError: half precision is asked for.
-    """
+    """Precision by device: bf16 autocast on GPUs that compute in it (V100 and T4 only emulate it), else full."""
     import torch
 
     if str(trainer["precision"]).startswith("16"):
@@ -64,10 +57,6 @@ def accumulation(trainer: Mapping[str, Any], batch: int) -> int:
     Args:
         trainer: settings, with numbers of processes.
         batch: clips in a batch of one process.
-
-    Raises:
-        InputError: no whole number of batches makes `clips_per_step`, or the number of batches is given besides; it
-            says what would do.
     """
     clips, given = trainer["clips_per_step"], trainer["accumulate_grad_batches"]
     processes = trainer["devices"] * trainer["num_nodes"]
@@ -80,13 +69,14 @@ def accumulation(trainer: Mapping[str, Any], batch: int) -> int:
             f"trainer.accumulate_grad_batches={given} and trainer.clips_per_step={clips} both say how many clips make "
             "a step; leave one out (trainer.clips_per_step=null)"
         )
-    if clips % (batch * processes) == 0:
-        return clips // (batch * processes)
+    together = batch * processes
+    if clips % together == 0:
+        return clips // together
     # The largest batch that needs no more memory.
     fitting = next((b for b in range(min(batch, clips), 0, -1) if clips % (b * processes) == 0), None)
-    near = max(1, round(clips / (batch * processes))) * batch * processes
-    choices = [f"data.batch_size={fitting}"] * (fitting is not None) + [f"trainer.clips_per_step={near}"]
+    choices = [f"data.batch_size={fitting}"] * (fitting is not None)
+    choices += [f"trainer.clips_per_step={max(1, round(clips / together)) * together}"]
     raise InputError(
         f"trainer.clips_per_step={clips} is no multiple of data.batch_size={batch} x {processes} "
-        f"process{'es' if processes > 1 else ''} = {batch * processes}; choose {' or '.join(choices)}"
+        f"process{'es' if processes > 1 else ''} = {together}; choose {' or '.join(choices)}"
     )

@@ -21,7 +21,7 @@ class OnlineKNN(Callback):
     are features under the task's masks. It is a curve to watch; `python -m avmae.features` measures without masks.
 
     Args:
-        bank: training clips kept on each process.
+        bank: training clips kept on each process, and in checkpoints.
         neighbours: that vote.
         temperature: of their weights.
     """
@@ -33,11 +33,9 @@ class OnlineKNN(Callback):
         self._top1 = MeanMetric()
 
     def state_dict(self) -> dict[str, Any]:
-        """The bank, so that a resumed run continues the curve."""
         return {"seen": self._seen, **self._state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the bank."""
         self._seen = state_dict["seen"]
         self._state = {name: value for name, value in state_dict.items() if name != "seen"}
 
@@ -59,21 +57,16 @@ class OnlineKNN(Callback):
         self._state["labels"][place] = batch["label"].where(finite, -1)
         self._seen += len(features)
 
-    def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int, *_: int
-    ) -> None:
-        """Let neighbours vote."""
-        if not self._state or not isinstance(outputs, dict) or "features" not in outputs:
-            return
+    def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        outputs, batch, *_ = args
         classes = len(trainer.datamodule.classes)
-        if classes < 2:
+        if not self._state or not isinstance(outputs, dict) or "features" not in outputs or classes < 2:
             return
         votes = knn_votes(outputs["features"], **self._state, classes=classes, k=self.neighbours, t=self.temperature)
         hit = (votes.argmax(1) == batch["label"]).float()
         self._top1.to(hit.device).update(hit, (batch["clip_id"] >= 0).float())
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log and start anew."""
         if self._top1.update_called:
             pl_module.log("val/knn_top1", self._top1.compute())
             self._top1.reset()

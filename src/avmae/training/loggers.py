@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import wandb
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.core.saving import save_hparams_to_yaml
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from PIL import Image
 
 from avmae.models.autoencoder import MaskedAutoencoder
@@ -21,60 +21,68 @@ from avmae.models.summary import parts
 from avmae.runs.environment import code_version
 
 
-class _ResumableWriter(ExperimentWriter):
-    """Keeps the rows of a resumed run up to where it continues; Lightning's writer would delete the file.
+class RunCSVLogger(Logger):
+    """Writes `metrics.csv`, a row for each time that something is logged, and `hparams.yaml` to the run's folder.
 
-    Rows that cannot be written because the disk is full are kept, and written when there is room.
+    A resumed run keeps the rows up to where it continues. Rows that cannot be written because the disk is full are
+    kept, and written when there is room.
+
+    Args:
+        run_dir: the run's folder.
+        resume: what the run resumes; None starts the file anew.
     """
 
-    def __init__(self, log_dir: str, resumed: bool) -> None:
-        self._resumed = resumed
-        self._failed = False
-        super().__init__(log_dir)
+    name = version = None
 
-    def _check_log_dir_exists(self) -> None:
-        file = Path(self.metrics_file_path)
-        if not self._resumed:
-            file.unlink(missing_ok=True)
-        elif file.is_file():
-            self.metrics_keys = _read(file)[0]
+    def __init__(self, run_dir: str, resume: str | None = None) -> None:
+        super().__init__()
+        self.file, self.resumed = Path(run_dir, "metrics.csv"), resume is not None
+        self._names: list[str] = []
+        self._waiting: list[dict[str, Any]] = []
+        self._begun = self._failed = False
 
-    def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
-        file = Path(self.metrics_file_path)
-        if self._resumed and step is not None:
-            self._resumed = False
-            if file.is_file():
-                names, rows = _read(file)
-                _write(file, names, [row for row in rows if int(row["step"]) < step])
-        super().log_metrics(metrics_dict, step)
+    def log_hyperparams(self, params: Mapping[str, Any], *_: Any) -> None:
+        save_hparams_to_yaml(self.file.with_name("hparams.yaml"), dict(params))
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if not self._begun:
+            self._begin(step or 0)
+        self._waiting.append({"step": step, **metrics})
+
+    def _begin(self, step: int) -> None:
+        """Keep the rows of a resumed run before a step."""
+        self._begun = True
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        if self.resumed and self.file.is_file():
+            self._names, rows = _read(self.file)
+            _write(self.file, self._names, [row for row in rows if int(row["step"]) < step])
+        else:
+            self.file.unlink(missing_ok=True)
 
     def save(self) -> None:
-        names, self._size = list(self.metrics_keys), _size(self.metrics_file_path)
+        """Write the rows that wait; new metrics are new columns."""
+        if not self._waiting:
+            return
+        names, size = sorted({name for row in self._waiting for name in row} | {*self._names}), 0
         try:
-            super().save()
-        except OSError as error:
-            # Without half a row, and with the new names still new.
-            self.metrics_keys = names
-            if self._size:
-                os.truncate(self.metrics_file_path, self._size)
+            if names != self._names:
+                _write(self.file, names, [*(_read(self.file)[1] if self._names else ()), *self._waiting])
             else:
-                Path(self.metrics_file_path).unlink(missing_ok=True)
+                size = self.file.stat().st_size
+                with self.file.open("a", newline="") as stream:
+                    csv.DictWriter(stream, names).writerows(self._waiting)
+        except OSError as error:
+            if size:
+                # Without half a row.
+                os.truncate(self.file, size)
             if not self._failed:
-                print(f"cannot write {self.metrics_file_path}: {error}; its rows wait for room", file=sys.stderr)
+                print(f"cannot write {self.file}: {error}; its rows wait for room", file=sys.stderr)
             self._failed = True
         else:
-            self._failed = False
-
-    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
-        _write(Path(self.metrics_file_path), fieldnames, _read(Path(self.metrics_file_path))[1])
-        self._size = _size(self.metrics_file_path)
+            self._names, self._waiting, self._failed = names, [], False
 
 
-def _size(file: str) -> int:
-    return Path(file).stat().st_size if Path(file).is_file() else 0
-
-
-def _write(file: Path, names: list[str], rows: list[dict[str, str]]) -> None:
+def _write(file: Path, names: list[str], rows: list[dict[str, Any]]) -> None:
     temporary = file.with_suffix(".tmp")
     with temporary.open("w", newline="") as stream:
         writer = csv.DictWriter(stream, names)
@@ -90,33 +98,8 @@ def _read(file: Path) -> tuple[list[str], list[dict[str, str]]]:
         return list(reader.fieldnames or []), [row for row in reader if (row["step"] or "").isdigit()]
 
 
-class RunCSVLogger(CSVLogger):
-    """Writes `metrics.csv` into the run's folder.
-
-    Args:
-        run_dir: the run's folder.
-        resume: what the run resumes; None starts the file anew.
-    """
-
-    _experiment: _ResumableWriter | None
-
-    def __init__(self, run_dir: str, resume: str | None = None) -> None:
-        super().__init__(run_dir, name="", version="")
-        self.resumed = resume is not None
-
-    @property
-    def experiment(self) -> Any:
-        """The writer; made when first used, on the first process alone."""
-        if self._experiment is None:
-            os.makedirs(self.log_dir, exist_ok=True)
-            self._experiment = _ResumableWriter(self.log_dir, self.resumed)
-        return self._experiment
-
-
 def wandb_logger(run_dir: str, project: str, name: str, offline: bool | None = None, **settings: Any) -> WandbLogger:
-    """W&B, offline where there is no login, and the same W&B run when the run is resumed.
-
-    W&B itself prints nothing.
+    """W&B, offline where there is no login, and the same W&B run when the run is resumed; W&B itself prints nothing.
 
     Args:
         run_dir: the run's folder; the W&B id is kept there in `wandb_id.txt`.
@@ -160,11 +143,11 @@ def log_table(
             logger.experiment.add_text(name, text, step)
 
 
-def log_image(loggers: Iterable[Logger], name: str, image: Image.Image, step: int) -> None:
+def log_image(loggers: Iterable[Logger], name: str, image: Image.Image, step: int, caption: str | None = None) -> None:
     """Log one image to W&B and TensorBoard."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            logger.log_metrics({name: wandb.Image(image)}, step)
+            logger.log_metrics({name: wandb.Image(image, caption=caption)}, step)
         elif isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(name, np.asarray(image), step, dataformats="HWC")
 
@@ -181,13 +164,7 @@ def _count(number: int) -> str:
 
 
 def log_run(loggers: Iterable[Logger], config: Mapping[str, Any], network: MaskedAutoencoder | Classifier) -> None:
-    """Log the whole config, `code_version` and the model's table; print where W&B shows the run.
-
-    Args:
-        loggers: of the run.
-        config: resolved, plain data.
-        network: what is trained.
-    """
+    """Log the whole config, `code_version` and the model's table; print where W&B shows the run."""
     loggers, code = list(loggers), code_version()
     for logger in loggers:
         logger.log_hyperparams({**config, "code": code})
@@ -201,8 +178,8 @@ def log_run(loggers: Iterable[Logger], config: Mapping[str, Any], network: Maske
     log_table(loggers, "run/model", header, rows, step=0)
 
 
-def finish(loggers: Iterable[Logger]) -> None:
+def finish(loggers: Iterable[Logger], failed: bool) -> None:
     """End the W&B run: the next job of a sweep is a run of its own."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            logger.experiment.finish()
+            logger.experiment.finish(exit_code=int(failed))

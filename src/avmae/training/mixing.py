@@ -58,17 +58,15 @@ def mix(batch: Batch, classes: int, spec: MixSpec, rng: np.random.Generator, mel
         return batch, target
     cut = bool(spec.cutmix) and (not spec.mixup or rng.random() < spec.switch)
     alpha = spec.cutmix if cut else spec.mixup
-    share = float(rng.beta(alpha, alpha))
-    video = batch["video"]
+    share, video, other = float(rng.beta(alpha, alpha)), batch["video"], batch["video"].flip(0)
     if cut:
         (top, bottom, left, right), share = _box(video.shape, share, rng)
         video = video.clone()
-        video[..., top:bottom, left:right] = batch["video"].flip(0)[..., top:bottom, left:right]
+        video[..., top:bottom, left:right] = other[..., top:bottom, left:right]
     else:
-        video = share * video + (1 - share) * video.flip(0)
+        video = share * video + (1 - share) * other
     # The mean of the logarithm cancels out: adding a constant to all logarithms of power adds it to their mixture.
-    silence = torch.full_like(batch["audio"], float("-inf"))
-    spectra = torch.where(batch["has_audio"][:, None, None, None], batch["audio"] * mel_std, silence)
+    spectra = (batch["audio"] * mel_std).masked_fill(~batch["has_audio"][:, None, None, None], float("-inf"))
     ours, theirs = (spectra + float(np.log(max(s, 1e-12))) for s in (share, 1 - share))
     has_audio = batch["has_audio"] | batch["has_audio"].flip(0)
     audio = torch.where(has_audio[:, None, None, None], torch.logaddexp(ours, theirs.flip(0)) / mel_std, batch["audio"])

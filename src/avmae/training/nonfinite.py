@@ -16,14 +16,10 @@ from avmae.training.report import StepReport
 
 
 def skip_if(failed: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """Have the optimiser's step that is under way change nothing if it is to be skipped.
+    """Have the optimiser's step that is under way change nothing where `failed`, 0-d bool and alike on all processes.
 
     A fused optimiser does so by itself, and the processor need not know. Of others (Muon), the processor waits for the
     answer, and takes the gradients away: an optimiser passes over parameters that have none.
-
-    Args:
-        failed: 0-d bool, the same on all processes.
-        optimizer: whose gradients are there.
     """
     if all(group.get("fused") for group in optimizer.param_groups):
         # What torch's own gradient scaler uses.
@@ -69,8 +65,7 @@ class NonFiniteSteps(Callback):
         if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
             return
         self._judge(trainer)
-        self._before = (trainer.global_step, trainer.current_epoch, self._clips)
-        self._clips = []
+        self._before, self._clips = (trainer.global_step, trainer.current_epoch, self._clips), []
         # Lightning makes a tensor on the device of it, which is not for every step.
         if trainer.global_step % trainer.log_every_n_steps == 0 or trainer.is_last_batch:
             pl_module.log("train/skipped", float(self._total))
@@ -81,11 +76,10 @@ class NonFiniteSteps(Callback):
         self._judge(trainer)
 
     def _judge(self, trainer: L.Trainer) -> None:
-        if not self._report.before.get("skipped"):
-            self._row = 0
+        skipped = bool(self._report.before.get("skipped"))
+        self._row, self._total = (self._row + 1) * skipped, self._total + skipped
+        if not skipped:
             return
-        self._row += 1
-        self._total += 1
         step, epoch, clips = self._before
         file = Path(trainer.default_root_dir, "skipped.jsonl")
         seen = trainer.strategy.all_gather(torch.cat(clips)).flatten().unique().tolist()

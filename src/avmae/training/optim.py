@@ -78,17 +78,12 @@ class FullPrecisionMuon(Muon):
 def parameter_groups(
     network: MaskedAutoencoder | Classifier, spec: OptimSpec, lr: float, loaded: Collection[str] = ()
 ) -> list[dict[str, Any]]:
-    """What is trained, in groups of one learning rate and one weight decay.
+    """What is trained, in groups of one learning rate and one weight decay; frozen parameters are left out.
 
-    A loaded parameter has ``lr x layer_decay ** n``, n being the number of layers above it in the encoder of its own
-    modality, plus 1: 1 for the top block, the encoder's depth + 1 for the patch embedding (BEiT, official VideoMAE).
-    Fusion, decoders and heads, and all that starts fresh, have ``lr``: what is new has the furthest to go.
-
-    Args:
-        network: of which frozen parameters are left out.
-        spec: the recipe's.
-        lr: of a step.
-        loaded: names of the parameters that came from weights.
+    A parameter that is `loaded`, by its name, has ``lr x layer_decay ** n``, n being the number of layers above it in
+    the encoder of its own modality, plus 1: 1 for the top block, the encoder's depth + 1 for the patch embedding (BEiT,
+    official VideoMAE). Fusion, decoders and heads, and all that starts fresh, have ``lr``: what is new has the furthest
+    to go.
     """
     depths = {name: len(encoder.blocks) for name, encoder in network.encoder.modalities.items()}
     groups: dict[tuple[int | None, int, float], dict[str, Any]] = {}
@@ -108,18 +103,11 @@ def parameter_groups(
 
 
 def build_optimizer(
-    network: MaskedAutoencoder | Classifier,
-    spec: OptimSpec,
-    effective_batch: int,
-    loaded: Collection[str] = (),
+    network: MaskedAutoencoder | Classifier, spec: OptimSpec, effective_batch: int, loaded: Collection[str] = ()
 ) -> torch.optim.Optimizer:
     """The optimiser of a network, AdamW as one kernel for all parameters, sharded ones too.
 
-    Args:
-        network: autoencoder or classifier.
-        spec: the recipe's.
-        effective_batch: clips a step over all processes and accumulated batches.
-        loaded: see `parameter_groups`.
+    `effective_batch` is the clips of a step over all processes and accumulated batches; see `parameter_groups`.
     """
     lr = spec.base_lr * effective_batch / REFERENCE_BATCH
     groups = parameter_groups(network, spec, lr, loaded)

@@ -1,6 +1,5 @@
 """Masked reconstruction as a Lightning task."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,7 +11,6 @@ from avmae.data.datamodule import Batch
 from avmae.errors import InputError
 from avmae.models.autoencoder import MaskedAutoencoder, Reconstruction
 from avmae.models.contrast import info_nce
-from avmae.training.optim import OptimSpec
 from avmae.training.task import Stream, Task
 
 
@@ -48,11 +46,7 @@ class Pretraining(Task):
     Logs the loss and its parts by modality; the audio's is the mean over clips that have audio.
 
     Args:
-        network: the autoencoder.
-        optim: the recipe's optimiser.
-        config: see `Task`.
-        seed: of the run.
-        compile: see `Task`.
+        task: what every `Task` takes, in its order.
         objective: what is asked for besides reconstruction.
 
     Raises:
@@ -62,18 +56,10 @@ class Pretraining(Task):
     network: MaskedAutoencoder
     watched = ("val/loss", "min")
 
-    def __init__(
-        self,
-        network: MaskedAutoencoder,
-        optim: OptimSpec,
-        config: Mapping[str, Any],
-        seed: int = 0,
-        compile: bool | str = False,
-        objective: ObjectiveSpec | None = None,
-    ) -> None:
-        super().__init__(network, optim, config, seed, compile)
+    def __init__(self, *task: Any, objective: ObjectiveSpec | None = None) -> None:
+        super().__init__(*task)
         self.objective = objective or ObjectiveSpec()
-        modalities = network.encoder.modalities
+        modalities = self.network.encoder.modalities
         if self.objective.contrast and "audio" not in modalities:
             raise InputError("task.contrast compares video with audio; choose model=avmae or model=avmae_concat")
         self.masked_whole = {"audio": self.objective.hide_audio, "video": self.objective.hide_video}
@@ -85,24 +71,16 @@ class Pretraining(Task):
                 )
 
     def setup(self, stage: str) -> None:
-        """Metrics over the validation clips."""
         self.val_loss = MeanMetric()
         self.val_losses = torch.nn.ModuleDict({name: MeanMetric() for name in self.network.decoders})
 
     def reconstruct(
         self, batch: Batch, seed: int, part: int = 0, parts: int = 1, whole: bool = False
     ) -> Reconstruction:
-        """Draw masks from a seed and reconstruct.
+        """Draw masks from a seed and reconstruct this process's batch, the `part`-th of a step's `parts`.
 
         What is masked does not depend on how many processes share a step's clips, or into how many batches they are
-        cut.
-
-        Args:
-            batch: of this process.
-            seed: of the masks.
-            part: which of the batches of a step it is.
-            parts: batches of a step.
-            whole: also mask modalities whole, where the objective says so.
+        cut. Modalities are masked whole only if `whole`, and where the objective says so.
         """
         generator = torch.Generator(self.device).manual_seed(seed)
         world, clips = self.trainer.world_size * parts, batch["label"].shape[0]

@@ -8,7 +8,14 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
 
-from avmae.data.datamodule import Batch
+FIGURES = {
+    "train/loss": ("loss", ".4g"),
+    "train/clips_per_second": ("clips/s", ".3g"),
+    "train/data_wait": ("data wait", ".0%"),
+    "val/loss": ("val/loss", ".4g"),
+    "val/top1": ("val/top1", ".1%"),
+}
+"""The logged metrics that are worth a place, by what they are called there and their format."""
 
 
 class Progress(RichProgressBar):
@@ -37,26 +44,20 @@ class Progress(RichProgressBar):
         super().on_train_start(trainer, pl_module)
         self._run = Meter(trainer.estimated_stepping_batches, trainer.global_step)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        super().on_train_batch_end(trainer, pl_module, *args)
         steps, total = trainer.global_step, int(self._run.total)
         epochs = f"/{trainer.max_epochs}" if (trainer.max_epochs or 0) > 0 else ""
         name = f"epoch {trainer.current_epoch + 1}{epochs}  step {steps}/{total}"
         self._line(trainer, self._run, steps, name, end=steps >= total)
 
-    def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int, *_: int
-    ) -> None:
-        super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, *_)
-        self._part_line(trainer, "validation", batch_idx + 1, sum(trainer.num_val_batches))
+    def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        super().on_validation_batch_end(trainer, pl_module, *args)
+        self._part_line(trainer, "validation", args[2] + 1, sum(trainer.num_val_batches))
 
-    def on_test_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int, *_: int
-    ) -> None:
-        super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, *_)
-        self._part_line(trainer, "test", batch_idx + 1, sum(trainer.num_test_batches))
+    def on_test_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        super().on_test_batch_end(trainer, pl_module, *args)
+        self._part_line(trainer, "test", args[2] + 1, sum(trainer.num_test_batches))
 
     def _part_line(self, trainer: L.Trainer, name: str, done: int, total: float) -> None:
         if done == 1:
@@ -72,38 +73,25 @@ class Progress(RichProgressBar):
 
 
 class Meter:
-    """How far something is, and how long it will take.
-
-    Args:
-        total: steps of it.
-        first: steps done before the clock started.
-    """
+    """How far something of `total` steps is, of which the `first` were done before the clock started."""
 
     def __init__(self, total: float, first: int = 0) -> None:
         self.total, self.first = total, first
         self.began = self.shown = time.monotonic()
 
     def left(self, done: int) -> str:
-        """The time that the rest will take: 42 s, 12:05 or 3:02:11."""
+        """The time that the rest will take."""
         return duration((time.monotonic() - self.began) / max(1, done - self.first) * (self.total - done))
 
 
 def duration(seconds: float) -> str:
     """Seconds for people: 42 s, 12:05 or 3:02:11."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest} s"
     return f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 def figures(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """The logged metrics that are worth a place, as text."""
-    formats = {
-        "train/loss": ("loss", ".4g"),
-        "train/clips_per_second": ("clips/s", ".3g"),
-        "train/data_wait": ("data wait", ".0%"),
-        "val/loss": ("val/loss", ".4g"),
-        "val/top1": ("val/top1", ".1%"),
-    }
-    return {short: format(float(metrics[name]), form) for name, (short, form) in formats.items() if name in metrics}
+    """What there is of `FIGURES`, as text."""
+    return {short: format(float(metrics[name]), form) for name, (short, form) in FIGURES.items() if name in metrics}

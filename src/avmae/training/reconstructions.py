@@ -16,6 +16,7 @@ from PIL import Image
 from avmae.data.decode.window import Window, read_window
 from avmae.errors import InputError, MediaError
 from avmae.models.autoencoder import MaskedAutoencoder
+from avmae.training.loggers import log_image
 from avmae.viewing.reconstruction import Comparison, compare
 
 TIMES = 20
@@ -44,7 +45,7 @@ class Reconstructions(Callback):
             raise InputError("callbacks.reconstructions: clips is at least 0, every at least 1")
         self.clips, self.every, self.seed = clips, every, seed
         self._times = 0
-        self._windows: list[tuple[str, Window]] | None = None
+        self._windows: dict[str, Window] | None = None
         self._warned = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -71,28 +72,24 @@ class Reconstructions(Callback):
         sharded = isinstance(trainer.strategy, ModelParallelStrategy)
         if not self._due(trainer) or not (trainer.is_global_zero or sharded):
             return
-        if self._windows is None:
-            self._windows = self._read(trainer)
-        shown, training = [], pl_module.training
+        self._windows = self._read(trainer) if self._windows is None else self._windows
+        training, name = pl_module.training, pl_module.config["model"]["name"]
         pl_module.eval()
         # Not compiled: one clip is another shape than a batch.
         with torch.compiler.set_stance("force_eager"):
-            for name, window in self._windows:
-                comparison = compare({pl_module.config["model"]["name"]: network}, window, self.seed)
-                if trainer.is_global_zero:
-                    shown.append((name, comparison))
+            found = {clip: compare({name: network}, window, self.seed) for clip, window in self._windows.items()}
         pl_module.train(training)
+        if not trainer.is_global_zero:
+            return
         try:
-            self._show(trainer, shown)
+            for number, (clip, comparison) in enumerate(found.items(), start=1):
+                self._show(trainer, f"reconstructions/{number}", clip, comparison)
         except Exception as error:
             # A full disk or a missing codec is no reason to lose days of training.
             if not self._warned:
-                self._warned = True
-                print(
-                    f"warning: reconstructions cannot be shown ({type(error).__name__}: {error}); training continues",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                said = f"reconstructions cannot be shown ({type(error).__name__}: {error}); training continues"
+                print(f"warning: {said}", file=sys.stderr, flush=True)
+            self._warned = True
 
     def _due(self, trainer: L.Trainer) -> bool:
         between = (trainer.check_val_every_n_epoch or 1) if trainer.datamodule.splits.val else 1
@@ -100,44 +97,36 @@ class Reconstructions(Callback):
         every = self.every or max(1, total // TIMES)
         return self._times in (1, total) or self._times % every == 0
 
-    def _read(self, trainer: L.Trainer) -> list[tuple[str, Window]]:
+    def _read(self, trainer: L.Trainer) -> dict[str, Window]:
         data, clip = trainer.datamodule, trainer.datamodule.clip
         entries = data.splits.val or data.splits.train
-        windows: list[tuple[str, Window]] = []
+        windows: dict[str, Window] = {}
         for place in sorted(set(np.linspace(0, len(entries) - 1, self.clips).round().astype(int).tolist())):
+            path = Path(str(entries[place].path))
             # Clips that cannot be read are named by the callback for them.
             try:
                 window = read_window(entries[place].path, clip, 0.5, clip.canvas, data.audio)
             except MediaError:
                 continue
-            path = Path(str(entries[place].path))
-            name = path.stem if path.stem not in dict(windows) else f"{path.parent.name}_{path.stem}"
-            windows.append((name, window))
+            windows[path.stem if path.stem not in windows else f"{path.parent.name}_{path.stem}"] = window
         return windows
 
-    def _show(self, trainer: L.Trainer, shown: list[tuple[str, Comparison]]) -> None:
+    def _show(self, trainer: L.Trainer, tag: str, name: str, comparison: Comparison) -> None:
         # The step is that on which Lightning logs the validation.
         epoch, step = trainer.current_epoch, max(0, trainer.global_step - 1)
-        boards = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        media: dict[str, Any] = {}
-        for number, (name, comparison) in enumerate(shown, start=1):
-            folder = Path(trainer.default_root_dir, "reconstructions", f"epoch_{epoch:04d}", name)
-            folder.mkdir(parents=True, exist_ok=True)
-            files = comparison.write(folder, f"{name}  (epoch {epoch})")
-            sheet, video, tag = (
-                folder / "reconstruction.png",
-                folder / "reconstruction.mp4",
-                f"reconstructions/{number}",
-            )
-            # A key for each: W&B shows lists of audio only with a further package.
-            media[f"{tag}_picture"] = wandb.Image(str(sheet), caption=name)
-            media[f"{tag}_video"] = wandb.Video(str(video), caption=name, format="mp4")
-            for label, waveform in comparison.audible.items():
-                media[f"{tag}_sound_{files[label].stem}"] = wandb.Audio(str(files[label]), caption=f"{name}, {label}")
-                for board in boards:
-                    board.add_audio(f"{tag}_sound_{files[label].stem}", waveform, step, comparison.clip.sample_rate)
-            for board in boards:
-                board.add_image(f"{tag}_picture", np.asarray(Image.open(sheet)), step, dataformats="HWC")
+        folder = Path(trainer.default_root_dir, "reconstructions", f"epoch_{epoch:04d}", name)
+        folder.mkdir(parents=True, exist_ok=True)
+        files = comparison.write(folder, f"{name}  (epoch {epoch})")
+        log_image(trainer.loggers, f"{tag}_picture", Image.open(folder / "reconstruction.png"), step, name)
+        video = str(folder / "reconstruction.mp4")
+        # A key for each: W&B shows lists of audio only with a further package.
+        audio = {f"{tag}_sound_{files[label].stem}": label for label in comparison.audible}
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
+                media: dict[str, Any] = {f"{tag}_video": wandb.Video(video, caption=name, format="mp4")}
+                media |= {k: wandb.Audio(str(files[v]), caption=f"{name}, {v}") for k, v in audio.items()}
                 logger.log_metrics(media, step)
+            elif isinstance(logger, TensorBoardLogger):
+                for key, label in audio.items():
+                    waveform = comparison.audible[label]
+                    logger.experiment.add_audio(key, waveform, step, comparison.clip.sample_rate)

@@ -10,56 +10,17 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
-from avmae.data.datamodule import Batch
 from avmae.errors import Interrupted
 from avmae.runs.folder import LAST
 from avmae.runs.scheduler import queue_again
-from avmae.training.lightning_private import (
-    count_epoch_as_started,
-    leave_signals_alone,
-    log_step_now,
-    saved_by_another,
-)
 from avmae.training.report import StepReport
 
+NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals that end a run; of several the last counts: that the time is nearly up, before that it is."""
 SAVE = 1
-"""A wish to save and train on; wishes to end are larger: by how much is the signal's place in `Signals.NUMBERS`."""
-
-
-class Signals:
-    """The signals that end a run, noted when they come and acted on between steps.
-
-    Attributes:
-        wish: 0, or `SAVE` + 1 + the place of the signal that has come; of several the last in `NUMBERS`.
-        handlers: what the signals did before, to be given back.
-    """
-
-    # Of several, the last counts: that the time is nearly up, before that it is.
-    NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-
-    def __init__(self) -> None:
-        self.wish = 0
-        self.handlers: dict[signal.Signals, Any] = {}
-
-    def take_over(self) -> None:
-        """Install the handlers, in a main thread."""
-        if threading.current_thread() is threading.main_thread():
-            self.handlers = {number: signal.signal(number, self._receive) for number in self.NUMBERS}
-
-    def give_back(self) -> None:
-        """Have the handlers of before again."""
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
-        self.handlers = {}
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        wish = SAVE + 1 + self.NUMBERS.index(signal.Signals(number))
-        # The launcher of several processes hands a terminal's Ctrl-C on to those that have got it already.
-        if number == signal.SIGINT and wish == self.wish and "RANK" not in os.environ:
-            raise KeyboardInterrupt
-        self.wish = max(wish, self.wish)
+"""A wish to save and train on; a wish to end is larger, by 1 + the signal's place in `NUMBERS`."""
 
 
 class SaveInTime(Checkpoint):
@@ -81,14 +42,28 @@ class SaveInTime(Checkpoint):
         # As Lightning names checkpoints.
         self.path = os.path.realpath(Path(folder, LAST))
         self.seconds = minutes * 60 if minutes is not None else float("inf")
-        self._signals, self._tests = Signals(), StepReport()
+        self._signal = 0
+        self._handlers: dict[signal.Signals, Any] = {}
+        self._tests = StepReport()
         self._just_saved = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        leave_signals_alone(trainer)
+        # Private in Lightning 2.6: its handler of SIGTERM communicates from within, which can lock up processes that
+        # communicate already; what it saves cannot be resumed exactly; and its question to all processes before each
+        # step waits for the device.
+        trainer._signal_connector.register_signal_handlers = lambda: None
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
         # A folder that is named by the time may differ between processes.
         self.path = trainer.strategy.broadcast(self.path)
-        self._signals.take_over()
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._receive) for number in NUMBERS}
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        wish = SAVE + 1 + NUMBERS.index(signal.Signals(number))
+        # The launcher of several processes hands a terminal's Ctrl-C on to those that have got it already.
+        if number == signal.SIGINT and wish == self._signal and "RANK" not in os.environ:
+            raise KeyboardInterrupt
+        self._signal = max(wish, self._signal)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._saved = time.monotonic()
@@ -105,19 +80,18 @@ class SaveInTime(Checkpoint):
                 state["best_k_models"] = {os.path.join(folder, os.path.basename(path)): score for path, score in best}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        count_epoch_as_started(trainer)
+        # After a checkpoint of an epoch's last step, Lightning 2.6 resumes in the next epoch without counting that as
+        # started, and a run that is resumed a second time would take the wrong clips.
+        loop = trainer.fit_loop
+        if loop.restarted_mid_epoch and loop.epoch_progress.total.processed == loop.epoch_progress.total.ready:
+            loop.reset_restart_stage()
 
-    def on_before_optimizer_step(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
-        """Tell the other processes what this one wishes."""
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         _tell(pl_module.report, self._wish(), pl_module.device)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         """Save if any process wishes so, of several as of the step before."""
-        if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
+        if (args[-1] + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
             return
         wish = self._wish() if trainer.world_size == 1 else _agreed(pl_module.report)
         # What the others wished while this step saved.
@@ -129,16 +103,20 @@ class SaveInTime(Checkpoint):
         if wish == SAVE:
             self._just_saved = trainer.world_size > 1
         else:
-            log_step_now(trainer)
+            # Lightning logs what the step logged after this hook; private in 2.6.
+            trainer._logger_connector.on_batch_end()
+            trainer._logger_connector.update_train_step_metrics()
             self._end(trainer, wish)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save what the run ends with; end here if a signal came in validation, or too late for the last step."""
-        wish = self._largest(trainer)
-        epochs = trainer.fit_loop.epoch_progress.current.processed
-        limits = ((epochs, trainer.max_epochs), (trainer.global_step, trainer.max_steps))
+        wish, step = self._largest(trainer), trainer.global_step
+        limits = ((trainer.fit_loop.epoch_progress.current.processed, trainer.max_epochs), (step, trainer.max_steps))
         ends = trainer.should_stop or any(0 <= (limit or -1) <= done for done, limit in limits)
-        if (wish or ends) and not saved_by_another(trainer, self.path):
+        # Private in Lightning 2.6: what the run's `ModelCheckpoint` have written at this very step.
+        others = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+        saved = [(callback._last_checkpoint_saved, callback._last_global_step_saved) for callback in others]
+        if (wish or ends) and (self.path, step) not in saved:
             trainer.save_checkpoint(self.path)
         if wish:
             self._end(trainer, wish)
@@ -150,28 +128,26 @@ class SaveInTime(Checkpoint):
 
     def on_test_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """End here if any process got a signal; there is nothing to save, and a test is begun again."""
-        _tell(self._tests, self._signals.wish, pl_module.device)
+        _tell(self._tests, self._signal, pl_module.device)
         self._tests.hand_over(self._tests.reduce(trainer.world_size)[0])
-        if wish := self._signals.wish if trainer.world_size == 1 else _agreed(self._tests):
+        if wish := self._signal if trainer.world_size == 1 else _agreed(self._tests):
             self._end(trainer, wish)
 
     def _wish(self) -> int:
-        return self._signals.wish or (SAVE if time.monotonic() - self._saved > self.seconds else 0)
+        return self._signal or (SAVE if time.monotonic() - self._saved > self.seconds else 0)
 
     def _largest(self, trainer: L.Trainer) -> int:
         """The largest wish to end of all processes, now; waits for them."""
-        wish = torch.full((), self._signals.wish, dtype=torch.int32, device=trainer.strategy.root_device)
-        if trainer.world_size > 1:
-            torch.distributed.all_reduce(wish, torch.distributed.ReduceOp.MAX)
-        return int(wish)
+        wish = torch.full((), self._signal, dtype=torch.int32, device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(wish, reduce_op="max"))
 
     def _end(self, trainer: L.Trainer, wish: int) -> None:
-        number = Signals.NUMBERS[wish - SAVE - 1]
+        number = NUMBERS[wish - SAVE - 1]
         try:
             if trainer.is_global_zero:
                 saved = "could not be saved" if self.path in trainer.strategy.checkpoint_io.failures else "is saved"
                 print(f"{number.name}: step {trainer.global_step} {saved}; continue with resume=last", flush=True)
-                queue_again(number, self._signals.handlers.get(number))
+                queue_again(number, self._handlers.get(number))
         finally:
             # SLURM may end a job's other processes when one ends badly, and the first is not to be ended before this.
             trainer.strategy.barrier()
@@ -180,14 +156,16 @@ class SaveInTime(Checkpoint):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Give the signals back; but a process that ends by one is left to end in its time."""
         if not isinstance(exception, Interrupted):
-            self._signals.give_back()
+            self.teardown(trainer, pl_module, "")
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self._signals.give_back()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
 
 
 def _tell(report: StepReport, wish: int, device: torch.device) -> None:
-    report.count("wishes", torch.arange(SAVE, SAVE + 1 + len(Signals.NUMBERS), device=device) == wish)
+    report.count("wishes", torch.arange(SAVE, SAVE + 1 + len(NUMBERS), device=device) == wish)
 
 
 def _agreed(report: StepReport) -> int:

@@ -21,7 +21,6 @@ from torch.distributed.checkpoint.state_dict import (
 from avmae.models.weights import MODEL, shards_of
 from avmae.runs.folder import SHARDED, checksum
 from avmae.training.checkpoints import beside, is_full, make_room, nonfinite, publish, write_synced
-from avmae.training.lightning_private import take_all_for_data
 
 SHARDS = "shards"
 """Subfolder of a sharded checkpoint."""
@@ -46,7 +45,8 @@ class FSDP2Strategy(ModelParallelStrategy):
         self.sharded = sharded
 
     def setup_environment(self) -> None:
-        take_all_for_data(self)
+        # Private in Lightning 2.6, which tells a strategy the number of processes only after it was made.
+        self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
@@ -66,10 +66,8 @@ class FSDP2Strategy(ModelParallelStrategy):
         cause, full = (f"{lost} is not finite", False) if lost else self._write(tensors, rest, new, path)
         if full and self.broadcast(self.is_global_zero and make_room(path)):
             cause, _ = self._write(tensors, rest, new, path)
-        if cause is None:
-            self.checkpoint_io.failures.pop(str(path), None)
-        elif self.is_global_zero:
-            self.checkpoint_io.failed(path, cause)
+        if self.is_global_zero or cause is None:
+            self.checkpoint_io.note(path, cause)
 
     def _write(
         self, tensors: dict[str, Tensor], rest: dict[str, Any], new: Path, path: Path

@@ -1,7 +1,8 @@
 """What pretraining and classification share: optimiser, schedule, sharding, and randomness by step."""
 
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any
 
@@ -18,14 +19,19 @@ from avmae.errors import InputError
 from avmae.models.autoencoder import MaskedAutoencoder
 from avmae.models.classifier import Classifier
 from avmae.models.weights import Match
+from avmae.runs.history import flat
 from avmae.training.nonfinite import skip_if
 from avmae.training.optim import OptimSpec, build_optimizer, warmup_cosine
 from avmae.training.report import StepReport
 
-CHOICE = ("fold", "val_groups", "val_share", "only", "train_share")
-"""Settings of data modules that decide which clips are trained on."""
-GROUPS = ("kind", "layer_decay")
-"""Settings of the optimiser without which a checkpoint's state of it means something else."""
+FIXED = re.compile(
+    r"seed$|(model|size|clip)\."
+    # Which clips are trained on.
+    r"|data\.(fold|val_groups|val_share|only|train_share)$"
+    # Without them, a checkpoint's state of the optimiser means something else.
+    r"|optim\.(kind|layer_decay)$"
+)
+"""Settings that a resumed run has to have as they were."""
 
 
 class Stream(IntEnum):
@@ -35,7 +41,7 @@ class Stream(IntEnum):
     VALIDATION_MASKS = 1
     NETWORK = 2
     MIXING = 3
-    OTHER_SOUND = 4
+    OTHER_AUDIO = 4
 
 
 class Task(L.LightningModule):
@@ -45,7 +51,7 @@ class Task(L.LightningModule):
     state to equal an uninterrupted one.
 
     Args:
-        network: autoencoder or classifier.
+        network: what is trained.
         optim: the recipe's optimiser.
         config: plain data from which the network can be built again; kept in the checkpoint.
         seed: of the run.
@@ -78,7 +84,6 @@ class Task(L.LightningModule):
         self.match: Match | None = None
         self.resumed_metrics: dict[str, float] = {}
         self._changed: list[str] = []
-        self.report = StepReport()
         if compile:
             network.compile(backend="inductor" if compile is True else compile)
 
@@ -133,18 +138,17 @@ class Task(L.LightningModule):
         batches, limit = len(trainer.datamodule.train_sampler()), trainer.limit_train_batches
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
         accumulated, clips = trainer.accumulate_grad_batches, trainer.datamodule.loading.batch_size * trainer.world_size
+        effective = clips * accumulated
         if accumulated > batches:
             raise InputError(
-                f"trainer.accumulate_grad_batches={accumulated}, a step of {accumulated * clips} clips, exceeds the "
-                f"{batches} batches of an epoch; lower it, or trainer.clips_per_step to {batches * clips} at most"
+                f"trainer.accumulate_grad_batches={accumulated}, a step of {effective} clips, exceeds the {batches} "
+                f"batches of an epoch; lower it, or trainer.clips_per_step to {batches * clips} at most"
             )
         ends = [(trainer.max_epochs or -1) * math.ceil(batches / accumulated), trainer.max_steps]
         steps = min((end for end in ends if end > 0), default=0)
         if not steps:
             raise InputError("trainer.max_epochs or trainer.max_steps must say when training ends")
-        effective = clips * accumulated
-        sharded = isinstance(trainer.strategy, ModelParallelStrategy)
-        if sharded and self.optim.kind == "muon":
+        if isinstance(trainer.strategy, ModelParallelStrategy) and self.optim.kind == "muon":
             raise InputError("optim.kind=muon needs whole matrices, and strategy=fsdp shards them; choose adamw or ddp")
         optimizer = build_optimizer(self.network, self.optim, effective, self.loaded)
         self.print(
@@ -155,21 +159,15 @@ class Task(L.LightningModule):
             decay = f"layer decay {self.optim.layer_decay:g} of what was loaded"
             self.print(decay if self.loaded else "no layer decay, for no weights were loaded: training is from scratch")
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(self.optim, steps))
-        self._groups = [
-            {k: v for k, v in group.items() if k not in ("params", "fused")} for group in optimizer.param_groups
-        ]
+        own = ("params", "fused")
+        self._groups = [{k: v for k, v in group.items() if k not in own} for group in optimizer.param_groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_before_backward(self, loss: Tensor) -> None:
         """Report whether a loss of the step is not finite: its gradient may be, where NaN is masked."""
         self.report.count("lost", ~loss.isfinite())
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
         """Clip by the recipe's norm, skip what is not finite, and log what the step reports either way."""
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.optim.clip_norm or float("inf"))
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
@@ -184,9 +182,8 @@ class Task(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what the network can be built from, what was loaded, and the metrics."""
-        checkpoint["config"] = self.config
-        checkpoint["loaded"] = sorted(self.loaded)
-        checkpoint["metrics"] = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        checkpoint |= {"config": self.config, "loaded": sorted(self.loaded), "metrics": metrics}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the metrics; say where the run resumes, and with which changed settings.
@@ -194,16 +191,11 @@ class Task(L.LightningModule):
         Raises:
             InputError: the checkpoint is of a run with another model, window, seed, choice of clips or optimiser.
         """
-        before, now = (
-            {f"{part}.{key}": value for part in ("model", "size", "clip") for key, value in config[part].items()}
-            | {f"data.{key}": config["data"][key] for key in CHOICE if key in config["data"]}
-            | {f"optim.{key}": value for key, value in _recipe(config, "optim").items() if key in GROUPS}
-            | {"seed": config["seed"]}
-            for config in (checkpoint["config"], self.config)
-        )
-        # Recomputing activations changes no result.
-        for key in (before.keys() & now.keys()) - {"model.checkpointing"}:
-            if before[key] != now[key]:
+        before, now = (flat({**config, **config.get("recipe", {})}) for config in (checkpoint["config"], self.config))
+        changed = [key for key in before if key in now and before[key] != now[key]]
+        for key in changed:
+            # Recomputing activations changes no result.
+            if FIXED.match(key) and key != "model.checkpointing":
                 raise InputError(
                     f"resume= continues a run of {key}={before[key]}, and now it is {now[key]}; give what it was, "
                     "or start a new run from its weights with ckpt="
@@ -211,22 +203,7 @@ class Task(L.LightningModule):
         self.resumed_metrics = checkpoint.get("metrics", {})
         if self.trainer.state.fn == TrainerFn.FITTING:
             self.print(f"resuming {self.trainer.ckpt_path} after step {checkpoint['global_step']}")
-            old, new = (
-                dict(_flat({"data": config["data"], **config.get("recipe", {})}))
-                for config in (checkpoint["config"], self.config)
-            )
-            self._changed = [key for key in old if key in new and old[key] != new[key]]
+            parts = ("data", *checkpoint["config"].get("recipe", ()))
+            self._changed = [key for key in changed if key.partition(".")[0] in parts]
             for key in self._changed:
-                self.print(f"changed: {key}: {old[key]} -> {new[key]}")
-
-
-def _recipe(config: Mapping[str, Any], part: str) -> dict[str, Any]:
-    return config.get("recipe", {}).get(part, {})
-
-
-def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+                self.print(f"changed: {key}: {before[key]} -> {now[key]}")

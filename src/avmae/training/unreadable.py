@@ -7,8 +7,10 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from avmae.data.datamodule import Batch
 from avmae.errors import InputError, printable
+
+PARTS = {"train": "training", "validate": "validation", "sanity_check": "validation", "test": "test"}
+"""Lightning's stages, in words."""
 
 
 class UnreadableClips(Callback):
@@ -22,19 +24,27 @@ class UnreadableClips(Callback):
 
     def __init__(self, max_share: float = 0.05) -> None:
         self.max_share = max_share
-        self._failed: dict[str, list[str]] = {"training": [], "validation": [], "test": []}
-        self._read = dict.fromkeys(self._failed, 0)
+        self._found: dict[str, tuple[list[str], int]] = {}
 
-    def _count(self, trainer: L.Trainer, part: str, batch: Batch, batches: int) -> None:
-        self._failed[part] += batch["unreadable"]
-        self._read[part] += batch["windows"]
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        _, batch, number, *_ = args
+        part = PARTS[trainer.state.stage]
+        failed, read = self._found.get(part, ([], 0))
+        self._found[part] = failed + batch["unreadable"], read + batch["windows"]
         # After the same batches on all processes, which have equally many, and ever more rarely.
-        if batches & (batches - 1) == 0:
+        if number & (number + 1) == 0:
             self._judge(trainer, part, ended=False)
 
+    on_validation_batch_end = on_test_batch_end = on_train_batch_end
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._judge(trainer, PARTS[trainer.state.stage])
+
+    on_validation_epoch_end = on_test_epoch_end = on_train_epoch_end
+
     def _judge(self, trainer: L.Trainer, part: str, ended: bool = True) -> None:
-        """Decide by what all processes together could not read, so that all go on or none does."""
-        own = self._failed[part], self._read[part]
+        """Decide by what all processes together could not read, so that all continue or none does."""
+        own = self._found.get(part, ([], 0))
         every = [own] * trainer.world_size
         if trainer.world_size > 1:
             torch.distributed.all_gather_object(every, own)
@@ -42,7 +52,7 @@ class UnreadableClips(Callback):
         # Enough to tell a bad data set from a bad clip, long before a large epoch ends.
         if not ended and (read < 200 or len(failed) <= 2 * self.max_share * read):
             return
-        self._failed[part], self._read[part] = [], 0
+        self._found.pop(part, None)
         if not failed:
             return
         clips = sorted(set(failed))
@@ -55,30 +65,3 @@ class UnreadableClips(Callback):
             )
         if trainer.is_global_zero:
             print(f"skipped: {printable(text)}", file=sys.stderr)
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
-        self._count(trainer, "training", batch, batch_idx + 1)
-
-    def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int, *_: int
-    ) -> None:
-        self._count(trainer, "validation", batch, batch_idx + 1)
-
-    def on_test_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int, *_: int
-    ) -> None:
-        self._count(trainer, "test", batch, batch_idx + 1)
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say what was skipped."""
-        self._judge(trainer, "training")
-
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say what was not scored."""
-        self._judge(trainer, "validation")
-
-    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say what was not scored."""
-        self._judge(trainer, "test")
