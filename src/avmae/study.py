@@ -4,6 +4,7 @@ import json
 import signal
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from avmae.cli.table import print_table
 from avmae.clip import ClipSpec
 from avmae.data.build import build_data
 from avmae.evaluation.data import evaluation_data
-from avmae.evaluation.study import Study, StudySpec, study_tables, write
+from avmae.evaluation.study import Study, StudySpec, study_tables
+from avmae.runs.files import write_json
 from avmae.runs.settings import spec
 
 
@@ -31,9 +33,9 @@ def study(plan: Study, jobs: int | None = None, progress: bool = False) -> dict[
     if not controlled.is_file():
         trained = read_checkpoint(next(plan.output.glob("*/seed*/finetune_1/checkpoints/last.ckpt"))).config
         data = evaluation_data(trained, {"segments": 1, "crops": 1}, ["video", "audio"])
-        write(controlled, controls(data, progress))
-    content = plan.content(rows, json.loads(controlled.read_text(encoding="utf-8")))
-    write(plan.output / "study.json", content)
+        write_json(controlled, controls(data, progress))
+    content = {"study": asdict(plan.spec), "controls": json.loads(controlled.read_text(encoding="utf-8")), "rows": rows}
+    write_json(plan.output / "study.json", content)
     for metric, start in (("top1", "pretrained"), ("hidden_mse", "pretraining")):
         chosen = [row for row in rows if (row["start"], row["labels"], row["subset"]) == (start, 1.0, "sound")]
         write_png(study_figure(chosen, metric), plan.output / f"{metric}.png")

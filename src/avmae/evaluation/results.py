@@ -1,6 +1,5 @@
 """What `results.json` holds: what a model reaches on test clips, where that is written, and how it is shown."""
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,10 +14,12 @@ from avmae.errors import InputError
 from avmae.evaluation.batches import Inference
 from avmae.evaluation.degraded import condition_name, degraded_rows, measure
 from avmae.evaluation.embedding import Embedder, Embeddings, embed
+from avmae.evaluation.metrics import metric_text
 from avmae.evaluation.scores import confusion, per_class
 from avmae.models.autoencoder import MaskedAutoencoder
 from avmae.models.classifier import Classifier
 from avmae.models.contrast import recall
+from avmae.runs.files import write_json
 
 Results = dict[str, Any]
 Table = tuple[str, list[str], list[list[str]]]
@@ -43,7 +44,6 @@ def score_model(
         InputError: there are no test clips, or not of the model's classes; too many cannot be read; an autoencoder has
             nothing to retrieve and no degradation is asked for.
     """
-    inference = inference or Inference()
     asked = [degrade] if isinstance(degrade, str) else [str(text) for text in degrade]
     degradations = all_degradations() if "all" in asked else [Degradation.parse(x) for x in asked if x != "clean"]
     datamodule.require_test()
@@ -56,7 +56,7 @@ def score_model(
         found = measure(model, datamodule, degradations, inference)
         results = classification(found[0], datamodule)
     elif "audio" in model.encoder.modalities:
-        embedder = Embedder(len(datamodule.splits.test), inference.device)
+        embedder = Embedder(len(datamodule.splits.test))
         found = measure(model, datamodule, degradations, inference, embedder) if degrade else []
         results = retrieval(embedder.compute() if degrade else embed(model, datamodule, "test", inference))
     elif degrade:
@@ -69,7 +69,7 @@ def score_model(
 
 
 def classification(found: Results, datamodule: ClipDataModule) -> Results:
-    """Accuracies as shares of 1, over all clips, over those with and without sound, and by class.
+    """Accuracies as shares of 1, over all clips, over those with and without audio, and by class.
 
     Args:
         found: what `ClipScores` computed for the test clips.
@@ -79,7 +79,7 @@ def classification(found: Results, datamodule: ClipDataModule) -> Results:
     labels, classes = [entry.label for entry in datamodule.splits.test], datamodule.classes
     counts = confusion(found["predictions"], labels, len(classes))
     clips, hits = counts.sum(1), counts.diagonal()
-    # Whole classes, of UCF101 the 51 with sound and the 50 without: a few silent clips do not leave their class.
+    # Whole classes, of UCF101 the 51 with audio and the 50 without: a few silent clips do not leave their class.
     sounding = torch.from_numpy(found["sounding"] & (found["predictions"] >= 0))
     heard = torch.bincount(torch.tensor(labels)[sounding], minlength=len(classes)) * 2 > clips
     for name, chosen in (("sound_classes", heard), ("silent_classes", ~heard & (clips > 0))):
@@ -89,7 +89,7 @@ def classification(found: Results, datamodule: ClipDataModule) -> Results:
 
 
 def retrieval(embeddings: Embeddings) -> Results:
-    """How well a clip's audio is found by its video and the other way round, and among how many `clips` with sound."""
+    """How well a clip's audio is found by its video and the other way round, and among how many `clips` with audio."""
     kept = embeddings.scored & embeddings.has_audio
     figures = recall(embeddings.apart["video"][kept], embeddings.apart["audio"][kept]) if kept.any() else {}
     return {"clips": int(kept.sum()), **figures}
@@ -97,13 +97,13 @@ def retrieval(embeddings: Embeddings) -> Results:
 
 def average(results: Sequence[Results]) -> dict[str, float]:
     """Means of the figures that all have: checkpoints of different kinds are scored differently."""
-    return {name: mean(result[name] for result in results) for name in figure_names(results, every=True)}
+    names = [name for name in figure_names(results) if all(name in result for result in results)]
+    return {name: mean(result[name] for result in results) for name in names}
 
 
-def figure_names(results: Sequence[Results], every: bool = False) -> list[str]:
-    """Names of the figures that any of the results has, or every one."""
-    names = dict.fromkeys(name for result in results for name, value in result.items() if isinstance(value, float))
-    return [name for name in names if not every or all(name in result for result in results)]
+def figure_names(results: Sequence[Results]) -> list[str]:
+    """Names of the figures that any of the results has."""
+    return list(dict.fromkeys(name for found in results for name, value in found.items() if isinstance(value, float)))
 
 
 def result_files(ckpts: Sequence[str], output: str | None) -> tuple[list[Path], Path]:
@@ -133,12 +133,7 @@ def write_results(results: Sequence[Results], own: Sequence[Path], output: Path)
     """
     content = results[0] if len(results) == 1 else average(results) | {"runs": results}
     for file, result in [*zip(own, results, strict=False), (output, content)]:
-        partial = file.with_name(f".{file.name}.partial")
-        try:
-            partial.write_text(json.dumps(result, indent=2), encoding="utf-8")
-            partial.replace(file)
-        except OSError as error:
-            raise InputError(f"{file} cannot be written: {error.strerror}; choose another output=") from error
+        write_json(file, result)
 
 
 def result_tables(results: Sequence[Results], last: bool = True) -> Iterator[Table]:
@@ -150,23 +145,23 @@ def result_tables(results: Sequence[Results], last: bool = True) -> Iterator[Tab
     """
     result = results[-1]
     if by_class := result.get("per_class"):
-        yield "", ["class", "top1", "clips"], [[n, f"{c['top1']:.1%}", str(c["clips"])] for n, c in by_class.items()]
+        rows = [[name, metric_text("top1", found["top1"]), str(found["clips"])] for name, found in by_class.items()]
+        yield "", ["class", "top1", "clips"], rows
     if figures := {name: value for name, value in result.items() if isinstance(value, float | int)}:
-        among = f"retrieval among {result.get('clips', 0)} test clips with sound"
+        among = f"retrieval among {result.get('clips', 0)} test clips with audio"
         title = "" if by_class else f"{among}; meant for models trained with task.contrast"
-        cells = [[n, f"{v:.1%}" if isinstance(v, float) else str(v)] for n, v in figures.items()]
-        yield title, ["metric", "value"], cells
+        yield title, ["metric", "value"], [[name, metric_text(name, value)] for name, value in figures.items()]
     table: dict[str, dict[str, str]] = {}
     for row in result.get("degraded", ()):
         column = row["metric"] if row["subset"] == "all" else f"{row['subset']}/{row['metric']}"
         if row["metric"] != "top5":
-            text = f"{row['value']:.1%}" if row["metric"] == "top1" else f"{row['value']:.4f}"
-            table.setdefault(condition_name(row["degradation"], row["severity"]), {})[column] = text
+            condition = condition_name(row["degradation"], row["severity"])
+            table.setdefault(condition, {})[column] = metric_text(row["metric"], row["value"])
     if table:
         columns = list(dict.fromkeys(name for row in table.values() for name in row))
         yield "", ["degraded", *columns], [[line, *(row[c] for c in columns)] for line, row in table.items()]
     if last and len(results) > 1:
         names = figure_names(results)
         lines = [*((found["ckpt"], found) for found in results), ("mean", average(results))]
-        cells = [[first, *(f"{line[n]:.1%}" if n in line else "" for n in names)] for first, line in lines]
+        cells = [[first, *(metric_text(n, line[n]) if n in line else "" for n in names)] for first, line in lines]
         yield "", ["checkpoint", *names], cells

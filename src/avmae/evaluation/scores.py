@@ -1,6 +1,6 @@
 """Scores by clip: each one once, however many views of it were seen and by how many processes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,12 +40,12 @@ class ClipScores(Metric):
         clip_id = batch["clip_id"].clamp(min=0)
         self.scores.index_add_(0, clip_id, logits.float().softmax(-1) * scored[:, None])
         self.views.index_add_(0, clip_id, scored.long())
-        # A clip sounds if any of its windows does; unscored views must not overwrite clip 0.
+        # A clip has audio if any of its windows does; unscored views must not overwrite clip 0.
         self.labels.scatter_reduce_(0, clip_id, torch.where(scored, batch["label"], -1), "amax")
         self.sounding.scatter_reduce_(0, clip_id, (scored & batch["has_audio"]).long(), "amax")
 
     def compute(self) -> dict[str, Any]:
-        """Accuracies as shares of 1, for all clips and for the sounding and silent ones, and what they are made of.
+        """Accuracies as shares of 1, for all clips and for those with and without audio, and what they are made of.
 
         Returns:
             `top1`, `top5` (0-d float tensors; of each non-empty subset with the prefix `sound/` or `silent/`), `clips`
@@ -67,6 +67,30 @@ class ClipScores(Metric):
         result["predictions"] = torch.where(seen, best[:, 0], -1).cpu().numpy()
         result["sounding"] = (self.sounding > 0).cpu().numpy()
         return result
+
+
+class ClipMeans:
+    """Averages errors over views, those of all clips and of clips with and without audio."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+
+    def update(self, errors: Mapping[str, Tensor], batch: Batch) -> None:
+        """Take errors (B,) by name; views with ``clip_id`` -1 are left out."""
+        scored = (batch["clip_id"] >= 0).double()
+        for name, error in errors.items():
+            # In float64: what audio changes early in training is lost in the rounding of a float32 sum.
+            sums = self.sums.setdefault(name, scored.new_zeros(2, 2))
+            sums.index_add_(0, batch["has_audio"].long(), torch.stack([error * scored, scored], 1))
+
+    def compute(self) -> dict[str, float]:
+        """Means by name, those of non-empty subsets with the prefix `sound/` or `silent/`."""
+        return {
+            prefix + name: float(error / count)
+            for name, sums in self.sums.items()
+            for prefix, (error, count) in {"": sums.sum(0), "sound/": sums[1], "silent/": sums[0]}.items()
+            if count
+        }
 
 
 def confusion(predictions: NDArray[np.int64], labels: Sequence[int], classes: int) -> Tensor:

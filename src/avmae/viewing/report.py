@@ -6,8 +6,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 import avmae
 from avmae.errors import InputError
 from avmae.evaluation.metrics import is_share, metric_text
@@ -17,7 +15,6 @@ from avmae.viewing.sections import (
     Cell,
     RunSection,
     Table,
-    as_text,
     curve_plots,
     epoch_of,
     evaluation,
@@ -27,6 +24,7 @@ from avmae.viewing.sections import (
     swept_axis,
     table,
 )
+from avmae.viewing.templates import as_text, render
 
 OVERVIEW = (
     *("train/loss", "val/loss", "val/loss_video", "val/loss_audio", "val/knn_top1", "val/top1", "test/top1"),
@@ -91,15 +89,8 @@ def build_page(
     logged = [[section for section in alike if section.run.curves] for alike in tasks.values()]
     counted = f"{len(runs)} run{'s' * (len(runs) > 1)}" if runs else ""
     written = f"written {datetime.now():%Y-%m-%d %H:%M} by avmae {avmae.__version__}"
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["as_text"] = as_text
-    html = environment.get_template("report.html").render(
+    html = render(
+        "report.html",
         title=", ".join(dict.fromkeys(r.name or r.label for r in runs)) or ", ".join(p.resolve().name for p in inputs),
         meta=" · ".join(filter(None, [", ".join(map(str, inputs)), counted, written])),
         overview={task: overview(alike) for task, alike in tasks.items()} if len(runs) > 1 else {},

@@ -1,7 +1,5 @@
 """The report's sections: plots of several runs, what one run left behind, and tables."""
 
-import base64
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +9,7 @@ from typing import Any
 from avmae.evaluation.metrics import metric_text, spread_text
 from avmae.runs.history import Run, read_reconstruction
 from avmae.viewing import plots
+from avmae.viewing.templates import data_address
 
 TITLES = {
     "loss": "Loss",
@@ -222,7 +221,7 @@ def reconstruction(folder: Path, embed_mb: float) -> Shown:
         if size > embed_mb:
             notes.append(f"{file} has {size:.1f} MB and was left out; embed_mb={size + 1:.0f} includes it")
         elif size:
-            files[kind] = f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
+            files[kind] = data_address(kind, file.read_bytes())
     name = Path(content["input"]).name + (f", epoch {epoch}" if epoch >= 0 else "")
     return Shown(name, content["mask"], files, notes, metrics_table("system", content["systems"]))
 
@@ -281,8 +280,3 @@ def study_table(metric: str, panels: Mapping[str, Sequence[plots.Point]]) -> Tab
                 values.setdefault(place, {}).setdefault(point.line, []).append(point.value)
     found = {place: {x: Cell(spread_text(metric, v)) for x, v in row.items()} for place, row in values.items()}
     return table("degradation", found)
-
-
-def as_text(value: Any) -> str:
-    """A setting as text: strings as they are, anything else as JSON."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from avmae.clip import ClipSpec
 from avmae.data.datamodule import Batch
 from avmae.data.decode.audio import Waveform
 from avmae.data.decode.frames import Frames
@@ -26,7 +27,6 @@ class Panel:
     """One version of a window.
 
     Args:
-        label: what it is.
         frames: (T, H, W, 3) uint8.
         audio: (samples,) float32 in [-1, 1]; None where there is none.
         spectrogram: (H, W, 3) uint8; None where the model takes no audio.
@@ -65,8 +65,7 @@ class View:
         title: which window of what.
         metrics: how good the reconstruction is, in a sentence.
         panels: original, masked, reconstructed.
-        fps: of the panels.
-        sample_rate: of their audio, in Hz.
+        clip: shape of the window.
         attention: None where the model has no cross-attention or the window no audio.
         note: why there is no attention; empty if there is.
         with_audio: probabilities of the first classes; None without a classifier, or where it gets no audio.
@@ -76,8 +75,7 @@ class View:
     title: str
     metrics: str
     panels: list[Panel]
-    fps: float
-    sample_rate: int
+    clip: ClipSpec
     attention: Attention | None
     note: str
     with_audio: Classes | None
@@ -137,20 +135,14 @@ class Viewer:
             self.model.maskings = maskings
             found = compare({self.name: self.model}, window, seed)
         attention, note = self._attention(batch, found.videos["original"], window.has_audio)
-        classes: dict[bool, Classes] = {}
-        if self.classifier is not None:
-            own = self.classifier.clip
-            classes = self._classify(
-                batch if own == clip else window_batch(read_window(file, own, position, own.canvas), own)
-            )
+        classes = self._classify(file, position)
         repeated = ", repeated" if length < clip.seconds else ""
         seconds = f"{clip.seconds:.2f} s from {window.start:.2f} s of {length:.2f} s{repeated}"
         return View(
             title=f"{file.name}: {seconds}, {'with audio' if window.has_audio else 'without audio'}",
             metrics=self._metrics(found, statistics),
             panels=self._panels(found, statistics),
-            fps=clip.fps / clip.stride,
-            sample_rate=clip.sample_rate,
+            clip=clip,
             attention=attention,
             note=note,
             with_audio=classes.get(True),
@@ -198,13 +190,13 @@ class Viewer:
             peak=video.max().item() * tokens,
         ), ""
 
-    def _classify(self, batch: Batch) -> dict[bool, Classes]:
+    def _classify(self, file: Path, position: float) -> dict[bool, Classes]:
         """The first classes with and without the audio; the former only where there is some and the model takes it."""
-        assert self.classifier is not None
-        found = {}
-        for has_audio in (True, False):
-            if has_audio and not (bool(batch["has_audio"]) and "audio" in self.classifier.encoder.modalities):
-                continue
+        if self.classifier is None:
+            return {}
+        clip, hears = self.classifier.clip, "audio" in self.classifier.encoder.modalities
+        batch, found = window_batch(read_window(file, clip, position, clip.canvas), clip), {}
+        for has_audio in (True, False) if hears and bool(batch["has_audio"]) else (False,):
             with torch.inference_mode():
                 logits = self.classifier(batch | {"has_audio": torch.tensor([has_audio])})
             top = top_classes(logits[0].softmax(-1), self.classes, TOP)
