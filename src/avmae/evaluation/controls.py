@@ -50,11 +50,7 @@ def file_features(path: Path) -> list[float]:
 
 
 def controls(datamodule: ClipDataModule, progress: bool = False) -> dict[str, float]:
-    """Test accuracies of linear models that see next to nothing.
-
-    Args:
-        datamodule: of the data set, with one segment and one crop.
-        progress: show how far it is.
+    """Test accuracies of linear models that see next to nothing, of one segment and one crop of each clip.
 
     Returns:
         By control: `chance`; `has_sound`, from whether a clip has audio and nothing else; `file/sound` and

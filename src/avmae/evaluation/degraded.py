@@ -23,13 +23,7 @@ Row = dict[str, Any]
 
 
 def masked_errors(model: MaskedAutoencoder, batch: Batch, clean: Batch) -> dict[str, Tensor]:
-    """Mean squared errors (B,) of masked video patches, predicted from degraded ones, in the units of training.
-
-    Args:
-        model: in evaluation mode.
-        batch: what it sees.
-        clean: what it has to predict.
-    """
+    """Mean squared errors (B,) of masked patches of `clean` video, predicted from `batch`, in the units of training."""
     masks = draw_by_view(model, clean)
     prediction = model(batch, masks).predictions["video"].float()
     target = gather_tokens(model.encoder.patchify(clean)["video"], masks["video"].hidden)
@@ -59,17 +53,12 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Test a model on clean test clips and on each degradation of them, in one pass.
 
-    Args:
-        model: in evaluation mode.
-        datamodule: its test clips, segments and crops.
-        degradations: each scored by itself.
-        inference: device, precision, progress.
-        embedder: is given the clean clips as well.
+    The embedder is given the clean clips as well.
 
     Returns:
-        Of the clean clips and of each degradation what `ClipScores` finds for a classifier; for an autoencoder
-        the means of `masked_errors`, also with the prefixes `sound/` and `silent/`, under masks that are the same for
-        every degradation and for systems with the same patches.
+        Of the clean clips and of each degradation what `ClipScores` finds for a classifier; for an autoencoder what
+        `ClipMeans` finds of its `masked_errors`, under masks that are the same for every degradation and for systems
+        with the same patches.
 
     Raises:
         InputError: too many clips cannot be read, of which some are named.

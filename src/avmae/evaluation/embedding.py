@@ -64,12 +64,6 @@ def embed(
 ) -> Embeddings:
     """Embed the clips of one part, averaged over the data module's segments x crops.
 
-    Args:
-        model: in evaluation mode.
-        datamodule: of the data set.
-        part: `train`, `val` or `test`.
-        inference: device, precision, progress.
-
     Raises:
         InputError: too many clips cannot be read, of which some are named.
     """

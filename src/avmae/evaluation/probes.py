@@ -32,13 +32,7 @@ def knn_votes(queries: Tensor, features: Tensor, labels: Tensor, classes: int, k
 
 
 def linear_accuracy(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], classes: int) -> float:
-    """Test accuracy of a ridge regression to classes.
-
-    Args:
-        train: features (N, D) float32 and labels (N,) int64.
-        test: the same of other clips.
-        classes: how many there are.
-    """
+    """Test accuracy of a ridge regression to classes, from features (N, D) float32 and labels (N,) int64 of clips."""
     features, labels = train[0].double(), train[1]
     mean, std = features.mean(0), features.std(0).clamp(min=1e-6)
     targets = F.one_hot(labels, classes).double()

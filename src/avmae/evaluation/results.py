@@ -69,12 +69,7 @@ def score_model(
 
 
 def classification(found: Results, datamodule: ClipDataModule) -> Results:
-    """Accuracies as shares of 1, over all clips, over those with and without audio, and by class.
-
-    Args:
-        found: what `ClipScores` computed for the test clips.
-        datamodule: theirs.
-    """
+    """Accuracies as shares of 1, over all clips, over those with and without audio, and by class, from `ClipScores`."""
     figures = {k: float(v) if "top" in k else int(v) for k, v in found.items() if k not in ("predictions", "sounding")}
     labels, classes = [entry.label for entry in datamodule.splits.test], datamodule.classes
     counts = confusion(found["predictions"], labels, len(classes))
@@ -126,23 +121,14 @@ def _run_of(ckpt: str) -> Path:
 
 
 def write_results(results: Sequence[Results], own: Sequence[Path], output: Path) -> None:
-    """Write what `result_files` names; several checkpoints' results are the means and the `runs` that they are of.
-
-    Raises:
-        InputError: a file cannot be written.
-    """
+    """Write what `result_files` names; several checkpoints' results are the means and the `runs` that they are of."""
     content = results[0] if len(results) == 1 else average(results) | {"runs": results}
     for file, result in [*zip(own, results, strict=False), (output, content)]:
         write_json(file, result)
 
 
 def result_tables(results: Sequence[Results], last: bool = True) -> Iterator[Table]:
-    """Of the newest results by class, the figures, and by degradation, as far as they have them; then the means.
-
-    Args:
-        results: of each checkpoint.
-        last: whether those are all, so that their means come next.
-    """
+    """Of the newest results by class, the figures, and by degradation; of several, if those are all, the means."""
     result = results[-1]
     if by_class := result.get("per_class"):
         rows = [[name, metric_text("top1", found["top1"]), str(found["clips"])] for name, found in by_class.items()]

@@ -13,12 +13,7 @@ from avmae.data.datamodule import Batch
 
 
 class ClipScores(Metric):
-    """Adds up the class probabilities of each clip's views; summed over processes, each view counts once.
-
-    Args:
-        clips: how many there are.
-        classes: how many there are.
-    """
+    """Adds up the class probabilities of each clip's views; summed over processes, each view counts once."""
 
     full_state_update = False
     scores: Tensor
@@ -96,10 +91,7 @@ class ClipMeans:
 def confusion(predictions: NDArray[np.int64], labels: Sequence[int], classes: int) -> Tensor:
     """Count clips by true class and predicted class: (classes, classes) int64, on the CPU.
 
-    Args:
-        predictions: (clips,) int64; -1 for clips without a score, which are left out.
-        labels: of the clips.
-        classes: how many there are.
+    Of the predictions (clips,) int64, -1 stands for clips without a score, which are left out.
     """
     predicted, true = torch.from_numpy(predictions), torch.tensor(labels, dtype=torch.int64)
     kept = predicted >= 0

@@ -74,14 +74,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Study:
-    """A study in its folder; one that was stopped is resumed there.
-
-    Args:
-        output: the folder.
-        spec: what is trained and tested.
-        data: arguments that are handed on to every training.
-        accelerator: of trainings and tests.
-    """
+    """A study in its folder; one that was stopped is resumed there. `data` are arguments of every training."""
 
     output: Path
     spec: StudySpec
@@ -122,15 +115,7 @@ class Study:
         }
 
     def run(self, jobs: int | None = None, progress: bool = False) -> None:
-        """Do all units, side by side.
-
-        Args:
-            jobs: how many at once; see `places`.
-            progress: print what is started, and what has ended.
-
-        Raises:
-            InputError: a training or a test failed.
-        """
+        """Do all units, some at once (see `places`); an InputError says which training or test failed."""
         units, began, ended = self.units(progress), time.monotonic(), set[str]()
 
         def note(name: str) -> None:

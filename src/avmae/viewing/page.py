@@ -3,6 +3,7 @@
 import html
 import io
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from avmae.viewing.templates import FOLDER, data_address, render
 from avmae.viewing.viewer import TOP, Panel, View, Viewer
 
 EMPTY = '<p class="hint">Drop a video to see what the model makes of it.</p>'
-
 GRADIO = ("app_id", "cancel", "info", "queue/data", "queue/join", "reset", "startup-events", "theme.css")
 EXACT = {"/", "/config", "/theme.css", "/favicon.ico", "/manifest.json"}
 EXACT |= {f"/gradio_api/{name}" for name in (*GRADIO, "upload", "upload_progress")}
@@ -38,8 +38,6 @@ POLICY = (
     "object-src 'none'; frame-ancestors 'none'"
 )
 """With it, browsers ask no other server for anything."""
-
-
 FOREIGN = "only files that were uploaded to this page are read"
 
 
@@ -83,34 +81,38 @@ def upload_field(**settings: Any) -> gradio.File:
     return field
 
 
+def answer(
+    viewer: Viewer,
+    uploads: Path,
+    file: str | None,
+    ratio: float,
+    audio_ratio: float,
+    seed: float,
+    position: float,
+    statistics: str,
+) -> list[Any]:
+    """What the page shows of a file, if it lies in the folder of uploads, and what of its classes."""
+    if file is None:
+        return [EMPTY, *[gradio.update(value=None, visible=False)] * 2]
+    path = Path(file).resolve()
+    view_name = next((key for key, label in VIEWS.items() if label == statistics), None)
+    try:
+        if not path.is_relative_to(uploads):
+            raise InputError(FOREIGN)
+        if view_name is None or None in (ratio, audio_ratio, position):
+            raise InputError("every setting needs a value")
+        if seed is None or not 0 <= seed < 2**31:
+            raise InputError(f"the seed must be a whole number from 0 to {2**31 - 1}")
+        view = viewer.view(path, ratio, audio_ratio, int(seed), position, view_name)
+    except InputError as error:
+        message = html.escape(str(error).replace(str(path), path.name))
+        raise gradio.Error(message, duration=None, title="Cannot be shown", print_exception=False) from error
+    found = (view.with_audio, view.without_audio)
+    return [show_view(view), *(gradio.update(value=classes, visible=classes is not None) for classes in found)]
+
+
 def build_page(viewer: Viewer, uploads: Path) -> gradio.Blocks:
-    """The page.
-
-    Args:
-        viewer: makes what is shown.
-        uploads: folder that Gradio puts uploaded files in; no other file is read, not even by a link in it.
-    """
-
-    def show(file: str | None, ratio: float, audio_ratio: float, seed: float, position: float, statistics: str) -> Any:
-        empty = [gradio.update(value=None, visible=False)] * 2
-        if file is None:
-            return [EMPTY, *empty]
-        path = Path(file).resolve()
-        view_name = next((key for key, label in VIEWS.items() if label == statistics), None)
-        try:
-            if not path.is_relative_to(uploads):
-                raise InputError(FOREIGN)
-            if view_name is None or None in (ratio, audio_ratio, position):
-                raise InputError("every setting needs a value")
-            if seed is None or not 0 <= seed < 2**31:
-                raise InputError(f"the seed must be a whole number from 0 to {2**31 - 1}")
-            view = viewer.view(path, ratio, audio_ratio, int(seed), position, view_name)
-        except InputError as error:
-            message = html.escape(str(error).replace(str(path), path.name))
-            raise gradio.Error(message, duration=None, title="Cannot be shown", print_exception=False) from error
-        found = (view.with_audio, view.without_audio)
-        return [show_view(view), *(gradio.update(value=classes, visible=classes is not None) for classes in found)]
-
+    """The page; Gradio puts uploaded files in a folder, and no other file is read, not even by a link in it."""
     # Uploads are kept for an hour, for sliders to be moved.
     with gradio.Blocks(title="avmae", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gradio.Markdown(f"# avmae\n{viewer.name}: most of a video is masked, and reconstructed from what is left.")
@@ -138,7 +140,7 @@ def build_page(viewer: Viewer, uploads: Path) -> gradio.Blocks:
         sliders = (ratio, audio_ratio, position)
         gradio.on(
             [file.upload, file.clear, button.click, seed.submit, statistics.input, *(s.release for s in sliders)],
-            show,
+            partial(answer, viewer, uploads),
             [file, ratio, audio_ratio, seed, position, statistics],
             [result, with_audio, without],
             api_name="reconstruct",
@@ -150,13 +152,7 @@ def build_page(viewer: Viewer, uploads: Path) -> gradio.Blocks:
 
 
 def launch(page: gradio.Blocks, host: str, port: int | None, max_mb: float) -> str:
-    """Serve a page from a thread of its own.
-
-    Args:
-        page: what `build_page` made.
-        host: address to listen on.
-        port: None for the first free one from 7860.
-        max_mb: size above which an upload is refused, in 10^6 bytes.
+    """Serve a page from a thread of its own; see `avmae.viewing.serving.serve`.
 
     Returns:
         Where it is.

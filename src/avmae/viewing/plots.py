@@ -20,25 +20,7 @@ from avmae.evaluation.metrics import is_share, mean_and_std
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Of Okabe and Ito (2008), for all kinds of colour vision; its yellow is left out, for paper is white."""
 MARKERS = "osD^vPX"
-STYLE: dict[str, Any] = {
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.7,
-    "axes.edgecolor": "#444444",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.6,
-    "xtick.color": "#444444",
-    "ytick.color": "#444444",
-    "legend.frameon": False,
-    # Names from outside are text, not formulas; and text stays text, in the page's own font.
-    "text.parse_math": False,
-    "svg.fonttype": "none",
-}
+STYLE = Path(__file__).with_name("figures.mplstyle")
 CLEAN = ("clean", "none", None)
 """A study's names for no degradation."""
 PANEL = (4.1, 2.6)
@@ -72,7 +54,7 @@ def colours(count: int, ordered: bool = False) -> list[str]:
     return list(PALETTE[:count])
 
 
-@rc_context(STYLE)
+@rc_context(fname=STYLE)
 def svg(figure: Figure) -> str:
     """A figure as an SVG element to be put into a page; all text in it is escaped."""
     stream = io.StringIO()
@@ -83,19 +65,17 @@ def svg(figure: Figure) -> str:
     return re.sub(r" font-family: [^;\"]*;", "", text)
 
 
-@rc_context(STYLE)
+@rc_context(fname=STYLE)
 def write_png(figure: Figure, path: Path) -> None:
     """Write a figure as PNG."""
     figure.savefig(path, format="png", dpi=200)
 
 
-@rc_context(STYLE)
+@rc_context(fname=STYLE)
 def curves_figure(name: str, runs: Sequence[tuple[str, Mapping[str, Sequence[tuple[float, float]]]]]) -> Figure:
-    """Curves over steps: training thin, validation with a marker at each value.
+    """Curves of a metric (`loss` for `train/loss`) over steps: training thin, validation with a marker at each value.
 
-    Args:
-        name: of the metric, without its part (`loss` of `train/loss`).
-        runs: colour and curves of each: (step, value) pairs by metric.
+    Of each run come its colour and its (step, value) pairs by metric.
     """
     figure = Figure(PANEL, layout="constrained")
     axes = figure.add_subplot()
@@ -112,7 +92,7 @@ def curves_figure(name: str, runs: Sequence[tuple[str, Mapping[str, Sequence[tup
     return figure
 
 
-@rc_context(STYLE)
+@rc_context(fname=STYLE)
 def dependence_figure(
     points: Sequence[Point],
     xlabel: str,
@@ -140,7 +120,7 @@ def dependence_figure(
     return figure
 
 
-@rc_context(STYLE)
+@rc_context(fname=STYLE)
 def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure:
     """A confusion matrix: a row for each true class, coloured by the share of its clips."""
     counts = np.asarray(confusion, float)
@@ -167,7 +147,7 @@ def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str])
     return figure
 
 
-@rc_context(STYLE)
+@rc_context(fname=STYLE)
 def study_figure(rows: Sequence[Mapping[str, Any]], metric: str) -> Figure:
     """A metric against severity: a panel for each degradation, a line for each system, standard deviation over seeds.
 

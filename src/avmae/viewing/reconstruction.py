@@ -22,7 +22,7 @@ from avmae.data.spectrogram import LogMel
 from avmae.models.autoencoder import MaskedAutoencoder
 from avmae.models.masking import Mask
 from avmae.models.tokens import gather_tokens, scatter_tokens
-from avmae.viewing.pictures import ROW, Row, contact_sheet, error_frames, pixels, side_by_side, spectrogram_image
+from avmae.viewing.pictures import ROW, contact_sheet, error_frames, pixels, side_by_side, spectrogram_image
 
 Statistics = Literal["true", "visible"]
 
@@ -80,11 +80,11 @@ class Comparison:
         columns = np.unique(np.linspace(0, self.clip.frames - 1, COLUMNS).round().astype(int))
         rows = []
         for label, frames in self.videos.items():
-            rows.append(Row(label, list(frames[columns])))
+            rows.append((label, list(frames[columns])))
             if label in self.errors:
-                rows.append(Row("error, brightest at 50%", list(self.errors[label][columns])))
+                rows.append(("error, brightest at 50%", list(self.errors[label][columns])))
         if spectrograms := self.spectrograms():
-            rows.append(Row("audio, in the order above", list(spectrograms.values())))
+            rows.append(("audio, in the order above", list(spectrograms.values())))
         return contact_sheet(title, rows, self.note)
 
     def spectrograms(self) -> dict[str, Frames]:

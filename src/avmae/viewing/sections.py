@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from avmae.evaluation.metrics import metric_text, spread_text
 from avmae.runs.history import Run, read_reconstruction
 from avmae.viewing import plots
@@ -46,15 +48,7 @@ Table = list[list[Cell]]
 
 @dataclass(frozen=True)
 class Plots:
-    """Plots under one heading.
-
-    Args:
-        legend: the lines of all plots.
-        panels: SVG by title.
-        note: how to read them.
-        folded: further panels, shown on demand.
-        table: the same as numbers.
-    """
+    """Plots under one heading: SVG by title, a note on how to read them, more of them on demand, and as numbers."""
 
     title: str
     legend: list[Cell]
@@ -66,12 +60,9 @@ class Plots:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `avmae.evaluate` found.
+    """What `avmae.evaluate` found, the confusion matrix as SVG.
 
-    Args:
-        metrics: by checkpoint.
-        classes: name, top-1, number of clips and what it is most often taken for; best first.
-        confusion: SVG; empty without one.
+    Of each class, best first: name, top-1, number of clips and what it is most often taken for.
     """
 
     metrics: Table
@@ -119,15 +110,15 @@ class RunSection:
 
 def sweep_plots(sections: Sequence[RunSection], names: Sequence[str]) -> Plots:
     """Final metrics of a sweep's jobs against the swept key; further keys make lines, seeds are averaged over."""
-    swept, axis = sections[0].run.swept, swept_axis([section.run for section in sections])
+    swept, axis = sections[0].run.swept, swept_axis([s.run for s in sections])
     kinds = [key for key in swept if key not in (axis, "seed")]
-    names = [name for name in names if sum(name in section.run.final for section in sections) > 1]
+    names = [name for name in names if sum(name in s.run.final for s in sections) > 1]
+    if "val/loss" in names:
+        names = [name for name in names if name != "train/loss"]
     line_of = [", ".join(f"{key}={s.run.overrides.get(key, 'default')}" for key in kinds) for s in sections]
     lines = list(dict.fromkeys(line_of))
     panels = {}
     for name in names:
-        if name == "train/loss" and "val/loss" in names:
-            continue
         points = [
             plots.Point(line, s.run.swept_value(axis), s.run.final[name], s.link.href, "" if kinds else s.colour)
             for s, line in zip(sections, line_of, strict=True)
@@ -194,18 +185,15 @@ def evaluation(run: Run) -> Evaluation | None:
         if "confusion" not in parts[0]:
             return Evaluation(metrics)
         names = list(map(str, parts[0]["classes"]))
-        confusion = [
-            [sum(cells) for cells in zip(*lines, strict=True)]
-            for lines in zip(*(part["confusion"] for part in parts), strict=True)
-        ]
+        counts = np.sum([part["confusion"] for part in parts], axis=0)
         classes = []
-        for label, (name, counts) in enumerate(zip(names, confusion, strict=True)):
-            clips = sum(counts)
-            count, other = max(((c, n) for n, c in enumerate(counts) if n != label), default=(0, 0))
-            if clips:
-                classes.append((name, counts[label] / clips, clips, f"{count} as {names[other]}" if count else ""))
-        classes.sort(key=lambda row: -row[1])
-        return Evaluation(metrics, classes, plots.svg(plots.confusion_figure(confusion, names)))
+        for label, (name, row) in enumerate(zip(names, counts, strict=True)):
+            wrong = np.where(np.arange(len(row)) == label, 0, row)
+            if clips := row.sum():
+                taken = f"{wrong.max()} as {names[wrong.argmax()]}" if wrong.any() else ""
+                classes.append((name, row[label] / clips, clips, taken))
+        classes.sort(key=lambda found: -found[1])
+        return Evaluation(metrics, classes, plots.svg(plots.confusion_figure(counts, names)))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         run.notes.append(f"results.json is not what avmae.evaluate writes ({type(error).__name__}: {error})")
         return None
@@ -245,13 +233,7 @@ def swept_axis(jobs: Sequence[Run]) -> str:
 
 
 def table(first: str, rows: Mapping[Cell, Mapping[str, Cell]], names: Sequence[str] = ()) -> Table:
-    """Rows of what they have under each name, "–" where they have nothing; on its side if it is wider than high.
-
-    Args:
-        first: what the rows are.
-        rows: by the cell that names the row.
-        names: of the columns, in order; of those that any row has if empty.
-    """
+    """What `rows`, which are a `first` each, have under each of these or all names; on its side if wider than high."""
     columns = list(names or dict.fromkeys(n for row in rows.values() for n in row))
     content = [[Cell(first), *map(Cell, columns)]]
     content += [[label, *(row.get(name, Cell("–")) for name in columns)] for label, row in rows.items()]

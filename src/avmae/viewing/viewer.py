@@ -7,10 +7,9 @@ from pathlib import Path
 import torch
 
 from avmae.clip import ClipSpec
-from avmae.data.datamodule import Batch
 from avmae.data.decode.audio import Waveform
 from avmae.data.decode.frames import Frames
-from avmae.data.decode.window import probe, read_window
+from avmae.data.decode.window import Window, probe, read_window
 from avmae.data.read import window_batch
 from avmae.errors import MediaError
 from avmae.models.build import MaskSpec, build_maskings
@@ -66,8 +65,7 @@ class View:
         metrics: how good the reconstruction is, in a sentence.
         panels: original, masked, reconstructed.
         clip: shape of the window.
-        attention: None where the model has no cross-attention or the window no audio.
-        note: why there is no attention; empty if there is.
+        attention: or why there is none.
         with_audio: probabilities of the first classes; None without a classifier, or where it gets no audio.
         without_audio: of the same kind.
     """
@@ -76,19 +74,15 @@ class View:
     metrics: str
     panels: list[Panel]
     clip: ClipSpec
-    attention: Attention | None
-    note: str
+    attention: Attention | str
     with_audio: Classes | None
     without_audio: Classes | None
 
 
 class Viewer:
-    """The models behind the page.
+    """The models behind the page: of a pretraining checkpoint, and of a fine-tuned one if classes are wanted.
 
-    Args:
-        ckpt: of pretraining.
-        classifier: a fine-tuned checkpoint; None for no classes.
-        max_minutes: length of a video above which it is refused.
+    Longer videos than `max_minutes` are refused.
 
     Raises:
         InputError: a checkpoint cannot be read, or is of the other kind.
@@ -130,11 +124,9 @@ class Viewer:
             raise MediaError(f"{file}: lasts {length:.0f} s, more than max_minutes={self.max_minutes:g} allows; cut it")
         clip = self.model.clip
         window = read_window(file, clip, position, clip.canvas)
-        batch = window_batch(window, clip)
         with self.lock:
             self.model.maskings = maskings
             found = compare({self.name: self.model}, window, seed)
-        attention, note = self._attention(batch, found.videos["original"], window.has_audio)
         classes = self._classify(file, position)
         repeated = ", repeated" if length < clip.seconds else ""
         seconds = f"{clip.seconds:.2f} s from {window.start:.2f} s of {length:.2f} s{repeated}"
@@ -143,8 +135,7 @@ class Viewer:
             metrics=self._metrics(found, statistics),
             panels=self._panels(found, statistics),
             clip=clip,
-            attention=attention,
-            note=note,
+            attention=self._attention(window, found.videos["original"]),
             with_audio=classes.get(True),
             without_audio=classes.get(False),
         )
@@ -169,14 +160,14 @@ class Viewer:
             panels.append(Panel(shown, found.videos[video], waveform, spectrograms.get(audio)))
         return panels
 
-    def _attention(self, batch: Batch, frames: Frames, has_audio: bool) -> tuple[Attention | None, str]:
-        encoder = self.model.encoder
-        if not has_audio:
-            return None, "There is no audio in this window to attend with."
+    def _attention(self, window: Window, frames: Frames) -> Attention | str:
+        encoder, batch = self.model.encoder, window_batch(window, self.model.clip)
+        if not window.has_audio:
+            return "There is no audio in this window to attend with."
         with torch.inference_mode():
             weights = encoder.cross_attention(encoder.patchify(batch), {"audio": batch["has_audio"]})
         if weights is None:
-            return None, f"{self.name} has no attention between audio and video."
+            return f"{self.name} has no attention between audio and video."
         grid = encoder.modalities["video"].grid
         # Mean over heads and queries.
         video = weights["audio"]["video"][0].mean((0, 1))
@@ -188,7 +179,7 @@ class Viewer:
             share=video.sum().item(),
             even=video.numel() / tokens,
             peak=video.max().item() * tokens,
-        ), ""
+        )
 
     def _classify(self, file: Path, position: float) -> dict[bool, Classes]:
         """The first classes with and without the audio; the former only where there is some and the model takes it."""
