@@ -307,7 +307,7 @@ def test_embeddings_and_degraded_tests_heed_the_precision(miniature: Path) -> No
     pretrained = build_autoencoder(clip, ModelSpec("avmae"), size, MaskSpec()).eval()
 
     def found(precision: str) -> tuple[torch.Tensor, list[float]]:
-        (errors,) = measure(pretrained, data, [], Inference("cpu", precision))
+        (errors,) = measure(pretrained, data, [None], Inference("cpu", precision))
         fused = embed(pretrained, data, "test", Inference("cpu", precision)).fused
         return fused, list(errors.values())
 

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from avmae.cli.command import command
 from avmae.cli.config import CONF
 from avmae.errors import InputError
+from avmae.runs.files import write_text
 from avmae.runs.history import flat
 
 
@@ -43,7 +44,7 @@ def report(
     with nullcontext() if GlobalHydra().is_initialized() else initialize_config_dir(CONF, version_base="1.3"):
         defaults: Any = OmegaConf.to_container(compose("train"))
     page = build_page(inputs, elsewhere or None, embed_mb, clips, flat(defaults))
-    page.write(file)
+    write_text(file, page.html)
     return page
 
 

@@ -47,29 +47,27 @@ def draw_by_view(model: MaskedAutoencoder, batch: Batch) -> dict[str, Mask]:
 def measure(
     model: MaskedAutoencoder | Classifier,
     datamodule: ClipDataModule,
-    degradations: Sequence[Degradation],
+    conditions: Sequence[Degradation | None],
     inference: Inference,
     embedder: Embedder | None = None,
 ) -> list[dict[str, Any]]:
-    """Test a model on clean test clips and on each degradation of them, in one pass.
-
-    The embedder is given the clean clips as well.
+    """Test a model on test clips under each condition, None for clean, in one pass; the embedder gets them clean.
 
     Returns:
-        Of the clean clips and of each degradation what `ClipScores` finds for a classifier; for an autoencoder what
-        `ClipMeans` finds of its `masked_errors`, under masks that are the same for every degradation and for systems
+        Of each condition what `ClipScores` finds for a classifier; for an autoencoder what
+        `ClipMeans` finds of its `masked_errors`, under masks that are the same for every condition and for systems
         with the same patches.
 
     Raises:
         InputError: too many clips cannot be read, of which some are named.
     """
     model.to(inference.device)
-    conditions, clips, alone = [None, *degradations], len(datamodule.splits.test), set[int]()
+    clips, alone = len(datamodule.splits.test), set[int]()
     scores: list[Any] = [
         ClipScores(clips, model.classes).to(inference.device) if isinstance(model, Classifier) else ClipMeans()
         for _ in conditions
     ]
-    for sample, clean in inference.batches(datamodule, "test", any(d.kind == "swap" for d in degradations)):
+    for sample, clean in inference.batches(datamodule, "test", any(c and c.kind == "swap" for c in conditions)):
         if "has_other" in sample:
             without = sample["has_audio"] & ~sample["has_other"] & (sample["clip_id"] >= 0)
             alone.update(sample["clip_id"][without].tolist())
@@ -91,10 +89,10 @@ def measure(
     return [score.compute() for score in scores]
 
 
-def degraded_rows(degradations: Sequence[Degradation], found: Sequence[dict[str, Any]]) -> list[Row]:
-    """`top1` and `top5`, or the means of `masked_errors`, by condition and subset, from `measure`; clean ones first."""
+def degraded_rows(conditions: Sequence[Degradation | None], found: Sequence[dict[str, Any]]) -> list[Row]:
+    """`top1` and `top5`, or the means of `masked_errors`, by condition and subset, from `measure`."""
     rows = []
-    for condition, figures in zip([None, *degradations], found, strict=True):
+    for condition, figures in zip(conditions, found, strict=True):
         kind, severity = ("clean", 0.0) if condition is None else (condition.kind, condition.severity)
         severity = severity if SEVERITIES.get(kind) or kind == "clean" else 1.0
         for name, value in figures.items():

@@ -13,7 +13,7 @@ from avmae.data.degrade import Degradation, all_degradations
 from avmae.errors import InputError
 from avmae.evaluation.batches import Inference
 from avmae.evaluation.degraded import condition_name, degraded_rows, measure
-from avmae.evaluation.embedding import Embedder, Embeddings, embed
+from avmae.evaluation.embedding import Embedder, Embeddings
 from avmae.evaluation.metrics import metric_text
 from avmae.evaluation.scores import confusion, per_class
 from avmae.models.autoencoder import MaskedAutoencoder
@@ -46,26 +46,22 @@ def score_model(
     """
     asked = [degrade] if isinstance(degrade, str) else [str(text) for text in degrade]
     degradations = all_degradations() if "all" in asked else [Degradation.parse(x) for x in asked if x != "clean"]
+    classifies = isinstance(model, Classifier)
+    conditions = [None, *degradations] if asked or classifies else []
+    embedder = Embedder(len(datamodule.splits.test)) if "audio" in model.encoder.modalities and not classifies else None
     datamodule.require_test()
-    if isinstance(model, Classifier):
-        if len(datamodule.classes) != model.classes:
-            raise InputError(
-                f"the data set has {len(datamodule.classes)} classes, the classifier {model.classes}; "
-                "fine-tune on this data set first, or evaluate on the one it was trained on"
-            )
-        found = measure(model, datamodule, degradations, inference)
-        results = classification(found[0], datamodule)
-    elif "audio" in model.encoder.modalities:
-        embedder = Embedder(len(datamodule.splits.test))
-        found = measure(model, datamodule, degradations, inference, embedder) if degrade else []
-        results = retrieval(embedder.compute() if degrade else embed(model, datamodule, "test", inference))
-    elif degrade:
-        found, results = measure(model, datamodule, degradations, inference), {}
-    else:
+    if isinstance(model, Classifier) and len(datamodule.classes) != model.classes:
+        raise InputError(
+            f"the data set has {len(datamodule.classes)} classes, the classifier {model.classes}; "
+            "fine-tune on this data set first, or evaluate on the one it was trained on"
+        )
+    if not conditions and embedder is None:
         raise InputError(
             "a pretraining checkpoint of video alone knows no classes; fine-tune it first, or give degrade="
         )
-    return results | ({"degraded": degraded_rows(degradations, found)} if degrade else {})
+    found = measure(model, datamodule, conditions, inference, embedder)
+    results = classification(found[0], datamodule) if classifies else retrieval(embedder.compute()) if embedder else {}
+    return results | ({"degraded": degraded_rows(conditions, found)} if asked else {})
 
 
 def classification(found: Results, datamodule: ClipDataModule) -> Results:

@@ -90,19 +90,13 @@ class Study:
         file = self.output / "settings.json"
         settings = {k: v for k, v in asdict(self.spec).items() if k not in ("seeds", "systems")}
         settings["data"] = list(self.data)
-        if not file.is_file():
-            try:
-                self.output.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise InputError(f"output={self.output} cannot be written: {error.strerror}; choose another") from error
-            write_json(file, settings)
-            return
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else settings
         if differs := sorted(key for key in found.keys() | settings.keys() if found.get(key) != settings.get(key)):
             raise InputError(
                 f"{self.output} holds a study with another {', '.join(differs)} ({found.get(differs[0])}, now "
                 f"{settings.get(differs[0])}); give output=NEWDIR, or delete it"
             )
+        write_json(file, settings)
 
     def units(self, progress: bool = False) -> dict[str, Unit]:
         """Trainings and tests that have not been done, by system and seed; see `run_side_by_side`."""

@@ -7,15 +7,21 @@ from typing import Any
 from avmae.errors import InputError
 
 
-def write_json(file: Path, content: Any) -> None:
-    """Write JSON whole or not at all.
+def write_text(file: Path, text: str) -> None:
+    """Write a file whole or not at all, and the folder for it.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: it cannot be written.
     """
     partial = file.with_name(f".{file.name}.partial")
     try:
-        partial.write_text(json.dumps(content, indent=2), encoding="utf-8")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
         partial.replace(file)
     except OSError as error:
         raise InputError(f"output={file} cannot be written: {error.strerror}; choose another") from error
+
+
+def write_json(file: Path, content: Any) -> None:
+    """See `write_text`."""
+    write_text(file, json.dumps(content, indent=2))

@@ -48,14 +48,6 @@ class Page:
     counted: str
     notes: list[str]
 
-    def write(self, file: Path) -> None:
-        """Write the page; an InputError says that it cannot be written."""
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(self.html, encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"output={file} cannot be written: {error.strerror}; choose another") from error
-
 
 def build_page(
     inputs: Sequence[Path], reconstructions: Path | None, embed_mb: float, clips: int, defaults: Mapping[str, Any]

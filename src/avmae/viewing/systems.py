@@ -96,15 +96,11 @@ def reconstruct_files(
         except MediaError as error:
             found[file] = error
             continue
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"output={folder} cannot be written: {error.strerror}") from error
         comparison = compare({system.label: system.model for system in systems}, window, seed)
-        comparison.write(folder, f"{file.name}  ({', '.join(f'{system.label} {system.size}' for system in systems)})")
+        found[file] = comparison.metrics
         content = {"input": str(file), "mask": systems[0].mask, "seed": seed, "systems": comparison.metrics}
         write_json(folder / "metrics.json", content)
-        found[file] = comparison.metrics
+        comparison.write(folder, f"{file.name}  ({', '.join(f'{system.label} {system.size}' for system in systems)})")
     unread = [error for error in found.values() if isinstance(error, MediaError)]
     if len(unread) == len(found):
         several = f"none of the {len(found)} videos can be read, the first: "
