@@ -3,7 +3,6 @@
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 from avmae.clip import ClipSpec
@@ -107,6 +106,6 @@ def refuse_foreign_code(data: Mapping[str, Any], trusted: bool = False) -> None:
 
 def _is_plain(value: Any) -> bool:
     """Whether it is a text, a number, None, or a list of these."""
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    return isinstance(value, str | int | float | NoneType)
+    return (
+        all(map(_is_plain, value)) if isinstance(value, list | tuple) else isinstance(value, str | int | float | None)
+    )

@@ -66,14 +66,14 @@ def score_model(
 
 def classification(found: Results, datamodule: ClipDataModule) -> Results:
     """Accuracies as shares of 1, over all clips, over those with and without audio, and by class, from `ClipScores`."""
-    figures = {k: float(v) if "top" in k else int(v) for k, v in found.items() if k not in ("predictions", "sounding")}
+    figures = {k: float(v) if "top" in k else int(v) for k, v in found.items() if k not in ("predictions", "has_audio")}
     labels, classes = [entry.label for entry in datamodule.splits.test], datamodule.classes
     counts = confusion(found["predictions"], labels, len(classes))
     clips, hits = counts.sum(1), counts.diagonal()
     # Whole classes, of UCF101 the 51 with audio and the 50 without: a few silent clips do not leave their class.
-    sounding = torch.from_numpy(found["sounding"] & (found["predictions"] >= 0))
-    heard = torch.bincount(torch.tensor(labels)[sounding], minlength=len(classes)) * 2 > clips
-    for name, chosen in (("sound_classes", heard), ("silent_classes", ~heard & (clips > 0))):
+    with_audio = torch.from_numpy(found["has_audio"] & (found["predictions"] >= 0))
+    most = torch.bincount(torch.tensor(labels)[with_audio], minlength=len(classes)) * 2 > clips
+    for name, chosen in (("sound_classes", most), ("silent_classes", ~most & (clips > 0))):
         if chosen.any():
             figures[f"{name}/top1"] = float(hits[chosen].sum() / clips[chosen].sum())
     return {**figures, "per_class": per_class(counts, classes), "classes": classes, "confusion": counts.tolist()}

@@ -19,7 +19,7 @@ class ClipScores(Metric):
     scores: Tensor
     views: Tensor
     labels: Tensor
-    sounding: Tensor
+    has_audio: Tensor
 
     def __init__(self, clips: int, classes: int) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class ClipScores(Metric):
         self.add_state("scores", torch.zeros(clips, classes), dist_reduce_fx="sum")
         self.add_state("views", torch.zeros(clips, dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("labels", torch.full((clips,), -1), dist_reduce_fx="max")
-        self.add_state("sounding", torch.zeros(clips, dtype=torch.long), dist_reduce_fx="max")
+        self.add_state("has_audio", torch.zeros(clips, dtype=torch.long), dist_reduce_fx="max")
 
     def update(self, logits: Tensor, batch: Batch) -> None:
         """Take (B, classes) logits; views with ``clip_id`` -1 are left out."""
@@ -37,7 +37,7 @@ class ClipScores(Metric):
         self.views.index_add_(0, clip_id, scored.long())
         # A clip has audio if any of its windows does; unscored views must not overwrite clip 0.
         self.labels.scatter_reduce_(0, clip_id, torch.where(scored, batch["label"], -1), "amax")
-        self.sounding.scatter_reduce_(0, clip_id, (scored & batch["has_audio"]).long(), "amax")
+        self.has_audio.scatter_reduce_(0, clip_id, (scored & batch["has_audio"]).long(), "amax")
 
     def compute(self) -> dict[str, Any]:
         """Accuracies as shares of 1, for all clips and for those with and without audio, and what they are made of.
@@ -45,7 +45,7 @@ class ClipScores(Metric):
         Returns:
             `top1`, `top5` (0-d float tensors; of each non-empty subset with the prefix `sound/` or `silent/`), `clips`
             and `unscored` (counts), and as NumPy arrays `predictions` (clips,) int64 with -1 for clips without a score,
-            and `sounding` (clips,) bool.
+            and `has_audio` (clips,) bool.
         """
         seen = self.views > 0
         scores = self.scores / self.views.clamp(min=1)[:, None]
@@ -53,14 +53,14 @@ class ClipScores(Metric):
         best = scores.topk(min(5, self.classes)).indices
         hits = best == self.labels[:, None]
         result: dict[str, Any] = {"clips": int(seen.sum()), "unscored": int((~seen).sum())}
-        subsets = {"": seen, "sound/": seen & (self.sounding > 0), "silent/": seen & (self.sounding == 0)}
+        subsets = {"": seen, "sound/": seen & (self.has_audio > 0), "silent/": seen & (self.has_audio == 0)}
         for prefix, rows in subsets.items():
             if rows.any():
                 for k in (1, 5):
                     result[f"{prefix}top{k}"] = hits[rows, :k].any(1).float().mean()
         # Arrays, for of tensors torchmetrics would take the axis away where there is one clip.
         result["predictions"] = torch.where(seen, best[:, 0], -1).cpu().numpy()
-        result["sounding"] = (self.sounding > 0).cpu().numpy()
+        result["has_audio"] = (self.has_audio > 0).cpu().numpy()
         return result
 
 

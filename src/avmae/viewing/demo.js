@@ -2,10 +2,10 @@
 element.addEventListener('click', event => {
   const chosen = event.target.closest('button');
   if (!chosen) return;
-  const hear = chosen.getAttribute('aria-pressed') !== 'true';
+  const listen = chosen.getAttribute('aria-pressed') !== 'true';
   element.querySelectorAll('figure.panel').forEach(panel => {
     const video = panel.querySelector('video'), button = panel.querySelector('button');
-    const on = hear && button === chosen;
+    const on = listen && button === chosen;
     video.muted = !on;
     video.currentTime = 0;
     video.play();

@@ -81,17 +81,9 @@ def upload_field(**settings: Any) -> gradio.File:
     return field
 
 
-def answer(
-    viewer: Viewer,
-    uploads: Path,
-    file: str | None,
-    ratio: float,
-    audio_ratio: float,
-    seed: float,
-    position: float,
-    statistics: str,
-) -> list[Any]:
+def answer(viewer: Viewer, uploads: Path, file: str | None, *settings: Any) -> list[Any]:
     """What the page shows of a file, if it lies in the folder of uploads, and what of its classes."""
+    ratio, audio_ratio, seed, position, statistics = settings
     if file is None:
         return [EMPTY, *[gradio.update(value=None, visible=False)] * 2]
     path = Path(file).resolve()

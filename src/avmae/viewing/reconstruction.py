@@ -79,7 +79,7 @@ class Comparison:
         height = max(ROW, self.clip.size)
         return {label: spectrogram_image(x[0, 0].numpy(), low, high, height) for label, x in self.audio.items()}
 
-    def sound(self, label: str) -> Tensor:
+    def waveform_of(self, label: str) -> Tensor:
         """The audio of a label as a waveform (samples,) float32 in [-1, 1], its masked part silent.
 
         The original, too, is made from its spectrogram, so that every audible difference is due to the model.
@@ -88,8 +88,8 @@ class Comparison:
 
     @cached_property
     def audible(self) -> dict[str, Tensor]:
-        """The waveforms of the original and the reconstructions by label; see `sound`."""
-        return {label: self.sound(label) for label in self.audio if label != "masked"}
+        """The waveforms of the original and the reconstructions by label; see `waveform_of`."""
+        return {label: self.waveform_of(label) for label in self.audio if label != "masked"}
 
     def write(self, folder: Path, title: str) -> dict[str, Path]:
         """Write `reconstruction.mp4` with the window's audio, `reconstruction.png`, and a WAV for each of `audible`.

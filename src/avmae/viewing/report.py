@@ -170,5 +170,6 @@ def differing(sections: Sequence[RunSection]) -> Table | None:
 
 def changed(configs: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Key, value and default of settings that all runs share and training would not choose by itself."""
-    shared = {key: value for key, value in configs[0].items() if key not in varied(configs)} if configs else {}
+    differ = varied(configs)
+    shared = {key: value for key, value in (configs[0] if configs else {}).items() if key not in differ}
     return [(key, shared[key], defaults.get(key, "–")) for key in varied([shared, defaults]) if key in shared]

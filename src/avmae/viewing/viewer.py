@@ -156,7 +156,7 @@ class Viewer:
         panels = []
         for shown, video, audio in ((original, original, original), (masked, masked, "masked"), (label, whole, whole)):
             plain = found.waveform if video == original else None
-            waveform = found.sound(audio).numpy() if audio in spectrograms else plain
+            waveform = found.waveform_of(audio).numpy() if audio in spectrograms else plain
             panels.append(Panel(shown, found.videos[video], waveform, spectrograms.get(audio)))
         return panels
 
@@ -185,9 +185,10 @@ class Viewer:
         """The first classes with and without the audio; the former only where there is some and the model takes it."""
         if self.classifier is None:
             return {}
-        clip, hears = self.classifier.clip, "audio" in self.classifier.encoder.modalities
-        batch, found = window_batch(read_window(file, clip, position, clip.canvas), clip), {}
-        for has_audio in (True, False) if hears and bool(batch["has_audio"]) else (False,):
+        clip, found = self.classifier.clip, dict[bool, Classes]()
+        batch = window_batch(read_window(file, clip, position, clip.canvas), clip)
+        audible = bool(batch["has_audio"]) and "audio" in self.classifier.encoder.modalities
+        for has_audio in (True, False) if audible else (False,):
             with torch.inference_mode():
                 logits = self.classifier(batch | {"has_audio": torch.tensor([has_audio])})
             top = top_classes(logits[0].softmax(-1), self.classes, TOP)
