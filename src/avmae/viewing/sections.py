@@ -190,7 +190,8 @@ def evaluation(run: Run) -> Evaluation | None:
         for label, (name, row) in enumerate(zip(names, counts, strict=True)):
             wrong = np.where(np.arange(len(row)) == label, 0, row)
             if clips := row.sum():
-                taken = f"{wrong.max()} as {names[wrong.argmax()]}" if wrong.any() else ""
+                count, other = max((count, n) for n, count in enumerate(wrong))
+                taken = f"{count} as {names[other]}" if count else ""
                 classes.append((name, row[label] / clips, clips, taken))
         classes.sort(key=lambda found: -found[1])
         return Evaluation(metrics, classes, plots.svg(plots.confusion_figure(counts, names)))
