@@ -16,7 +16,7 @@ from avmae.errors import InputError
 from avmae.evaluate import evaluate
 from avmae.evaluation.batches import Inference
 from avmae.evaluation.data import evaluation_data
-from avmae.evaluation.degraded import score_degraded
+from avmae.evaluation.degraded import measure
 from avmae.evaluation.embedding import embed
 from avmae.evaluation.results import result_files, result_tables, write_results
 from avmae.models.build import MaskSpec, ModelSpec, SizeSpec, build_autoencoder
@@ -73,7 +73,7 @@ def test_a_pretraining_is_evaluated_by_retrieval(pretrained: Path, capfd: pytest
         found = [14 * results[f"{way}/r{k}"] for k in (1, 5, 10)]
         assert found == pytest.approx(sorted(map(round, found)), abs=1e-4), "whole clips, and more among more"
     (title, *_) = next(result_tables([results]))
-    assert "retrieval among 14 test clips with sound" in title
+    assert "retrieval among 14 test clips with audio" in title
     assert capfd.readouterr() == ("", ""), "nothing is printed that was not asked for"
     # In one pass with what it makes of degraded clips, and told how far it is.
     both = evaluate(ckpt, degrade="clean", progress=True)
@@ -89,7 +89,7 @@ def test_without_sound_there_is_nothing_to_retrieve(pretrained: Path, miniature:
     ckpt = f"ckpt={pretrained}/checkpoints/last.ckpt"
     printed = run("evaluate", ckpt, *data, "data.segments=1", f"output={tmp_path}/r.json", cwd=tmp_path)
     assert "14 test clips, 1 x 3 views each (segments x crops)" in printed
-    assert "retrieval among 0 test clips with sound" in printed
+    assert "retrieval among 0 test clips with audio" in printed
     assert json.loads((tmp_path / "r.json").read_text())["clips"] == 0
     assert "NaN" not in (tmp_path / "r.json").read_text()
 
@@ -307,9 +307,9 @@ def test_embeddings_and_degraded_tests_heed_the_precision(miniature: Path) -> No
     pretrained = build_autoencoder(clip, ModelSpec("avmae"), size, MaskSpec()).eval()
 
     def found(precision: str) -> tuple[torch.Tensor, list[float]]:
-        rows = score_degraded(pretrained, data, [], Inference("cpu", precision))
+        (errors,) = measure(pretrained, data, [None], Inference("cpu", precision))
         fused = embed(pretrained, data, "test", Inference("cpu", precision)).fused
-        return fused, [row["value"] for row in rows]
+        return fused, list(errors.values())
 
     (full, errors), (rounded, rounded_errors) = found("32-true"), found("bf16-mixed")
     assert not torch.equal(full, rounded)

@@ -4,11 +4,11 @@ import sys
 from pathlib import Path
 
 import torch
+from avmae.viewing.pictures import contact_sheet
 
 from avmae import read_clip
 from avmae.clip import ClipSpec
 from avmae.data.degrade import OF_VIDEO, SEVERITIES, Degradation, degrade_video
-from avmae.viewing.pictures import Row, contact_sheet
 
 
 def main(file: str, output: str) -> None:
@@ -20,7 +20,7 @@ def main(file: str, output: str) -> None:
     for kind in OF_VIDEO:
         degraded = [degrade_video(video, Degradation(kind, s), torch.tensor([0])) for s in SEVERITIES[kind]]
         frames = [(v[0, :, 5].permute(1, 2, 0) * 255).round().byte().numpy() for v in (video, *degraded)]
-        rows.append(Row(f"{kind}: none, {', '.join(f'{s:g}' for s in SEVERITIES[kind])}", frames))
+        rows.append((f"{kind}: none, {', '.join(f'{s:g}' for s in SEVERITIES[kind])}", frames))
     contact_sheet(Path(file).name, rows).quantize(192).save(output)
 
 

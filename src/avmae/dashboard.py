@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from avmae.cli.command import command
+from avmae.runs.files import write_json
 
 
 def dashboard(
@@ -30,13 +31,14 @@ def dashboard(
     Raises:
         InputError: a panel is wrong, a package is missing, the server refuses, or the file cannot be written.
     """
-    from avmae.viewing.workspace import check, create, describe, unreachable
+    from avmae.viewing.workspace import check, create, unreachable
 
     check(sections)
     reason = unreachable()
     if reason is None:
         return create(sections, entity, project, name), ""
-    describe(Path(output).expanduser(), {"entity": entity, "project": project, "name": name, "sections": sections})
+    content = {"entity": entity, "project": project, "name": name, "sections": sections}
+    write_json(Path(output).expanduser(), content)
     return None, reason
 
 

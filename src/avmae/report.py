@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from avmae.cli.command import command
 from avmae.cli.config import configs
 from avmae.errors import InputError
+from avmae.runs.files import write_text
 from avmae.runs.history import flat
 
 
@@ -40,7 +41,7 @@ def report(
     with configs():
         defaults: Any = OmegaConf.to_container(compose("train"))
     page = build_page(inputs, elsewhere or None, embed_mb, clips, flat(defaults))
-    page.write(file)
+    write_text(file, page.html)
     return page
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from avmae.cli.config import check_counts, data_overrides, require_test_clips
 from avmae.cli.table import print_tables
 from avmae.evaluation.controls import controls
 from avmae.evaluation.data import evaluation_data
-from avmae.evaluation.study import Study, StudySpec, study_tables, write
+from avmae.evaluation.study import Study, StudySpec, study_tables
 from avmae.models.weights import read_checkpoint
+from avmae.runs.files import write_json
 from avmae.runs.settings import spec
 from avmae.viewing.plots import study_figure, write_png
 
@@ -34,9 +36,9 @@ def study(output: str | Path, settings: Mapping[str, Any], data: Sequence[str], 
     if not controlled.is_file():
         trained = read_checkpoint(next(plan.output.glob("*/seed*/finetune_1/checkpoints/last.ckpt"))).config
         tested = evaluation_data(trained, {"segments": 1, "crops": 1}, ["video", "audio"])
-        write(controlled, controls(tested, how.get("progress", False)))
-    content = plan.content(rows, json.loads(controlled.read_text(encoding="utf-8")))
-    write(plan.output / "study.json", content)
+        write_json(controlled, controls(tested, how.get("progress", False)))
+    content = {"study": asdict(plan.spec), "controls": json.loads(controlled.read_text(encoding="utf-8")), "rows": rows}
+    write_json(plan.output / "study.json", content)
     for metric, start in {"top1": "pretrained", "hidden_mse": "pretraining"}.items():
         chosen = [row for row in rows if (row["start"], row["labels"], row["subset"]) == (start, 1.0, "sound")]
         write_png(study_figure(chosen, metric), plan.output / f"{metric}.png")

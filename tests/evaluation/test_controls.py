@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from avmae.evaluation.controls import controls, linear_accuracy, picture_features, sound_features
+from avmae.evaluation.controls import audio_features, controls, video_features
+from avmae.evaluation.probes import linear_accuracy
 
 
 def test_a_linear_model_tells_sides_and_takes_the_commonest_class_where_it_sees_nothing() -> None:
@@ -75,7 +76,7 @@ def test_controls_find_what_gives_classes_away() -> None:
 def test_features_are_what_they_are_called() -> None:
     video = torch.zeros(1, 3, 4, 16, 16)
     video[:, :, 1::2, :2, :2] = 1.0
-    features = picture_features({"video": video})[0]
+    features = video_features({"video": video})[0]
     # The first of 8x8 cells goes from 0 to 1 and back: deviation of 0, 1, 0, 1, and a change of 1 each time.
     assert features[0] == pytest.approx((1 / 3) ** 0.5)
     assert features[64] == 1
@@ -83,7 +84,7 @@ def test_features_are_what_they_are_called() -> None:
     # Three changes of 1 / 64 of the picture: no rhythm but the mean.
     torch.testing.assert_close(features[128:], torch.tensor([3 / 64, 0.0]), atol=1e-6, rtol=0)
     audio = torch.tensor([1.0, 3.0] * 40).view(1, 1, 80, 1).expand(2, -1, -1, 3)
-    heard, silent = sound_features({"audio": audio, "has_audio": torch.tensor([True, False])})
+    heard, silent = audio_features({"audio": audio, "has_audio": torch.tensor([True, False])})
     torch.testing.assert_close(heard[:3], torch.full((3,), 2.0))
     torch.testing.assert_close(heard[3:6], torch.full((3,), (80 / 79) ** 0.5))
     assert not silent.any()

@@ -124,8 +124,7 @@ class TestView:
     def test_other_systems_say_that_they_do_not_attend(self, system: str, tmp_path: Path) -> None:
         file = write_media(tmp_path / "a.mp4", frames=50)
         one = view(Viewer(str(checkpoint(tmp_path, system)), None, max_minutes=120), file)
-        assert one.attention is None
-        assert "no attention between audio and video" in one.note
+        assert "no attention between audio and video" in one.attention
         assert one.with_audio is one.without_audio is None
 
     @pytest.mark.parametrize(
@@ -143,8 +142,7 @@ class TestUnusualFiles:
         file = write_media(tmp_path / "a.mp4", frames=50, audio=None)
         one = view(viewer, file)
         assert all(panel.audio is panel.spectrogram is None for panel in one.panels)
-        assert one.attention is None
-        assert "no audio" in one.note
+        assert "no audio" in one.attention
         assert reconstruct(tmp_path, file)["audio/masked_mse"] is None
 
     def test_of_one_picture(self, viewer: Viewer, tmp_path: Path) -> None:

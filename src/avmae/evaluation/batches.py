@@ -14,6 +14,16 @@ from avmae.data.datamodule import Batch, ClipDataModule
 from avmae.errors import InputError, printable
 
 Item = TypeVar("Item")
+LINE_SECONDS = 15
+"""Between lines of progress in a log file."""
+
+
+def settled_precision(precision: str, accelerator: str) -> str:
+    """What `auto` is: bf16 autocast on GPUs that compute in it (not on V100 and T4, which emulate it), else full."""
+    if precision != "auto":
+        return precision
+    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
+    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
 
 
 @dataclass(frozen=True)
@@ -22,7 +32,7 @@ class Inference:
 
     Args:
         accelerator: `cpu`, or else a GPU where there is one.
-        precision: `bf16-mixed` or `32-true`, as Lightning names them; `auto` is the first on GPUs that compute in it.
+        precision: `auto`, `bf16-mixed` or `32-true`, as Lightning names them.
         max_unreadable: largest share of a part's clips that may be unreadable.
         progress: print how many clips there are, how far the pass is, and which clips cannot be read.
 
@@ -47,9 +57,7 @@ class Inference:
 
     def autocast(self) -> torch.autocast:
         """The context in which the network computes."""
-        # V100 and T4 only emulate bf16.
-        native = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        rounded = native if self.precision == "auto" else self.precision == "bf16-mixed"
+        rounded = settled_precision(self.precision, self.accelerator) == "bf16-mixed"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=rounded)
 
     def batches(self, datamodule: ClipDataModule, part: str, partners: bool = False) -> Iterator[tuple[Any, Batch]]:
@@ -74,25 +82,28 @@ class Inference:
             if len(unreadable) > self.max_unreadable * clips:
                 raise InputError(
                     f"{len(unreadable)} or more of {clips} clips of the {part} part cannot be read, more than "
-                    f"max_unreadable={self.max_unreadable:g}; for example:\n  " + "\n  ".join(sorted(unreadable)[:5])
+                    f"max_unreadable={self.max_unreadable:g}; {_examples(unreadable)}"
                 )
             yield sample, transform(sample)
         if unreadable and self.progress:
-            text = "\n  ".join(sorted(unreadable)[:5])
-            print(f"skipped: {len(unreadable)} {part} clips, for example:\n  {printable(text)}", file=sys.stderr)
+            print(f"skipped: {len(unreadable)} {part} clips, {printable(_examples(unreadable))}", file=sys.stderr)
 
-    def track(self, items: Iterable[Item], title: str, seconds: float = 15.0) -> Iterable[Item]:
+    def track(self, items: Iterable[Item], title: str) -> Iterable[Item]:
         """The items, with a bar on a terminal, or a line now and then in a log file, if progress is to be shown."""
         console = Console(stderr=True)
         if not self.progress:
             return items
-        return track(items, title, console=console) if console.is_terminal else _lines(items, title, seconds)
+        return track(items, title, console=console) if console.is_terminal else _lines(items, title)
 
 
-def _lines(items: Any, title: str, seconds: float) -> Iterator[Any]:
+def _examples(errors: set[str]) -> str:
+    return "\n  ".join(["for example:", *sorted(errors)[:5]])
+
+
+def _lines(items: Any, title: str) -> Iterator[Any]:
     shown = time.monotonic()
     for done, item in enumerate(items):
-        if time.monotonic() - shown > seconds:
+        if time.monotonic() - shown > LINE_SECONDS:
             shown = time.monotonic()
             print(f"{title}  {done}/{len(items)}", file=sys.stderr, flush=True)
         yield item

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 from avmae.clip import ClipSpec
@@ -68,30 +67,22 @@ def evaluation_data(
         # It is where training ran; all that is lost is which clips of train and val cannot be read.
         data["manifest"] = None
     # The embedded data sets are written where they are missing.
-    refuse_lost_data({k: inherited.get(k) for k in PATHS if not (k == "root" and source in EMBEDDED)}, ckpt)
+    for key in PATHS if source not in EMBEDDED else ():
+        refuse_lost(key, inherited.get(key), ckpt)
     return build_data(data, ClipSpec(**settings["clip"]), "audio" in modalities, seed=settings["seed"])
 
 
-def refuse_lost_data(paths: Mapping[str, Any], ckpt: str | Path | None) -> None:
-    """Say where the data of a checkpoint may be found, if they are not where it says.
-
-    Args:
-        paths: by setting, those of the checkpoint that are not given anew.
-        ckpt: its path.
-
-    Raises:
-        InputError: there is nothing at one of its paths.
-    """
-    for key, path in paths.items():
-        if not isinstance(path, str) or "://" in path or Path(path).expanduser().exists():
-            continue
-        folder = None if ckpt is None else started_in(ckpt)
-        hint = f"; training was started in {folder}" if folder and not Path(path).is_absolute() else ""
-        there = os.path.join(folder or "", path)
-        raise InputError(
-            f"the checkpoint's data.{key}={path} is not there{hint}; give data.{key}="
-            f"{there if os.path.exists(there) else 'PATH'}"
-        )
+def refuse_lost(key: str, path: Any, ckpt: str | Path | None) -> None:
+    """Raise an InputError unless there is something at a path of the checkpoint's; it says where that may be."""
+    if not isinstance(path, str) or "://" in path or Path(path).expanduser().exists():
+        return
+    folder = None if ckpt is None else started_in(ckpt)
+    hint = f"; training was started in {folder}" if folder and not Path(path).is_absolute() else ""
+    there = os.path.join(folder or "", path)
+    raise InputError(
+        f"the checkpoint's data.{key}={path} is not there{hint}; give data.{key}="
+        f"{there if os.path.exists(there) else 'PATH'}"
+    )
 
 
 def refuse_foreign_code(data: Mapping[str, Any], trusted: bool = False) -> None:
@@ -115,6 +106,6 @@ def refuse_foreign_code(data: Mapping[str, Any], trusted: bool = False) -> None:
 
 def _is_plain(value: Any) -> bool:
     """Whether it is a text, a number, None, or a list of these."""
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    return isinstance(value, str | int | float | NoneType)
+    return (
+        all(map(_is_plain, value)) if isinstance(value, list | tuple) else isinstance(value, str | int | float | None)
+    )

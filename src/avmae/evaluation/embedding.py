@@ -23,7 +23,7 @@ class Embeddings:
     Args:
         fused: (N, modalities x dim) float32, the mean token of each modality after fusion, one behind the other.
         apart: by modality (N, dim) float32, the mean token before fusion.
-        has_audio: (N,) bool, whether any window had sound.
+        has_audio: (N,) bool, whether any window had audio.
         scored: (N,) bool, False for clips that could not be read.
     """
 
@@ -34,55 +34,41 @@ class Embeddings:
 
 
 class Embedder:
-    """Averages the embeddings of each clip's views.
+    """Averages the embeddings of each clip's views."""
 
-    Args:
-        clips: how many there are.
-        device: of the network and the batches.
-    """
-
-    def __init__(self, clips: int, device: torch.device) -> None:
+    def __init__(self, clips: int) -> None:
         self.clips = clips
         self.sums: dict[str, Tensor] = {}
-        self.views, self.has_audio = torch.zeros(2, clips, device=device)
 
     def update(self, model: MaskedAutoencoder | Classifier, batch: Batch) -> None:
         """Take a batch; views with ``clip_id`` -1 are left out."""
-        encoder, rows = model.encoder, batch["label"].shape[0]
-        apart = encoder.encode_apart(encoder.patchify(batch), {"audio": batch["has_audio"]})
-        pooled = encoder.pool(apart, rows)
-        pooled["fused"] = torch.cat(list(encoder.pool(encoder.fusion(apart), rows).values()), 1)
-        scored, clip_id = (batch["clip_id"] >= 0).float(), batch["clip_id"].clamp(min=0)
-        self.views.index_add_(0, clip_id, scored)
-        self.has_audio.index_add_(0, clip_id, scored * batch["has_audio"])
-        for name, value in pooled.items():
+        encoder, has_audio, scored = model.encoder, batch["has_audio"], batch["clip_id"] >= 0
+        apart = encoder.encode_apart(encoder.patchify(batch), {"audio": has_audio})
+        found = encoder.pool(apart, len(scored))
+        found["fused"] = torch.cat(list(encoder.pool(encoder.fusion(apart), len(scored)).values()), 1)
+        found |= {"has_audio": has_audio[:, None], "views": torch.ones_like(scored)[:, None]}
+        for name, value in found.items():
             total = self.sums.setdefault(name, value.new_zeros(self.clips, value.shape[1], dtype=torch.float32))
-            total.index_add_(0, clip_id, value.float() * scored[:, None])
+            total.index_add_(0, batch["clip_id"].clamp(min=0), value.float() * scored[:, None])
 
     def compute(self) -> Embeddings:
-        means = {name: (total / self.views.clamp(min=1)[:, None]).cpu() for name, total in self.sums.items()}
-        fused = means.pop("fused")
-        return Embeddings(fused, means, (self.has_audio > 0).cpu(), (self.views > 0).cpu())
+        views = self.sums["views"].clamp(min=1)
+        means = {name: (total / views).cpu() for name, total in self.sums.items()}
+        has_audio, scored = (means.pop(name)[:, 0] > 0 for name in ("has_audio", "views"))
+        return Embeddings(means.pop("fused"), means, has_audio, scored)
 
 
 @torch.inference_mode()
 def embed(
-    model: MaskedAutoencoder | Classifier, datamodule: ClipDataModule, part: str, inference: Inference | None = None
+    model: MaskedAutoencoder | Classifier, datamodule: ClipDataModule, part: str, inference: Inference
 ) -> Embeddings:
     """Embed the clips of one part, averaged over the data module's segments x crops.
-
-    Args:
-        model: in evaluation mode.
-        datamodule: of the data set.
-        part: `train`, `val` or `test`.
-        inference: device, precision, progress.
 
     Raises:
         InputError: too many clips cannot be read, of which some are named.
     """
-    inference = inference or Inference()
     model.encoder.to(inference.device)
-    embedder = Embedder(len(getattr(datamodule.splits, part)), inference.device)
+    embedder = Embedder(len(getattr(datamodule.splits, part)))
     for _, batch in inference.batches(datamodule, part):
         with inference.autocast():
             embedder.update(model, batch)
@@ -118,9 +104,7 @@ class Features:
         return float((votes.argmax(1) == self.tensors["test/labels"]).float().mean())
 
 
-def embed_parts(
-    model: MaskedAutoencoder | Classifier, datamodule: ClipDataModule, inference: Inference | None = None
-) -> Features:
+def embed_parts(model: MaskedAutoencoder | Classifier, datamodule: ClipDataModule, inference: Inference) -> Features:
     """Embed the clips of all parts; see `embed`."""
     tensors, clips = {}, {}
     for part in ("train", "val", "test"):

@@ -1,7 +1,11 @@
 """What frozen features know of the classes."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+RIDGE = 1.0
+"""Weight of the penalty, for features of unit variance."""
 
 
 def knn_votes(queries: Tensor, features: Tensor, labels: Tensor, classes: int, k: int = 20, t: float = 0.07) -> Tensor:
@@ -25,3 +29,14 @@ def knn_votes(queries: Tensor, features: Tensor, labels: Tensor, classes: int, k
         nearest = similarity.topk(min(k, len(labels)))
         vote.scatter_add_(1, labels[nearest.indices].clamp(min=0), (nearest.values / t).exp())
     return votes
+
+
+def linear_accuracy(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], classes: int) -> float:
+    """Test accuracy of a ridge regression to classes, from features (N, D) float32 and labels (N,) int64 of clips."""
+    features, labels = train[0].double(), train[1]
+    mean, std = features.mean(0), features.std(0).clamp(min=1e-6)
+    targets = F.one_hot(labels, classes).double()
+    x = (features - mean) / std
+    weights = torch.linalg.solve(x.T @ x + RIDGE * torch.eye(x.shape[1]).double(), x.T @ (targets - targets.mean(0)))
+    scores = (test[0].double() - mean) / std @ weights + targets.mean(0)
+    return float((scores.argmax(1) == test[1]).double().mean())

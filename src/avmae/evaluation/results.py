@@ -1,6 +1,5 @@
 """What `results.json` holds: what a model reaches on test clips, where that is written, and how it is shown."""
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,11 +13,13 @@ from avmae.data.degrade import Degradation, all_degradations
 from avmae.errors import InputError
 from avmae.evaluation.batches import Inference
 from avmae.evaluation.degraded import condition_name, degraded_rows, measure
-from avmae.evaluation.embedding import Embedder, Embeddings, embed
+from avmae.evaluation.embedding import Embedder, Embeddings
+from avmae.evaluation.metrics import metric_text
 from avmae.evaluation.scores import confusion, per_class
 from avmae.models.autoencoder import MaskedAutoencoder
 from avmae.models.classifier import Classifier
 from avmae.models.contrast import recall
+from avmae.runs.files import write_json
 
 Results = dict[str, Any]
 Table = tuple[str, list[str], list[list[str]]]
@@ -43,53 +44,43 @@ def score_model(
         InputError: there are no test clips, or not of the model's classes; too many cannot be read; an autoencoder has
             nothing to retrieve and no degradation is asked for.
     """
-    inference = inference or Inference()
     asked = [degrade] if isinstance(degrade, str) else [str(text) for text in degrade]
     degradations = all_degradations() if "all" in asked else [Degradation.parse(x) for x in asked if x != "clean"]
+    classifies = isinstance(model, Classifier)
+    conditions = [None, *degradations] if asked or classifies else []
+    embedder = Embedder(len(datamodule.splits.test)) if "audio" in model.encoder.modalities and not classifies else None
     datamodule.require_test()
-    if isinstance(model, Classifier):
-        if len(datamodule.classes) != model.classes:
-            raise InputError(
-                f"the data set has {len(datamodule.classes)} classes, the classifier {model.classes}; "
-                "fine-tune on this data set first, or evaluate on the one it was trained on"
-            )
-        found = measure(model, datamodule, degradations, inference)
-        results = classification(found[0], datamodule)
-    elif "audio" in model.encoder.modalities:
-        embedder = Embedder(len(datamodule.splits.test), inference.device)
-        found = measure(model, datamodule, degradations, inference, embedder) if degrade else []
-        results = retrieval(embedder.compute() if degrade else embed(model, datamodule, "test", inference))
-    elif degrade:
-        found, results = measure(model, datamodule, degradations, inference), {}
-    else:
+    if isinstance(model, Classifier) and len(datamodule.classes) != model.classes:
+        raise InputError(
+            f"the data set has {len(datamodule.classes)} classes, the classifier {model.classes}; "
+            "fine-tune on this data set first, or evaluate on the one it was trained on"
+        )
+    if not conditions and embedder is None:
         raise InputError(
             "a pretraining checkpoint of video alone knows no classes; fine-tune it first, or give degrade="
         )
-    return results | ({"degraded": degraded_rows(degradations, found)} if degrade else {})
+    found = measure(model, datamodule, conditions, inference, embedder)
+    results = classification(found[0], datamodule) if classifies else retrieval(embedder.compute()) if embedder else {}
+    return results | ({"degraded": degraded_rows(conditions, found)} if asked else {})
 
 
 def classification(found: Results, datamodule: ClipDataModule) -> Results:
-    """Accuracies as shares of 1, over all clips, over those with and without sound, and by class.
-
-    Args:
-        found: what `ClipScores` computed for the test clips.
-        datamodule: theirs.
-    """
-    figures = {k: float(v) if "top" in k else int(v) for k, v in found.items() if k not in ("predictions", "sounding")}
+    """Accuracies as shares of 1, over all clips, over those with and without audio, and by class, from `ClipScores`."""
+    figures = {k: float(v) if "top" in k else int(v) for k, v in found.items() if k not in ("predictions", "has_audio")}
     labels, classes = [entry.label for entry in datamodule.splits.test], datamodule.classes
     counts = confusion(found["predictions"], labels, len(classes))
     clips, hits = counts.sum(1), counts.diagonal()
-    # Whole classes, of UCF101 the 51 with sound and the 50 without: a few silent clips do not leave their class.
-    sounding = torch.from_numpy(found["sounding"] & (found["predictions"] >= 0))
-    heard = torch.bincount(torch.tensor(labels)[sounding], minlength=len(classes)) * 2 > clips
-    for name, chosen in (("sound_classes", heard), ("silent_classes", ~heard & (clips > 0))):
+    # Whole classes, of UCF101 the 51 with audio and the 50 without: a few silent clips do not leave their class.
+    with_audio = torch.from_numpy(found["has_audio"] & (found["predictions"] >= 0))
+    most = torch.bincount(torch.tensor(labels)[with_audio], minlength=len(classes)) * 2 > clips
+    for name, chosen in (("sound_classes", most), ("silent_classes", ~most & (clips > 0))):
         if chosen.any():
             figures[f"{name}/top1"] = float(hits[chosen].sum() / clips[chosen].sum())
     return {**figures, "per_class": per_class(counts, classes), "classes": classes, "confusion": counts.tolist()}
 
 
 def retrieval(embeddings: Embeddings) -> Results:
-    """How well a clip's audio is found by its video and the other way round, and among how many `clips` with sound."""
+    """How well a clip's audio is found by its video and the other way round, and among how many `clips` with audio."""
     kept = embeddings.scored & embeddings.has_audio
     figures = recall(embeddings.apart["video"][kept], embeddings.apart["audio"][kept]) if kept.any() else {}
     return {"clips": int(kept.sum()), **figures}
@@ -97,13 +88,13 @@ def retrieval(embeddings: Embeddings) -> Results:
 
 def average(results: Sequence[Results]) -> dict[str, float]:
     """Means of the figures that all have: checkpoints of different kinds are scored differently."""
-    return {name: mean(result[name] for result in results) for name in figure_names(results, every=True)}
+    names = [name for name in figure_names(results) if all(name in result for result in results)]
+    return {name: mean(result[name] for result in results) for name in names}
 
 
-def figure_names(results: Sequence[Results], every: bool = False) -> list[str]:
-    """Names of the figures that any of the results has, or every one."""
-    names = dict.fromkeys(name for result in results for name, value in result.items() if isinstance(value, float))
-    return [name for name in names if not every or all(name in result for result in results)]
+def figure_names(results: Sequence[Results]) -> list[str]:
+    """Names of the figures that any of the results has."""
+    return list(dict.fromkeys(name for found in results for name, value in found.items() if isinstance(value, float)))
 
 
 def result_files(ckpts: Sequence[str], output: str | None) -> tuple[list[Path], Path]:
@@ -126,47 +117,33 @@ def _run_of(ckpt: str) -> Path:
 
 
 def write_results(results: Sequence[Results], own: Sequence[Path], output: Path) -> None:
-    """Write what `result_files` names; several checkpoints' results are the means and the `runs` that they are of.
-
-    Raises:
-        InputError: a file cannot be written.
-    """
+    """Write what `result_files` names; several checkpoints' results are the means and the `runs` that they are of."""
     content = results[0] if len(results) == 1 else average(results) | {"runs": results}
     for file, result in [*zip(own, results, strict=False), (output, content)]:
-        partial = file.with_name(f".{file.name}.partial")
-        try:
-            partial.write_text(json.dumps(result, indent=2), encoding="utf-8")
-            partial.replace(file)
-        except OSError as error:
-            raise InputError(f"{file} cannot be written: {error.strerror}; choose another output=") from error
+        write_json(file, result)
 
 
 def result_tables(results: Sequence[Results], last: bool = True) -> Iterator[Table]:
-    """Of the newest results by class, the figures, and by degradation, as far as they have them; then the means.
-
-    Args:
-        results: of each checkpoint.
-        last: whether those are all, so that their means come next.
-    """
+    """Of the newest results by class, the figures, and by degradation; of several, if those are all, the means."""
     result = results[-1]
     if by_class := result.get("per_class"):
-        yield "", ["class", "top1", "clips"], [[n, f"{c['top1']:.1%}", str(c["clips"])] for n, c in by_class.items()]
+        rows = [[name, metric_text("top1", found["top1"]), str(found["clips"])] for name, found in by_class.items()]
+        yield "", ["class", "top1", "clips"], rows
     if figures := {name: value for name, value in result.items() if isinstance(value, float | int)}:
-        among = f"retrieval among {result.get('clips', 0)} test clips with sound"
+        among = f"retrieval among {result.get('clips', 0)} test clips with audio"
         title = "" if by_class else f"{among}; meant for models trained with task.contrast"
-        cells = [[n, f"{v:.1%}" if isinstance(v, float) else str(v)] for n, v in figures.items()]
-        yield title, ["metric", "value"], cells
+        yield title, ["metric", "value"], [[name, metric_text(name, value)] for name, value in figures.items()]
     table: dict[str, dict[str, str]] = {}
     for row in result.get("degraded", ()):
         column = row["metric"] if row["subset"] == "all" else f"{row['subset']}/{row['metric']}"
         if row["metric"] != "top5":
-            text = f"{row['value']:.1%}" if row["metric"] == "top1" else f"{row['value']:.4f}"
-            table.setdefault(condition_name(row["degradation"], row["severity"]), {})[column] = text
+            condition = condition_name(row["degradation"], row["severity"])
+            table.setdefault(condition, {})[column] = metric_text(row["metric"], row["value"])
     if table:
         columns = list(dict.fromkeys(name for row in table.values() for name in row))
         yield "", ["degraded", *columns], [[line, *(row[c] for c in columns)] for line, row in table.items()]
     if last and len(results) > 1:
         names = figure_names(results)
         lines = [*((found["ckpt"], found) for found in results), ("mean", average(results))]
-        cells = [[first, *(f"{line[n]:.1%}" if n in line else "" for n in names)] for first, line in lines]
+        cells = [[first, *(metric_text(n, line[n]) if n in line else "" for n in names)] for first, line in lines]
         yield "", ["checkpoint", *names], cells

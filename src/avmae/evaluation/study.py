@@ -1,19 +1,20 @@
-"""Does sound help, and most where the video is poor? Every training and test of the answer, and its tables."""
+"""Does audio help, and most where the video is poor? Every training and test of the answer, and its tables."""
 
 import json
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import yaml
 
 from avmae.errors import InputError
 from avmae.evaluation.degraded import Row, condition_name
+from avmae.evaluation.metrics import spread_text
 from avmae.evaluation.results import Table
+from avmae.runs.files import write_json
 from avmae.runs.folder import newest_sound
 from avmae.runs.side_by_side import Unit, places, run_side_by_side
 
@@ -28,30 +29,23 @@ QUICK_PRETRAINING = ("trainer.max_epochs=4", "trainer.check_val_every_n_epoch=4"
 
 @dataclass(frozen=True)
 class StudySpec:
-    """What is trained and tested; conf/study/sound.yaml explains the settings, and has the same defaults.
+    """What is trained and tested; conf/study/sound.yaml explains the settings.
 
     Raises:
         InputError: no fine-tuning is on all training clips.
     """
 
-    name: str = "sound"
-    quick: bool = False
-    systems: list[str] = field(default_factory=lambda: ["imagemae", "videomae", "avmae_concat", "avmae"])
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    labels: list[float] = field(default_factory=lambda: [1.0, 0.1])
-    pretrain: str = "study_pretrain"
-    finetune: str = "study_finetune"
-    few_labels: list[str] = field(
-        default_factory=lambda: ["trainer.max_epochs=40", "trainer.check_val_every_n_epoch=40"]
-    )
-    overrides: list[str] = field(default_factory=list)
-    hearing: dict[str, list[str]] = field(
-        default_factory=lambda: {
-            "pretrain": ["task.hide_audio=0.25"],
-            "finetune": ["task.drop_audio=0.3", "task.swap_audio=0.3"],
-        }
-    )
-    degradations: str | list[str] = "all"
+    name: str
+    quick: bool
+    systems: list[str]
+    seeds: list[int]
+    labels: list[float]
+    pretrain: str
+    finetune: str
+    few_labels: list[str]
+    overrides: list[str]
+    hearing: dict[str, list[str]]
+    degradations: str | list[str]
 
     def __post_init__(self) -> None:
         for name, value in QUICK.items() if self.quick else ():
@@ -80,19 +74,12 @@ class Training:
 
 @dataclass(frozen=True)
 class Study:
-    """A study in its folder; one that was stopped is resumed there.
-
-    Args:
-        output: the folder.
-        spec: what is trained and tested.
-        data: arguments that are handed on to every training.
-        accelerator: of trainings and tests.
-    """
+    """A study in its folder; one that was stopped is resumed there. `data` are arguments of every training."""
 
     output: Path
     spec: StudySpec
-    data: Sequence[str] = ()
-    accelerator: str = "auto"
+    data: Sequence[str]
+    accelerator: str
 
     def begin(self) -> None:
         """Make the folder, or resume what is in it; seeds and systems may be added to a study later.
@@ -103,19 +90,13 @@ class Study:
         file = self.output / "settings.json"
         settings = {k: v for k, v in asdict(self.spec).items() if k not in ("seeds", "systems")}
         settings["data"] = list(self.data)
-        if file.is_file():
-            found = json.loads(file.read_text(encoding="utf-8"))
-            if differs := sorted(key for key in found.keys() | settings.keys() if found.get(key) != settings.get(key)):
-                raise InputError(
-                    f"{self.output} holds a study with another {', '.join(differs)} ({found.get(differs[0])}, now "
-                    f"{settings.get(differs[0])}); give output=NEWDIR, or delete it"
-                )
-            return
-        try:
-            self.output.mkdir(parents=True, exist_ok=True)
-            write(file, settings)
-        except OSError as error:
-            raise InputError(f"output={self.output} cannot be written: {error.strerror}; choose another") from error
+        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else settings
+        if differs := sorted(key for key in found.keys() | settings.keys() if found.get(key) != settings.get(key)):
+            raise InputError(
+                f"{self.output} holds a study with another {', '.join(differs)} ({found.get(differs[0])}, now "
+                f"{settings.get(differs[0])}); give output=NEWDIR, or delete it"
+            )
+        write_json(file, settings)
 
     def units(self, progress: bool = False) -> dict[str, Unit]:
         """Trainings and tests that have not been done, by system and seed; see `run_side_by_side`."""
@@ -128,15 +109,7 @@ class Study:
         }
 
     def run(self, jobs: int | None = None, progress: bool = False) -> None:
-        """Do all units, side by side.
-
-        Args:
-            jobs: how many at once; see `places`.
-            progress: print what is started, and what has ended.
-
-        Raises:
-            InputError: a training or a test failed.
-        """
+        """Do all units, some at once (see `places`); an InputError says which training or test failed."""
         units, began, ended = self.units(progress), time.monotonic(), set[str]()
 
         def note(name: str) -> None:
@@ -146,10 +119,6 @@ class Study:
 
         if units:
             run_side_by_side(units, places(jobs, self.accelerator), note)
-
-    def content(self, rows: list[Row], controls: Mapping[str, float]) -> dict[str, Any]:
-        """What study.json holds."""
-        return {"study": asdict(self.spec), "controls": controls, "rows": rows}
 
     def rows(self) -> list[Row]:
         """What was found, when all units are done; accuracy first, for that is what is asked for."""
@@ -173,10 +142,9 @@ class Study:
                     if progress:
                         print(f"  {shlex.join(['python', *arguments])}", flush=True)
                     yield arguments, run_dir / "output.txt"
-            rows = json.loads(tested.read_text(encoding="utf-8"))["degraded"]
             about = {"system": system, "seed": seed, "start": training.start, "labels": training.labels}
-            found += [{**about, **row} for row in rows]
-        write(file, found)
+            found += [about | row for row in json.loads(tested.read_text(encoding="utf-8"))["degraded"]]
+        write_json(file, found)
 
     def _train(self, training: Training, run_dir: Path) -> Iterator[str]:
         yield from (*training.arguments, *self.data, f"trainer.accelerator={self.accelerator}")
@@ -196,13 +164,6 @@ class Study:
         else:
             kinds = ["clean", *self.spec.degradations] if full else ["clean"]
             yield f"degrade=[{','.join(repr(str(kind)) for kind in kinds)}]"
-
-
-def write(file: Path, content: Any) -> None:
-    """Write JSON whole or not at all."""
-    temporary = file.with_suffix(".partial")
-    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    temporary.replace(file)
 
 
 def trainings(folder: Path, system: str, seed: int, spec: StudySpec) -> Iterator[Training]:
@@ -228,33 +189,25 @@ def override(key: str, path: Path) -> str:
 
 
 def study_tables(systems: Sequence[str], rows: Sequence[Row], controls: Mapping[str, float]) -> Iterator[Table]:
-    """Accuracy and error of masked patches by degradation, few labels, controls: means and deviations over seeds."""
-    values: dict[tuple[str, ...], list[float]] = {}
-    names = ("system", "start", "labels", "degradation", "severity", "subset", "metric")
+    """Accuracy and error of masked patches by degradation, few labels, controls: means and spreads over seeds."""
+    values: dict[tuple[Any, ...], list[float]] = {}
     for row in rows:
-        values.setdefault(tuple(str(row[name]) for name in names), []).append(row["value"])
+        names = ("start", "labels", "degradation", "severity", "subset", "metric")
+        values.setdefault((row["system"], *(row[name] for name in names)), []).append(row["value"])
 
-    def cell(*key: Any) -> str:
-        found = values.get(tuple(map(str, key)))
-        if found is None:
-            return "-"
-        scale, digits = (100, 1) if key[-1] == "top1" else (1, 4)
-        text = f"{scale * mean(found):.{digits}f}"
-        return text if len(found) == 1 else f"{text} ± {scale * stdev(found):.{digits}f}"
+    def cells(*key: Any) -> list[str]:
+        found = [values.get((system, *key)) for system in systems]
+        return ["-" if seeds is None else spread_text(key[-1], seeds) for seeds in found]
 
     conditions = list(dict.fromkeys((row["degradation"], row["severity"]) for row in rows))
-    accuracy, error = "top-1 in percent, pretrained and fine-tuned", "squared error of masked video patches"
+    accuracy, error = "top-1, pretrained and fine-tuned", "squared error of masked video patches"
     for title, start, metric, subset in (
         *((accuracy, "pretrained", "top1", subset) for subset in ("all", "sound", "silent")),
         (error, "pretraining", "hidden_mse", "sound"),
     ):
-        body = [
-            [condition_name(*condition), *(cell(s, start, 1.0, *condition, subset, metric) for s in systems)]
-            for condition in conditions
-        ]
+        body = [[condition_name(*case), *cells(start, 1.0, *case, subset, metric)] for case in conditions]
         yield f"{title}: {subset} clips", ["degradation", *systems], body
     starts = list(dict.fromkeys((row["start"], row["labels"]) for row in rows if row["metric"] == "top1"))
-    body = [[f"{a} {b:g}", *(cell(s, a, b, "clean", 0.0, "all", "top1") for s in systems)] for a, b in starts]
-    yield "top-1 in percent, clean, by share of labels", ["start and labels", *systems], body
-    body = [[name, f"{value:.1%}"] for name, value in controls.items()]
-    yield "what linear models know, in percent", ["control", "top1"], body
+    body = [[f"{start} {share:g}", *cells(start, share, "clean", 0.0, "all", "top1")] for start, share in starts]
+    yield "top-1, clean, by share of labels", ["start and labels", *systems], body
+    yield "what linear models know", ["control", "top1"], [[name, f"{value:.1%}"] for name, value in controls.items()]

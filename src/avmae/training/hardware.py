@@ -37,18 +37,20 @@ def settle_processes(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def precision(trainer: Mapping[str, Any]) -> str:
-    """Precision by device: bf16 autocast on GPUs that compute in it (V100 and T4 only emulate it), else full."""
-    import torch
+    """`trainer.precision`; see `settled_precision`.
+
+    Raises:
+        InputError: half precision is asked for.
+    """
+    # Here, for the help of the commands imports this file and need not load torch.
+    from avmae.evaluation.batches import settled_precision
 
     if str(trainer["precision"]).startswith("16"):
         raise InputError(
             f"trainer.precision={trainer['precision']} needs a scaled loss, with which gradients are neither measured "
             "nor clipped rightly here; choose bf16-mixed or 32-true"
         )
-    if trainer["precision"] != "auto":
-        return trainer["precision"]
-    on_gpu = trainer["accelerator"] != "cpu" and torch.cuda.is_available()
-    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    return settled_precision(trainer["precision"], trainer["accelerator"])
 
 
 def accumulation(trainer: Mapping[str, Any], batch: int) -> int:

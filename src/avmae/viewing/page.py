@@ -1,9 +1,9 @@
 """The demo's page: what is on it, what it may read, and what its server answers to. Needs Gradio."""
 
-import base64
 import html
 import io
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,68 +19,15 @@ from avmae.data.decode.encode import write_video
 from avmae.errors import InputError
 from avmae.viewing.pictures import magnify
 from avmae.viewing.reconstruction import VIEWS
-from avmae.viewing.viewer import TOP, Attention, Panel, View, Viewer
+from avmae.viewing.templates import FOLDER, data_address, render
+from avmae.viewing.viewer import TOP, Panel, View, Viewer
 
 EMPTY = '<p class="hint">Drop a video to see what the model makes of it.</p>'
-
-CSS = """
-.view h3 {margin: 0 0 4px; overflow-wrap: anywhere}
-.view h4 {margin: 20px 0 4px}
-.view p {margin: 0 0 8px; opacity: 0.75}
-.view figure {margin: 0; min-width: 0}
-.view figcaption {font-size: 14px; margin: 4px 0}
-.view video, .view img {width: 100%; display: block; border-radius: 6px; image-rendering: pixelated}
-.view .panels {display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); column-gap: 12px}
-.view .panel {display: grid; grid-template-rows: subgrid; grid-row: span 4; align-content: start}
-.view .heat {display: grid; grid-template-columns: repeat(auto-fill, minmax(96px, 1fr)); gap: 8px}
-.view .scale {display: inline-block; width: 64px; height: 10px; border-radius: 3px; background: linear-gradient(
-  90deg, rgb(0 0 4), rgb(81 18 124), rgb(183 55 121), rgb(252 137 97), rgb(252 253 191))}
-.view button {width: 100%; min-height: 36px; margin-bottom: 6px; border: 1px solid var(--border-color-primary);
-  border-radius: 6px; background: var(--button-secondary-background-fill)}
-.view button[aria-pressed=true] {background: var(--button-primary-background-fill);
-  color: var(--button-primary-text-color)}
-.hint {padding: 48px 8px; text-align: center; opacity: 0.75}
-#video a {pointer-events: none}
-@media (max-width: 640px) {.view .panels {column-gap: 6px}}
-"""
-
-LISTEN = """
-element.addEventListener('click', event => {
-  const chosen = event.target.closest('button');
-  if (!chosen) return;
-  const hear = chosen.getAttribute('aria-pressed') !== 'true';
-  element.querySelectorAll('figure.panel').forEach(panel => {
-    const video = panel.querySelector('video'), button = panel.querySelector('button');
-    const on = hear && button === chosen;
-    video.muted = !on;
-    video.currentTime = 0;
-    video.play();
-    if (button) button.setAttribute('aria-pressed', on);
-  });
-});
-"""
-"""Audio of one panel at a time, and all videos from the start."""
-
-ANSWERED = (
-    {"/", "/config", "/theme.css", "/favicon.ico", "/manifest.json"},
-    ("/assets/", "/static/", "/svelte/", "/gradio_api/heartbeat/"),
-    {
-        f"/gradio_api/{name}"
-        for name in (
-            "app_id",
-            "cancel",
-            "info",
-            "queue/data",
-            "queue/join",
-            "reset",
-            "startup-events",
-            "theme.css",
-            "upload",
-            "upload_progress",
-        )
-    },
-)
-"""Paths, path prefixes and interfaces that the page needs.
+GRADIO = ("app_id", "cancel", "info", "queue/data", "queue/join", "reset", "startup-events", "theme.css")
+EXACT = {"/", "/config", "/theme.css", "/favicon.ico", "/manifest.json"}
+EXACT |= {f"/gradio_api/{name}" for name in (*GRADIO, "upload", "upload_progress")}
+PREFIXES = ("/assets/", "/static/", "/svelte/", "/gradio_api/heartbeat/")
+"""Paths that the page needs.
 
 Gradio has many more: some hand out files, fetch addresses or run programs on what is sent to them.
 """
@@ -91,8 +38,6 @@ POLICY = (
     "object-src 'none'; frame-ancestors 'none'"
 )
 """With it, browsers ask no other server for anything."""
-
-
 FOREIGN = "only files that were uploaded to this page are read"
 
 
@@ -104,9 +49,8 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on or refuse it."""
-        exact, prefixes, interfaces = ANSWERED
         path = scope.get("path", "")
-        if scope["type"] == "http" and not (path in exact | interfaces or path.startswith(prefixes)):
+        if scope["type"] == "http" and not (path in EXACT or path.startswith(PREFIXES)):
             await PlainTextResponse("not part of this page", 404)(scope, receive, send)
             return
 
@@ -137,34 +81,30 @@ def upload_field(**settings: Any) -> gradio.File:
     return field
 
 
+def answer(viewer: Viewer, uploads: Path, file: str | None, *settings: Any) -> list[Any]:
+    """What the page shows of a file, if it lies in the folder of uploads, and what of its classes."""
+    ratio, audio_ratio, seed, position, statistics = settings
+    if file is None:
+        return [EMPTY, *[gradio.update(value=None, visible=False)] * 2]
+    path = Path(file).resolve()
+    view_name = next((key for key, label in VIEWS.items() if label == statistics), None)
+    try:
+        if not path.is_relative_to(uploads):
+            raise InputError(FOREIGN)
+        if view_name is None or None in (ratio, audio_ratio, position):
+            raise InputError("every setting needs a value")
+        if seed is None or not 0 <= seed < 2**31:
+            raise InputError(f"the seed must be a whole number from 0 to {2**31 - 1}")
+        view = viewer.view(path, ratio, audio_ratio, int(seed), position, view_name)
+    except InputError as error:
+        message = html.escape(str(error).replace(str(path), path.name))
+        raise gradio.Error(message, duration=None, title="Cannot be shown", print_exception=False) from error
+    found = (view.with_audio, view.without_audio)
+    return [show_view(view), *(gradio.update(value=classes, visible=classes is not None) for classes in found)]
+
+
 def build_page(viewer: Viewer, uploads: Path) -> gradio.Blocks:
-    """The page.
-
-    Args:
-        viewer: makes what is shown.
-        uploads: folder that Gradio puts uploaded files in; no other file is read, not even by a link in it.
-    """
-
-    def show(file: str | None, ratio: float, audio_ratio: float, seed: float, position: float, statistics: str) -> Any:
-        empty = [gradio.update(value=None, visible=False)] * 2
-        if file is None:
-            return [EMPTY, *empty]
-        path = Path(file).resolve()
-        view_name = next((key for key, label in VIEWS.items() if label == statistics), None)
-        try:
-            if not path.is_relative_to(uploads):
-                raise InputError(FOREIGN)
-            if view_name is None or None in (ratio, audio_ratio, position):
-                raise InputError("every setting needs a value")
-            if seed is None or not 0 <= seed < 2**31:
-                raise InputError(f"the seed must be a whole number from 0 to {2**31 - 1}")
-            view = viewer.view(path, ratio, audio_ratio, int(seed), position, view_name)
-        except InputError as error:
-            message = html.escape(str(error).replace(str(path), path.name))
-            raise gradio.Error(message, duration=None, title="Cannot be shown", print_exception=False) from error
-        found = (view.with_audio, view.without_audio)
-        return [render(view), *(gradio.update(value=classes, visible=classes is not None) for classes in found)]
-
+    """The page; Gradio puts uploaded files in a folder, and no other file is read, not even by a link in it."""
     # Uploads are kept for an hour, for sliders to be moved.
     with gradio.Blocks(title="avmae", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gradio.Markdown(f"# avmae\n{viewer.name}: most of a video is masked, and reconstructed from what is left.")
@@ -185,14 +125,14 @@ def build_page(viewer: Viewer, uploads: Path) -> gradio.Blocks:
                 seed = gradio.Number(0, label="Seed of the mask", precision=0)
                 button = gradio.Button("Reconstruct", variant="primary")
             with gradio.Column(scale=3, min_width=320):
-                result = gradio.HTML(EMPTY, js_on_load=LISTEN)
+                result = gradio.HTML(EMPTY, js_on_load=(FOLDER / "demo.js").read_text())
                 with gradio.Row():
                     with_audio = gradio.Label(label="Classes, with audio", num_top_classes=TOP, visible=False)
                     without = gradio.Label(label="Classes, without audio", num_top_classes=TOP, visible=False)
         sliders = (ratio, audio_ratio, position)
         gradio.on(
             [file.upload, file.clear, button.click, seed.submit, statistics.input, *(s.release for s in sliders)],
-            show,
+            partial(answer, viewer, uploads),
             [file, ratio, audio_ratio, seed, position, statistics],
             [result, with_audio, without],
             api_name="reconstruct",
@@ -204,13 +144,7 @@ def build_page(viewer: Viewer, uploads: Path) -> gradio.Blocks:
 
 
 def launch(page: gradio.Blocks, host: str, port: int | None, max_mb: float) -> str:
-    """Serve a page from a thread of its own.
-
-    Args:
-        page: what `build_page` made.
-        host: address to listen on.
-        port: None for the first free one from 7860.
-        max_mb: size above which an upload is refused, in 10^6 bytes.
+    """Serve a page from a thread of its own; see `avmae.viewing.serving.serve`.
 
     Returns:
         Where it is.
@@ -239,51 +173,24 @@ def launch(page: gradio.Blocks, host: str, port: int | None, max_mb: float) -> s
         num_workers=0,
         max_file_size=round(max_mb * 1e6),
         app_kwargs={"middleware": middleware, "docs_url": None, "redoc_url": None, "openapi_url": None},
-        css=CSS,
+        css_paths=FOLDER / "demo.css",
         theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
     )
     return url
 
 
-def render(view: View) -> str:
+def show_view(view: View) -> str:
     """A view as HTML that needs no other file."""
-    panels = "".join(_panel(panel, view) for panel in view.panels)
-    attended = f"<p>{html.escape(view.note)}</p>" if view.attention is None else _attention(view.attention)
-    return (
-        f'<div class="view"><h3>{html.escape(view.title)}</h3><p>{html.escape(view.metrics)}</p>'
-        f'<div class="panels">{panels}</div><h4>What the audio attends to</h4>{attended}</div>'
-    )
 
+    def video(panel: Panel) -> str:
+        with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
+            rate = view.clip.fps / view.clip.stride
+            write_video(file.name, magnify(panel.frames), rate, panel.audio, view.clip.sample_rate)
+            return data_address("video/mp4", Path(file.name).read_bytes())
 
-def _panel(panel: Panel, view: View) -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "panel.mp4")
-        write_video(path, magnify(panel.frames), view.fps, panel.audio, view.sample_rate)
-        video = f'<video src="{_uri("video/mp4", path.read_bytes())}" autoplay loop muted playsinline></video>'
-    listen = "" if panel.audio is None else '<button type="button" aria-pressed="false">listen</button>'
-    spectrogram = "" if panel.spectrogram is None else _image(panel.spectrogram, "spectrogram")
-    label = html.escape(panel.label)
-    return f'<figure class="panel">{video}<figcaption>{label}</figcaption>{listen}{spectrogram}</figure>'
+    def image(pixels: np.ndarray) -> str:
+        data = io.BytesIO()
+        Image.fromarray(pixels).save(data, "PNG")
+        return data_address("image/png", data.getvalue())
 
-
-def _attention(attention: Attention) -> str:
-    images = "".join(
-        f"<figure>{_image(frame, 'attention')}<figcaption>{second:.2f} s</figcaption></figure>"
-        for frame, second in zip(magnify(attention.frames, 96), attention.seconds, strict=True)
-    )
-    return (
-        f"<p>The audio tokens spend {attention.share:.0%} of their attention on video tokens, which are "
-        f"{attention.even:.0%} of all; nothing is masked here. Each patch's weight, 1 being an even share: "
-        f"0&nbsp;<span class='scale'></span>&nbsp;{attention.peak:.1f}.</p>"
-        f'<div class="heat">{images}</div>'
-    )
-
-
-def _image(pixels: np.ndarray, alt: str) -> str:
-    data = io.BytesIO()
-    Image.fromarray(pixels).save(data, "PNG")
-    return f'<img alt="{alt}" src="{_uri("image/png", data.getvalue())}">'
-
-
-def _uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    return render("demo.html", view=view, video=video, image=image, magnify=magnify)

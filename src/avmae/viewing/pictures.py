@@ -1,28 +1,14 @@
 """Arrays to images that people look at: contact sheets, videos side by side, spectrograms, heat maps."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 INK, PAPER, MASKED = (32, 32, 36), (255, 255, 255), (128, 128, 128)
-MARGIN = 8
+MARGIN, HEAD = 8, 28
 ROW = 128
 """Height in pixels below which images of a contact sheet are enlarged by a whole factor."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of a contact sheet.
-
-    Args:
-        label: what the row shows.
-        images: (H, W, 3) uint8 each.
-    """
-
-    label: str
-    images: Sequence[np.ndarray]
 
 
 def pixels(video: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
@@ -45,14 +31,11 @@ def error_frames(frames: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def heat(frames: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """Grey frames under a colour for each patch, dark to bright.
+    """Grey frames under a colour for each patch, dark to bright: (T, H, W, 3) uint8.
 
     Args:
         frames: (T, H, W, 3) uint8.
         levels: (T, h, w) in [0, 1], the brightest at 1; h divides H and w divides W.
-
-    Returns:
-        (T, H, W, 3) uint8.
     """
     rows, columns = (frames.shape[axis] // levels.shape[axis] for axis in (1, 2))
     colours = _magma(levels.repeat(rows, 1).repeat(columns, 2))
@@ -60,49 +43,43 @@ def heat(frames: np.ndarray, levels: np.ndarray) -> np.ndarray:
 
 
 def magnify(frames: np.ndarray, height: int = 192) -> np.ndarray:
-    """(T, H, W, 3) uint8 enlarged by a whole factor to at least a height."""
-    factor = max(1, -(-height // frames.shape[1]))
-    return frames.repeat(factor, 1).repeat(factor, 2)
+    """(..., H, W, 3) uint8 enlarged by a whole factor to at least a height."""
+    factor = max(1, -(-height // frames.shape[-3]))
+    return frames.repeat(factor, -3).repeat(factor, -2)
 
 
-def contact_sheet(title: str, rows: Sequence[Row], note: str = "") -> Image.Image:
-    """Labelled rows of images under a title, and a note below; small images are enlarged by a whole factor."""
+def contact_sheet(title: str, rows: Sequence[tuple[str, Sequence[np.ndarray]]], note: str = "") -> Image.Image:
+    """Rows of images (H, W, 3) uint8 behind their labels, under a title, and a note below."""
     font, bold = ImageFont.load_default(15), ImageFont.load_default(20)
-    label_width = int(max(font.getlength(row.label) for row in rows)) + 2 * MARGIN
-    scaled = [[_enlarge(image, max(1, round(ROW / image.shape[0]))) for image in row.images] for row in rows]
-    width = label_width + max(sum(image.width + MARGIN for image in images) for images in scaled) + MARGIN
+    left = int(max(font.getlength(label) for label, _ in rows)) + 2 * MARGIN
+    # The whole factor that brings an image nearest to the height of a row.
+    scaled = [[magnify(image, image.shape[0] * round(ROW / image.shape[0])) for image in images] for _, images in rows]
+    width = left + max(sum(image.shape[1] + MARGIN for image in images) for images in scaled) + MARGIN
     width = max(width, int(max(bold.getlength(title), font.getlength(note))) + 2 * MARGIN)
-    heights = [max(image.height for image in images) for images in scaled]
+    heights = [max(image.shape[0] for image in images) for images in scaled]
     sheet = Image.new("RGB", (width, 44 + sum(h + MARGIN for h in heights) + (30 if note else MARGIN)), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((MARGIN, 10), title, INK, bold)
     top = 44
-    for row, images, height in zip(rows, scaled, heights, strict=True):
-        draw.text((MARGIN, top + height / 2), row.label, INK, font, anchor="lm")
-        left = label_width
-        for image in images:
-            sheet.paste(image, (left, top))
-            left += image.width + MARGIN
+    for (label, _), images, height in zip(rows, scaled, heights, strict=True):
+        draw.text((MARGIN, top + height / 2), label, INK, font, anchor="lm")
+        for place, image in enumerate(images):
+            sheet.paste(Image.fromarray(image), (left + sum(i.shape[1] + MARGIN for i in images[:place]), top))
         top += height + MARGIN
     draw.text((MARGIN, top), note, INK, font)
     return sheet
 
 
-def side_by_side(panels: dict[str, np.ndarray]) -> np.ndarray:
+def side_by_side(panels: Mapping[str, np.ndarray]) -> np.ndarray:
     """Videos (T, H, W, 3) uint8 next to each other under their labels, as one of the same kind."""
-    panels = {label: magnify(frames) for label, frames in panels.items()}
-    font = ImageFont.load_default(15)
-    labels = []
+    labelled = []
     for label, frames in panels.items():
-        strip = Image.new("RGB", (frames.shape[2] + MARGIN, 28), PAPER)
-        ImageDraw.Draw(strip).text((MARGIN, 14), label, INK, font, anchor="lm")
-        labels.append(np.asarray(strip))
-    head = np.concatenate(labels, 1)
-    stack = []
-    for time in range(len(next(iter(panels.values())))):
-        parts = [np.pad(frames[time], ((0, 0), (0, MARGIN), (0, 0)), constant_values=255) for frames in panels.values()]
-        stack.append(np.concatenate([head, np.concatenate(parts, 1)], 0))
-    return np.stack(stack)
+        frames = np.pad(magnify(frames), ((0, 0), (HEAD, 0), (0, MARGIN), (0, 0)), constant_values=255)
+        head = Image.new("RGB", (frames.shape[2], HEAD), PAPER)
+        ImageDraw.Draw(head).text((MARGIN, HEAD / 2), label, INK, ImageFont.load_default(15), anchor="lm")
+        frames[:, :HEAD] = np.asarray(head)
+        labelled.append(frames)
+    return np.concatenate(labelled, 2)
 
 
 def _magma(levels: np.ndarray) -> np.ndarray:
@@ -112,8 +89,3 @@ def _magma(levels: np.ndarray) -> np.ndarray:
 
     colours = colormaps["magma"].with_extremes(bad=[channel / 255 for channel in MASKED])
     return colours(np.ma.masked_invalid(levels), bytes=True)[..., :3]
-
-
-def _enlarge(image: np.ndarray, factor: int) -> Image.Image:
-    height, width = image.shape[:2]
-    return Image.fromarray(image).resize((width * factor, height * factor), Image.Resampling.NEAREST)

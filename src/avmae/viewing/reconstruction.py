@@ -22,7 +22,7 @@ from avmae.data.spectrogram import LogMel
 from avmae.models.autoencoder import MaskedAutoencoder
 from avmae.models.masking import Mask
 from avmae.models.tokens import gather_tokens, scatter_tokens
-from avmae.viewing.pictures import ROW, Row, contact_sheet, error_frames, pixels, side_by_side, spectrogram_image
+from avmae.viewing.pictures import ROW, contact_sheet, error_frames, pixels, side_by_side, spectrogram_image
 
 Statistics = Literal["true", "visible"]
 
@@ -33,22 +33,6 @@ VIEWS: dict[Statistics, str] = {
 """How `MaskedAutoencoder.fill` completes patches that were predicted up to their mean and standard deviation."""
 COLUMNS = 8
 NOTE = "true patch statistics: each masked patch's own mean and standard deviation are given, as in the papers' figures"
-
-
-@dataclass(frozen=True)
-class Reconstructed:
-    """What a model makes of one window.
-
-    Args:
-        masked: by modality (1, C, *shape), NaN where masked.
-        whole: by statistics and modality (1, C, *shape); see `MaskedAutoencoder.fill`. A model trained on plain targets
-            has one entry, `true`.
-        losses: by modality, the mean squared error over masked patches in the units of the target.
-    """
-
-    masked: dict[str, Tensor]
-    whole: dict[Statistics, dict[str, Tensor]]
-    losses: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -80,11 +64,11 @@ class Comparison:
         columns = np.unique(np.linspace(0, self.clip.frames - 1, COLUMNS).round().astype(int))
         rows = []
         for label, frames in self.videos.items():
-            rows.append(Row(label, list(frames[columns])))
+            rows.append((label, list(frames[columns])))
             if label in self.errors:
-                rows.append(Row("error, brightest at 50%", list(self.errors[label][columns])))
+                rows.append(("error, brightest at 50%", list(self.errors[label][columns])))
         if spectrograms := self.spectrograms():
-            rows.append(Row("audio, in the order above", list(spectrograms.values())))
+            rows.append(("audio, in the order above", list(spectrograms.values())))
         return contact_sheet(title, rows, self.note)
 
     def spectrograms(self) -> dict[str, Frames]:
@@ -95,7 +79,7 @@ class Comparison:
         height = max(ROW, self.clip.size)
         return {label: spectrogram_image(x[0, 0].numpy(), low, high, height) for label, x in self.audio.items()}
 
-    def sound(self, label: str) -> Tensor:
+    def waveform_of(self, label: str) -> Tensor:
         """The audio of a label as a waveform (samples,) float32 in [-1, 1], its masked part silent.
 
         The original, too, is made from its spectrogram, so that every audible difference is due to the model.
@@ -104,8 +88,8 @@ class Comparison:
 
     @cached_property
     def audible(self) -> dict[str, Tensor]:
-        """The waveforms of the original and the reconstructions by label; see `sound`."""
-        return {label: self.sound(label) for label in self.audio if label != "masked"}
+        """The waveforms of the original and the reconstructions by label; see `waveform_of`."""
+        return {label: self.waveform_of(label) for label in self.audio if label != "masked"}
 
     def write(self, folder: Path, title: str) -> dict[str, Path]:
         """Write `reconstruction.mp4` with the window's audio, `reconstruction.png`, and a WAV for each of `audible`.
@@ -125,13 +109,15 @@ class Comparison:
         return files
 
 
-def reconstruct_window(model: MaskedAutoencoder, batch: Mapping[str, Any], seed: int) -> Reconstructed:
-    """Mask most of one clip and reconstruct it.
+def reconstruct_window(
+    model: MaskedAutoencoder, batch: Mapping[str, Any], seed: int
+) -> tuple[dict[str, Tensor], dict[Statistics, dict[str, Tensor]], dict[str, float]]:
+    """Mask most of one clip and reconstruct it, on the device of the model; all else is on the CPU.
 
-    Args:
-        model: in evaluation mode, on any device.
-        batch: of one clip, on the CPU.
-        seed: of the masks.
+    Returns:
+        By modality (1, C, *shape), NaN where masked; the same by statistics with the masked part filled in, see
+        `MaskedAutoencoder.fill`, of a model trained on plain targets for `true` alone; and by modality the mean squared
+        error over masked patches in the units of the target.
     """
     parameter = next(model.parameters())
     device = parameter.device
@@ -151,7 +137,7 @@ def reconstruct_window(model: MaskedAutoencoder, batch: Mapping[str, Any], seed:
     predictions = {name: prediction.float().cpu() for name, prediction in result.predictions.items()}
     views = [view for view in VIEWS if model.normalize_target or view == "true"]
     whole = {view: model.fill(batch, masks, predictions, view) for view in views}
-    return Reconstructed(masked, whole, {name: loss.mean().item() for name, loss in result.losses.items()})
+    return masked, whole, {name: loss.mean().item() for name, loss in result.losses.items()}
 
 
 def video_metrics(frames: Frames, truth: Frames, masked: Tensor) -> dict[str, float]:
@@ -191,18 +177,16 @@ def compare(systems: Mapping[str, MaskedAutoencoder], window: Window, seed: int)
     audio = {"original": batch["audio"]} if window.has_audio else {}
     patterns: list[Tensor] = []
     for system, model in systems.items():
-        found: dict[str, float | None] = {}
-        result = reconstruct_window(model, batch, seed)
-        masked = result.masked["video"].isnan()
-        for name, loss in result.losses.items():
-            found[f"{name}/masked_mse"] = loss if name == "video" or window.has_audio else None
-        if "audio" in result.masked and window.has_audio:
-            audio.setdefault("masked", result.masked["audio"])
+        visible, views, losses = reconstruct_window(model, batch, seed)
+        masked = visible["video"].isnan()
+        found = {f"{x}/masked_mse": loss if x == "video" or window.has_audio else None for x, loss in losses.items()}
+        if "audio" in visible and window.has_audio:
+            audio.setdefault("masked", visible["audio"])
         if not any(torch.equal(masked, other) for other in patterns):
             label = f"masked, {float(masked.float().mean()):.0%}"
-            videos[f"{label} by {system}" if patterns else label] = frames(result.masked)
+            videos[f"{label} by {system}" if patterns else label] = frames(visible)
             patterns.append(masked)
-        for view, whole in result.whole.items():
+        for view, whole in views.items():
             note = f", {VIEWS[view]}" if model.normalize_target else ""
             label = f"{system}{note}" if len(systems) > 1 else VIEWS[view] if note else "reconstructed"
             videos[label] = frames(whole)

@@ -8,21 +8,23 @@ from typing import Any
 
 import avmae
 from avmae.errors import InputError
+from avmae.evaluation.metrics import is_share, metric_text
 from avmae.runs.history import Run, arrange, find_runs, read_run, read_study, varied
 from avmae.viewing.plots import colours
 from avmae.viewing.sections import (
-    Plots,
+    Cell,
     RunSection,
-    Shown,
+    Table,
     curve_plots,
     epoch_of,
+    evaluation,
     reconstruction,
-    run_section,
     study_plots,
     sweep_plots,
     swept_axis,
+    table,
 )
-from avmae.viewing.tables import Cell, Table, as_text, results_table
+from avmae.viewing.templates import as_text, render
 
 OVERVIEW = (
     *("train/loss", "val/loss", "val/loss_video", "val/loss_audio", "val/knn_top1", "val/top1", "test/top1"),
@@ -34,57 +36,17 @@ OVERVIEW = (
 
 @dataclass(frozen=True)
 class Page:
-    """What `report.html` shows.
+    """A report.
 
     Args:
-        title: names of the runs, or of the folders.
-        meta: where it is from, how much it is, when and with what it was written.
+        html: the whole page; every text in it is escaped.
         counted: number of runs as text; empty without any.
-        overview: final metrics of several runs, by task.
-        plots: of sweeps, curves and studies.
-        differing: settings in which the runs differ.
-        changed: key, value and default of settings that all runs share and training would not choose by itself.
-        runs: a section for each.
-        reconstructions: those of no run.
-        left_out: how many further ones `clips` leaves out.
+        notes: what is missing or broken, by run.
     """
 
-    title: str
-    meta: str
+    html: str
     counted: str
-    overview: dict[str, Table]
-    plots: list[Plots]
-    differing: Table | None
-    changed: list[tuple[str, str, str]]
-    runs: list[RunSection]
-    reconstructions: list[Shown]
-    left_out: int
-
-    @property
-    def notes(self) -> list[str]:
-        """What is missing or broken, by run."""
-        return [f"{section.run.label}: {note}" for section in self.runs for note in section.run.notes]
-
-    def render(self) -> str:
-        """The page as HTML; every text in it is escaped."""
-        import jinja2
-
-        environment = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(Path(__file__).parent),
-            autoescape=True,
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        return environment.get_template("report.html").render(page=self)
-
-    def write(self, file: Path) -> None:
-        """Write `render()`; an InputError says that it cannot be written."""
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(self.render(), encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"output={file} cannot be written: {error.strerror}; choose another") from error
+    notes: list[str]
 
 
 def build_page(
@@ -104,41 +66,38 @@ def build_page(
     """
     folders, studies, found = gather(inputs, reconstructions)
     runs, sweeps = arrange([read_run(path) for path in {path.resolve(): path for path in folders}.values()])
-    owned: dict[Path | None, list[Path]] = {}
-    for path in dict.fromkeys(path.resolve() for path in found):
-        owners = [run.folder for run in runs if run.folder.resolve() in (path, *path.parents)]
-        owned.setdefault(max(owners, key=lambda owner: len(owner.parts), default=None), []).append(path)
-    shades = dict[Run, str]()
-    for task in dict.fromkeys(run.task for run in runs):
-        alike = [run for run in runs if run.task == task]
-        ordered = alike in sweeps and isinstance(alike[0].swept_value(swept_axis(alike)), float)
-        shades |= zip(alike, colours(len(alike), ordered), strict=True)
+    shown: dict[Run | None, list[Path]] = {run: [] for run in (*runs, None)}
+    for path in dict.fromkeys(found):
+        owners = [run for run in runs if path.is_relative_to(run.folder.resolve())]
+        shown[max(owners, key=lambda run: len(run.folder.resolve().parts), default=None)].append(path)
+    embedded = {run: [reconstruction(folder, embed_mb) for folder in paths[:clips]] for run, paths in shown.items()}
+    left_out = {run: max(0, len(paths) - clips) for run, paths in shown.items()}
+    shades = run_colours(runs, sweeps)
     sections = {
-        run: run_section(run, f"run-{number}", shades[run], owned.get(run.folder, []), clips, embed_mb)
+        run: RunSection(run, f"run-{number}", shades[run], evaluation(run), embedded[run], left_out[run])
         for number, run in enumerate(runs, 1)
     }
-    tasks = [[s for s in sections.values() if s.task == t] for t in dict.fromkeys(s.task for s in sections.values())]
-    logged = [[section for section in alike if section.run.curves] for alike in tasks]
+    tasks = {section.task: [s for s in sections.values() if s.task == section.task] for section in sections.values()}
+    logged = [[section for section in alike if section.run.curves] for alike in tasks.values()]
     counted = f"{len(runs)} run{'s' * (len(runs) > 1)}" if runs else ""
-    where = [", ".join(map(str, inputs)), *filter(None, [counted])]
-    differing, changed = settings(list(sections.values()), defaults)
-    others = owned.get(None, [])
-    return Page(
+    written = f"written {datetime.now():%Y-%m-%d %H:%M} by avmae {avmae.__version__}"
+    html = render(
+        "report.html",
         title=", ".join(dict.fromkeys(r.name or r.label for r in runs)) or ", ".join(p.resolve().name for p in inputs),
-        meta=" · ".join([*where, f"written {datetime.now():%Y-%m-%d %H:%M} by avmae {avmae.__version__}"]),
-        counted=counted,
-        overview={s[0].task: results_table(OVERVIEW, {x.link: x.run.final for x in s}) for s in tasks if len(runs) > 1},
+        meta=" · ".join(filter(None, [", ".join(map(str, inputs)), counted, written])),
+        overview={task: overview(alike) for task, alike in tasks.items()} if len(runs) > 1 else {},
         plots=[
             *(sweep_plots([sections[job] for job in jobs], OVERVIEW) for jobs in sweeps),
             *(curve_plots(alike, named=len(runs) > 1) for alike in logged if alike),
             *(plots for file in studies for plots in study_plots(read_study(file))),
         ],
-        differing=differing,
-        changed=changed,
+        differing=differing(list(sections.values())),
+        changed=changed([run.config for run in runs if run.config], defaults),
         runs=list(sections.values()),
-        reconstructions=[reconstruction(folder, embed_mb) for folder in others[:clips]],
-        left_out=max(0, len(others) - clips),
+        reconstructions=embedded[None],
+        left_out=left_out[None],
     )
+    return Page(html, counted, [f"{run.label}: {note}" for run in runs for note in run.notes])
 
 
 def gather(inputs: Sequence[Path], reconstructions: Path | None) -> tuple[list[Path], list[Path], list[Path]]:
@@ -175,22 +134,42 @@ def find_reconstructions(folder: Path) -> list[Path]:
     return sorted(path for path, epoch in epochs.items() if epoch in (-1, last[path.parent.parent]))
 
 
-def settings(
-    sections: Sequence[RunSection], defaults: Mapping[str, Any]
-) -> tuple[Table | None, list[tuple[str, str, str]]]:
-    """`differing` and `changed` of a page."""
-    known = [section for section in sections if section.run.config]
-    configs = [section.run.config for section in known]
-    keys = varied(configs)
-    shared = configs[0] if configs else {}
-    changed = [key for key in varied([shared, defaults]) if key in shared and key not in keys]
+def run_colours(runs: Sequence[Run], sweeps: Sequence[Sequence[Run]]) -> dict[Run, str]:
+    """A colour for each run, unlike those of the same task; from dark to bright along a sweep over numbers."""
+    shades = dict[Run, str]()
+    for task in dict.fromkeys(run.task for run in runs):
+        alike = [run for run in runs if run.task == task]
+        ordered = alike in sweeps and isinstance(alike[0].swept_value(swept_axis(alike)), float)
+        shades |= zip(alike, colours(len(alike), ordered), strict=True)
+    return shades
 
-    def text(config: Mapping[str, Any], key: str) -> str:
-        return as_text(config[key]) if key in config else "–"
 
-    rows = [
-        [Cell(section.run.label, section.link.href), *(Cell(text(section.run.config, key)) for key in keys)]
-        for section in known
-    ]
-    differing = Table(["run", *keys], rows).upright() if keys else None
-    return differing, [(key, text(shared, key), text(defaults, key)) for key in changed]
+def overview(sections: Sequence[RunSection]) -> Table:
+    """Final metrics of the runs of one task; the best accuracies are marked.
+
+    Losses are not: under another mask or with other targets they measure another task.
+    """
+    known = {n: {s.run.final[n] for s in sections if n in s.run.final} for n in OVERVIEW}
+    best = {name: max(values) for name, values in known.items() if len(values) > 1 and is_share(name)}
+    rows = {
+        s.link: {n: Cell(metric_text(n, v), best=v == best.get(n)) for n, v in s.run.final.items() if n in OVERVIEW}
+        for s in sections
+    }
+    return table("run", rows, [name for name, values in known.items() if values])
+
+
+def differing(sections: Sequence[RunSection]) -> Table | None:
+    """Settings in which the runs differ."""
+    configs = {section.link: section.run.config for section in sections if section.run.config}
+    keys = varied(list(configs.values()))
+    rows = {
+        link: {key: Cell(as_text(config[key])) for key in keys if key in config} for link, config in configs.items()
+    }
+    return table("run", rows, keys) if keys else None
+
+
+def changed(configs: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Key, value and default of settings that all runs share and training would not choose by itself."""
+    differ = varied(configs)
+    shared = {key: value for key, value in (configs[0] if configs else {}).items() if key not in differ}
+    return [(key, shared[key], defaults.get(key, "–")) for key in varied([shared, defaults]) if key in shared]

@@ -14,7 +14,13 @@ from avmae.viewing.viewer import Viewer
 
 @contextmanager
 def serve(viewer: Viewer, host: str, port: int | None, max_mb: float) -> Iterator[str]:
-    """Serve the page as long as the context lasts, and give its address; see `avmae.viewing.page.launch`.
+    """Serve the page as long as the context lasts, and give its address.
+
+    Args:
+        viewer: makes what is shown.
+        host: address to listen on.
+        port: None for the first free one from 7860.
+        max_mb: size above which an upload is refused, in 10^6 bytes.
 
     Raises:
         InputError: Gradio is not installed, or the address cannot be had.

@@ -1,15 +1,13 @@
 """What the commands do with checkpoints and videos: load by kind, name, reconstruct, rank classes."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from avmae.clip import ClipSpec
 from avmae.data.decode.window import read_window
 from avmae.data.sources.folder import SUFFIXES
 from avmae.errors import InputError, MediaError
@@ -17,19 +15,13 @@ from avmae.models.autoencoder import MaskedAutoencoder
 from avmae.models.build import MaskSpec, build_maskings
 from avmae.models.classifier import Classifier
 from avmae.models.weights import load_model, read_checkpoint
+from avmae.runs.files import write_json
 from avmae.viewing.reconstruction import compare
 
 
 @dataclass(frozen=True)
 class System:
-    """A pretrained model and its name in figures and tables.
-
-    Args:
-        label: its name, unlike that of any other system.
-        model: in evaluation mode.
-        mask: what its maskings were built from.
-        size: name of the model's size.
-    """
+    """A pretrained model in evaluation mode, what its maskings were built from, and its names."""
 
     label: str
     model: MaskedAutoencoder
@@ -38,39 +30,29 @@ class System:
 
 
 def load_autoencoder(path: str | Path) -> tuple[MaskedAutoencoder, dict[str, Any]]:
-    """The model of a pretraining checkpoint, and its config.
-
-    Raises:
-        InputError: it cannot be read, or is a classifier.
-    """
+    """The model of a pretraining checkpoint, and its config; an InputError says that it is none."""
     model = load_model(path)
     if not isinstance(model, MaskedAutoencoder):
         raise InputError(f"{path} is a classifier, which has no decoder; give the checkpoint it was fine-tuned from")
-    return model, dict(read_checkpoint(path).config)
+    return model, read_checkpoint(path).config
 
 
 def load_classifier(path: str | Path) -> tuple[Classifier, dict[str, Any]]:
-    """The model of a fine-tuned checkpoint, and its config.
-
-    Raises:
-        InputError: it cannot be read, or is an autoencoder.
-    """
+    """The model of a fine-tuned checkpoint, and its config; an InputError says that it is none."""
     model = load_model(path)
     if not isinstance(model, Classifier):
         raise InputError(
             f"{path} is a pretraining checkpoint and knows no classes; fine-tune it first: "
             "python -m avmae.train experiment=finetune_ucf101 ckpt=..."
         )
-    return model, dict(read_checkpoint(path).config)
+    return model, read_checkpoint(path).config
 
 
 def load_systems(paths: Sequence[str | Path], mask: Mapping[str, Any]) -> list[System]:
     """Load pretraining checkpoints that are to be compared.
 
-    Args:
-        paths: of the checkpoints.
-        mask: settings of `MaskSpec`; those not given are the first checkpoint's, for all of them, so that differences
-            come from the systems.
+    All are masked by the settings of `MaskSpec` in `mask`, and where it has none by the first one's, so that
+    differences come from the systems.
 
     Raises:
         InputError: one has no decoder, or takes another window than the first.
@@ -79,11 +61,11 @@ def load_systems(paths: Sequence[str | Path], mask: Mapping[str, Any]) -> list[S
     for path in paths:
         model, settings = load_autoencoder(path)
         first = systems[0].model.clip if systems else model.clip
-        for key in ClipSpec.__dataclass_fields__:
-            if getattr(model.clip, key) != getattr(first, key):
+        for key, value in asdict(model.clip).items():
+            if value != getattr(first, key):
                 raise InputError(
-                    f"{path} was trained with clip.{key}={getattr(model.clip, key)}, the first checkpoint with "
-                    f"{getattr(first, key)}; they can only be compared on the same window"
+                    f"{path} was trained with clip.{key}={value}, the first checkpoint with {getattr(first, key)}; "
+                    "they can only be compared on the same window"
                 )
         chosen = systems[0].mask if systems else {**settings["mask"], **mask}
         model.maskings = build_maskings(model.encoder, MaskSpec(**chosen))
@@ -106,39 +88,39 @@ def reconstruct_files(
     Raises:
         InputError: there is no video, or none that can be read; or the output cannot be written.
     """
-    files = [source]
-    if source.is_dir():
-        files = sorted(file for file in source.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-        if not files:
-            raise InputError(f"input={source} holds no videos ({', '.join(sorted(SUFFIXES))})")
-    clip, names = systems[0].model.clip, ", ".join(f"{system.label} {system.size}" for system in systems)
-    named = Counter(file.with_suffix("") for file in files)
-    found: dict[Path, dict[str, dict[str, float | None]] | MediaError] = {}
-    for file in files:
-        folder = output
-        if source.is_dir():
-            # a.mp4 and a.avi are two videos.
-            folder /= file.relative_to(source).with_suffix("" if named[file.with_suffix("")] == 1 else file.suffix)
+    clip, found = systems[0].model.clip, dict[Path, dict[str, dict[str, float | None]] | MediaError]()
+    folders = folders_of(source, output) if source.is_dir() else {source: output}
+    for file, folder in folders.items():
         try:
             window = read_window(file, clip, position, clip.canvas)
         except MediaError as error:
-            if not source.is_dir():
-                raise
             found[file] = error
             continue
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"output={folder} cannot be written: {error.strerror}") from error
         comparison = compare({system.label: system.model for system in systems}, window, seed)
-        comparison.write(folder, f"{file.name}  ({names})")
-        content = {"input": str(file), "mask": systems[0].mask, "seed": seed, "systems": comparison.metrics}
-        (folder / "metrics.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
         found[file] = comparison.metrics
+        content = {"input": str(file), "mask": systems[0].mask, "seed": seed, "systems": comparison.metrics}
+        write_json(folder / "metrics.json", content)
+        comparison.write(folder, f"{file.name}  ({', '.join(f'{system.label} {system.size}' for system in systems)})")
     unread = [error for error in found.values() if isinstance(error, MediaError)]
-    if len(unread) == len(files):
-        raise MediaError(f"none of the {len(files)} videos can be read, the first: {unread[0]}")
+    if len(unread) == len(found):
+        several = f"none of the {len(found)} videos can be read, the first: "
+        raise MediaError(f"{several if len(found) > 1 else ''}{unread[0]}")
     return found
+
+
+def folders_of(source: Path, output: Path) -> dict[Path, Path]:
+    """The videos in a folder, and the folder of each one's reconstruction.
+
+    Raises:
+        InputError: there are none.
+    """
+    files = sorted(file for file in source.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    if not files:
+        raise InputError(f"input={source} holds no videos ({', '.join(sorted(SUFFIXES))})")
+    named = Counter(file.with_suffix("") for file in files)
+    # a.mp4 and a.avi are two videos.
+    suffixes = {file: "" if named[file.with_suffix("")] == 1 else file.suffix for file in files}
+    return {file: output / file.relative_to(source).with_suffix(suffix) for file, suffix in suffixes.items()}
 
 
 def top_classes(probabilities: Tensor, names: Sequence[str], count: int) -> list[dict[str, Any]]:

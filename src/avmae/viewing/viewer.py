@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from avmae.data.datamodule import Batch
+from avmae.clip import ClipSpec
 from avmae.data.decode.audio import Waveform
 from avmae.data.decode.frames import Frames
-from avmae.data.decode.window import probe, read_window
+from avmae.data.decode.window import Window, probe, read_window
 from avmae.data.read import window_batch
 from avmae.errors import MediaError
 from avmae.models.build import MaskSpec, build_maskings
@@ -26,7 +26,6 @@ class Panel:
     """One version of a window.
 
     Args:
-        label: what it is.
         frames: (T, H, W, 3) uint8.
         audio: (samples,) float32 in [-1, 1]; None where there is none.
         spectrogram: (H, W, 3) uint8; None where the model takes no audio.
@@ -65,10 +64,8 @@ class View:
         title: which window of what.
         metrics: how good the reconstruction is, in a sentence.
         panels: original, masked, reconstructed.
-        fps: of the panels.
-        sample_rate: of their audio, in Hz.
-        attention: None where the model has no cross-attention or the window no audio.
-        note: why there is no attention; empty if there is.
+        clip: shape of the window.
+        attention: or why there is none.
         with_audio: probabilities of the first classes; None without a classifier, or where it gets no audio.
         without_audio: of the same kind.
     """
@@ -76,21 +73,16 @@ class View:
     title: str
     metrics: str
     panels: list[Panel]
-    fps: float
-    sample_rate: int
-    attention: Attention | None
-    note: str
+    clip: ClipSpec
+    attention: Attention | str
     with_audio: Classes | None
     without_audio: Classes | None
 
 
 class Viewer:
-    """The models behind the page.
+    """The models behind the page: of a pretraining checkpoint, and of a fine-tuned one if classes are wanted.
 
-    Args:
-        ckpt: of pretraining.
-        classifier: a fine-tuned checkpoint; None for no classes.
-        max_minutes: length of a video above which it is refused.
+    Longer videos than `max_minutes` are refused.
 
     Raises:
         InputError: a checkpoint cannot be read, or is of the other kind.
@@ -132,27 +124,18 @@ class Viewer:
             raise MediaError(f"{file}: lasts {length:.0f} s, more than max_minutes={self.max_minutes:g} allows; cut it")
         clip = self.model.clip
         window = read_window(file, clip, position, clip.canvas)
-        batch = window_batch(window, clip)
         with self.lock:
             self.model.maskings = maskings
             found = compare({self.name: self.model}, window, seed)
-        attention, note = self._attention(batch, found.videos["original"], window.has_audio)
-        classes: dict[bool, Classes] = {}
-        if self.classifier is not None:
-            own = self.classifier.clip
-            classes = self._classify(
-                batch if own == clip else window_batch(read_window(file, own, position, own.canvas), own)
-            )
+        classes = self._classify(file, position)
         repeated = ", repeated" if length < clip.seconds else ""
         seconds = f"{clip.seconds:.2f} s from {window.start:.2f} s of {length:.2f} s{repeated}"
         return View(
             title=f"{file.name}: {seconds}, {'with audio' if window.has_audio else 'without audio'}",
             metrics=self._metrics(found, statistics),
             panels=self._panels(found, statistics),
-            fps=clip.fps / clip.stride,
-            sample_rate=clip.sample_rate,
-            attention=attention,
-            note=note,
+            clip=clip,
+            attention=self._attention(window, found.videos["original"]),
             with_audio=classes.get(True),
             without_audio=classes.get(False),
         )
@@ -173,18 +156,18 @@ class Viewer:
         panels = []
         for shown, video, audio in ((original, original, original), (masked, masked, "masked"), (label, whole, whole)):
             plain = found.waveform if video == original else None
-            waveform = found.sound(audio).numpy() if audio in spectrograms else plain
+            waveform = found.waveform_of(audio).numpy() if audio in spectrograms else plain
             panels.append(Panel(shown, found.videos[video], waveform, spectrograms.get(audio)))
         return panels
 
-    def _attention(self, batch: Batch, frames: Frames, has_audio: bool) -> tuple[Attention | None, str]:
-        encoder = self.model.encoder
-        if not has_audio:
-            return None, "There is no audio in this window to attend with."
+    def _attention(self, window: Window, frames: Frames) -> Attention | str:
+        encoder, batch = self.model.encoder, window_batch(window, self.model.clip)
+        if not window.has_audio:
+            return "There is no audio in this window to attend with."
         with torch.inference_mode():
             weights = encoder.cross_attention(encoder.patchify(batch), {"audio": batch["has_audio"]})
         if weights is None:
-            return None, f"{self.name} has no attention between audio and video."
+            return f"{self.name} has no attention between audio and video."
         grid = encoder.modalities["video"].grid
         # Mean over heads and queries.
         video = weights["audio"]["video"][0].mean((0, 1))
@@ -196,15 +179,16 @@ class Viewer:
             share=video.sum().item(),
             even=video.numel() / tokens,
             peak=video.max().item() * tokens,
-        ), ""
+        )
 
-    def _classify(self, batch: Batch) -> dict[bool, Classes]:
+    def _classify(self, file: Path, position: float) -> dict[bool, Classes]:
         """The first classes with and without the audio; the former only where there is some and the model takes it."""
-        assert self.classifier is not None
-        found = {}
-        for has_audio in (True, False):
-            if has_audio and not (bool(batch["has_audio"]) and "audio" in self.classifier.encoder.modalities):
-                continue
+        if self.classifier is None:
+            return {}
+        clip, found = self.classifier.clip, dict[bool, Classes]()
+        batch = window_batch(read_window(file, clip, position, clip.canvas), clip)
+        audible = bool(batch["has_audio"]) and "audio" in self.classifier.encoder.modalities
+        for has_audio in (True, False) if audible else (False,):
             with torch.inference_mode():
                 logits = self.classifier(batch | {"has_audio": torch.tensor([has_audio])})
             top = top_classes(logits[0].softmax(-1), self.classes, TOP)

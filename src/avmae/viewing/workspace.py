@@ -1,11 +1,9 @@
 """The W&B dashboard as a saved view of a project."""
 
-import json
 import os
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from avmae.errors import InputError
@@ -72,11 +70,3 @@ def create(sections: Sections, entity: str | None, project: str, name: str) -> s
     except Exception as error:
         # W&B's client raises errors of many kinds.
         raise InputError(f"the W&B server refuses: {error}; see entity= and project=") from error
-
-
-def describe(file: Path, content: Mapping[str, Any]) -> None:
-    """Write what the dashboard would show as JSON; an InputError says that it cannot be written."""
-    try:
-        file.write_text(json.dumps(content, indent=2), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"output={file} cannot be written: {error.strerror}; choose another") from error
