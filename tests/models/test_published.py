@@ -86,7 +86,7 @@ def assert_equal_outputs(ours: nn.Module, theirs: PreTrainedModel) -> None:
     with torch.no_grad():
         if isinstance(ours, MaskedAutoencoder):
             mask = Mask(*(index.sort(1).values for index in draw(ours, clips=1)["video"]))
-            hidden = torch.zeros(1, 1568, dtype=torch.bool).scatter(1, mask.hidden, True)
+            hidden = torch.zeros(1, 1568, dtype=torch.bool).scatter(1, mask.masked, True)
             result = ours(clips, {"video": mask}).predictions["video"].flatten(2)
             expected = theirs(video.transpose(1, 2), bool_masked_pos=hidden).logits
         else:

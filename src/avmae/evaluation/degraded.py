@@ -38,7 +38,7 @@ class _MaskedError(nn.Module):
     def update_with(self, model: MaskedAutoencoder, batch: Batch, clean: Batch) -> None:
         masks = draw_by_view(model, clean)
         prediction = model(batch, masks).predictions["video"].float()
-        target = gather_tokens(model.encoder.patchify(clean)["video"], masks["video"].hidden)
+        target = gather_tokens(model.encoder.patchify(clean)["video"], masks["video"].masked)
         if model.normalize_target:
             target, _, _ = normalize_patches(target)
         scored = (clean["clip_id"] >= 0).double()
@@ -60,7 +60,7 @@ def draw_by_view(model: MaskedAutoencoder, batch: Batch) -> dict[str, Mask]:
         for clip, view in zip(batch["clip_id"].clamp(min=0).tolist(), batch["view"].tolist(), strict=True)
     ]
     return {
-        name: Mask(torch.cat([masks[name].visible for masks in drawn]), torch.cat([m[name].hidden for m in drawn]))
+        name: Mask(torch.cat([masks[name].visible for masks in drawn]), torch.cat([m[name].masked for m in drawn]))
         for name in drawn[0]
     }
 

@@ -375,4 +375,4 @@ def _shape(config: Mapping[str, Any]) -> str:
 
 def _part(name: str) -> str:
     """`encoder.modalities.video`, `encoder.fusion`, `decoders.video`, `heads.video` and so on."""
-    return ".".join(name.split(".")[: 3 if name.startswith("encoder.modalities.") else 2])
+    return ".".join(name.split(".")[: 3 if name.startswith("encoder.modalities.") else 2]).removesuffix(".blocks")
