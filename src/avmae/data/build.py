@@ -12,6 +12,7 @@ from avmae.clip import ClipSpec
 from avmae.data.augment import AugmentSpec
 from avmae.data.datamodule import ClipDataModule, Loading
 from avmae.data.embedded.avdigits import write_avdigits
+from avmae.data.embedded.duets import write_duets
 from avmae.data.embedded.synthetic import write_synthetic
 from avmae.data.sources.csv import read_csv
 from avmae.data.sources.folder import read_folder
@@ -52,6 +53,7 @@ def read_embedded(
 EMBEDDED: dict[str, Source] = {
     "synthetic": partial(read_embedded, write_synthetic),
     "avdigits": partial(read_embedded, write_avdigits),
+    "duets": partial(read_embedded, write_duets),
 }
 SOURCES: dict[str, Source] = EMBEDDED | {
     "ucf101": read_ucf101,
