@@ -1,7 +1,7 @@
-"""Speed of `python -m avmae.train` from files to weights, and its share of waiting for data, by reading processes.
+"""Speed of `python -m avmae.train` from files to weights, and its share of waiting for data, by number of workers.
 
-Each row is a training of its own, from a data set as it is and from its packed copy. On a GPU every step after the
-first ones is also made to fail if anything in it waits for the device.
+Each row is a separate training, from the data set's files or from their packed copy. On a GPU, every step after the
+first few fails if an operation in it waits for the device.
 """
 
 import argparse
@@ -20,24 +20,24 @@ import lightning as L
 import torch
 
 SETTLED = 5
-"""Steps before anything is measured, or refused: compilation, the choice of kernels and the first reads."""
+"""Steps before measuring or refusing begins: compilation, the choice of kernels and the first reads."""
 
 
 class RefuseWaiting(L.Callback):
-    """Has any operation of a training step raise that waits for the GPU."""
+    """Makes any operation of a training step raise if it waits for the GPU."""
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
-        """From here to the end of the step."""
+        """Refuse from here to the end of the step."""
         if trainer.global_step >= SETTLED:
             torch.cuda.set_sync_debug_mode("error")
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """What is logged now and then, and reading, may wait."""
+        """Logging and reading may wait."""
         torch.cuda.set_sync_debug_mode("default")
 
 
 def train(data: list[str], workers: int, steps: int, overrides: list[str]) -> dict[str, Any]:
-    """Train some steps and read what the run says of its speed."""
+    """Train some steps and read the speed that the run logged."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = [*data, f"data.workers={workers}", f"trainer.max_steps={SETTLED + steps}", "data.val_groups=0"]
         arguments += [f"trainer.log_every_n_steps={SETTLED}", "callbacks.reconstructions.clips=0"]
@@ -58,11 +58,11 @@ def train(data: list[str], workers: int, steps: int, overrides: list[str]) -> di
 def main() -> None:
     """Read the options, train, print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", nargs="+", default=["data=ucf101"], help="of the data set as it is, data.root=...")
+    parser.add_argument("--data", nargs="+", default=["data=ucf101"], help="settings of the files, data.root=...")
     parser.add_argument("--packed", type=Path, help="folder of its packed copy, by python -m avmae.prepare pack=DIR")
     parser.add_argument("--workers", nargs="+", type=int, default=[1, 2, 4])
     parser.add_argument("--steps", type=int, default=20, help="measured steps of each training")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to this file")
     parser.add_argument("overrides", nargs="*", help="settings of avmae.train, after --: such as size=small")
     asked = parser.parse_args()
     sources = {"files": asked.data} | ({"packed": ["data=shards", f"data.root={asked.packed}"]} if asked.packed else {})

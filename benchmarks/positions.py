@@ -1,8 +1,8 @@
-"""Test a model at a size or length that it was not trained at, its fixed positions made in three ways.
+"""Test a model at a size or length that it was not trained at, with its fixed positions made in three ways.
 
-Renumbered: the table that a new model of the other grid computes for itself. Interpolated: that of the training grid,
-interpolated as `start_from` does it, of a shorter clip only its beginning. Stretched: the same, of a shorter clip all
-of it. Printed is the mean squared error of masked patches, in plain pixels, of clips that were not trained on.
+Renumbered: the table that a new model computes for the other grid. Interpolated: the table of the training grid,
+interpolated as `start_from` does, for a shorter clip its beginning. Stretched: the same, but for a shorter clip all of
+it. Prints the mean squared error of masked patches, in plain pixels, on clips that were not trained on.
 """
 
 import argparse

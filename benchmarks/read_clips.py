@@ -1,4 +1,4 @@
-"""Time reading one window from a file: this project's reader, with sound, beside others' pictures alone."""
+"""Time reading one window from a file: avmae's reader, with audio, against other readers of frames alone."""
 
 import argparse
 import importlib.util
@@ -25,7 +25,7 @@ Reader = Callable[[str, float], object]
 
 
 def write_clip(path: Path, seed: int) -> None:
-    """A file like UCF101's: MPEG-4 pictures of moving, noisy content and MP3 sound in AVI."""
+    """A file like UCF101's: MPEG-4 video of moving, noisy content and MP3 audio in AVI."""
     rng = np.random.default_rng(seed)
     scene = rng.normal(128, 40, (HEIGHT // 4 + 30, WIDTH // 4 + 60, 3)).repeat(4, 0).repeat(4, 1)
     with av.open(str(path), "w") as container:
@@ -35,20 +35,20 @@ def write_clip(path: Path, seed: int) -> None:
         audio: Any = container.add_stream("libmp3lame", SAMPLE_RATE, layout="stereo")
         for index in range(SECONDS * FPS):
             down, right = int(50 + 50 * np.sin(index / 9)), int(100 + 100 * np.sin(index / 23))
-            picture = scene[down : down + HEIGHT, right : right + WIDTH] + rng.normal(0, 6, (HEIGHT, WIDTH, 1))
-            frame = av.VideoFrame.from_ndarray(picture.clip(0, 255).astype(np.uint8), format="rgb24")
+            pixels = scene[down : down + HEIGHT, right : right + WIDTH] + rng.normal(0, 6, (HEIGHT, WIDTH, 1))
+            frame = av.VideoFrame.from_ndarray(pixels.clip(0, 255).astype(np.uint8), format="rgb24")
             frame.pts, frame.time_base = index, Fraction(1, FPS)
             container.mux(video.encode(frame))
             noise = rng.normal(0, 0.1, (2, SAMPLE_RATE // FPS)).astype(np.float32)
-            sound = av.AudioFrame.from_ndarray(noise, format="fltp", layout="stereo")
-            sound.sample_rate, sound.time_base = SAMPLE_RATE, Fraction(1, SAMPLE_RATE)
-            sound.pts = index * (SAMPLE_RATE // FPS)
-            container.mux(audio.encode(sound))
+            samples = av.AudioFrame.from_ndarray(noise, format="fltp", layout="stereo")
+            samples.sample_rate, samples.time_base = SAMPLE_RATE, Fraction(1, SAMPLE_RATE)
+            samples.pts = index * (SAMPLE_RATE // FPS)
+            container.mux(audio.encode(samples))
         container.mux([*video.encode(None), *audio.encode(None)])
 
 
 class Packed:
-    """A packed copy in memory, as a chunk that is mapped hands it out."""
+    """A packed copy in memory, as read from a memory-mapped chunk."""
 
     def __init__(self, path: str) -> None:
         spec = PackSpec()
@@ -59,7 +59,7 @@ class Packed:
 
 
 def read_pyav(clip: ClipSpec, path: str, start: float, threads: str) -> np.ndarray:
-    """The pictures alone, every one from the key frame on decoded, the wanted ones converted."""
+    """Frames alone: all from the key frame on are decoded, those of the window converted."""
     times = start + np.arange(clip.frames) * clip.stride / clip.fps
     pictures: list[np.ndarray] = []
     with av.open(path, metadata_errors="ignore") as container:
@@ -89,7 +89,7 @@ def read_torchcodec(clip: ClipSpec, path: str, start: float) -> object:
 
 
 def measure(paths: list[str], reads: int, clip: ClipSpec) -> list[dict[str, Any]]:
-    """Mean processor time of each reader; they take turns on the same windows."""
+    """Mean processor time of each reader; all take turns on the same windows."""
     durations = {path: probe(path).seconds for path in paths}
     packed = {path: Packed(path) for path in paths}
     size = sum(len(copy.content) for copy in packed.values())
@@ -98,7 +98,7 @@ def measure(paths: list[str], reads: int, clip: ClipSpec) -> list[dict[str, Any]
     readers: dict[str, Callable[[str, float, float], object]] = {
         "avmae": lambda path, start, position: read_window(path, clip, position, clip.canvas),
         "avmae packed": lambda path, start, position: read_window(packed[path], clip, position, clip.canvas),
-        "pyav pictures": lambda path, start, position: read_pyav(clip, path, start, "one"),
+        "pyav frames": lambda path, start, position: read_pyav(clip, path, start, "one"),
         "pyav default threading": lambda path, start, position: read_pyav(clip, path, start, "default"),
     }
     if importlib.util.find_spec("torchcodec"):
@@ -120,7 +120,7 @@ def measure(paths: list[str], reads: int, clip: ClipSpec) -> list[dict[str, Any]
             "reader": name,
             "clips_per_s_per_core": 1 / mean[name],
             "ms": 1000 * mean[name],
-            "ratio_to_pyav": mean["pyav pictures"] / mean[name],
+            "ratio_to_pyav": mean["pyav frames"] / mean[name],
             "ratio_to_torchcodec": mean["torchcodec"] / mean[name] if "torchcodec" in mean else None,
         }
         for name in readers
@@ -130,7 +130,7 @@ def measure(paths: list[str], reads: int, clip: ClipSpec) -> list[dict[str, Any]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--input", nargs="+", metavar="FILE", help="your own files; by default four are generated")
-    parser.add_argument("--reads", type=int, default=200, help="windows that each reader reads")
+    parser.add_argument("--reads", type=int, default=200, help="windows to read with each reader")
     parser.add_argument("--json", metavar="FILE", help="write the rows to this file")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

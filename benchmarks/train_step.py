@@ -1,8 +1,8 @@
 """Speed and memory of a pretraining step of each system, against VideoMAE of Hugging Face's transformers.
 
-A step is forward, backward, fused AdamW and zeroing the gradients, on inputs built before. All systems of one size,
-mask ratio and batch take turns in one process, so that whatever else the machine does hits all alike; medians are
-compared. A matrix product has its turn too: the share of its rate that a step reaches says how much is left to gain.
+A step is forward, backward, fused AdamW and zeroing the gradients, on inputs built beforehand. All systems of one size,
+mask ratio and batch take turns in one process, so that other load on the machine affects all alike; medians are
+compared. A matrix product takes its turn too: the share of its rate that a step reaches shows what is left to gain.
 """
 
 import argparse
@@ -39,7 +39,7 @@ WARMUP = 2
 
 
 class Case(NamedTuple):
-    """One row of the table, but for the results."""
+    """One row of the table, without its results."""
 
     system: str
     size: str
@@ -52,17 +52,17 @@ class Case(NamedTuple):
 
 
 def settings(group: str, name: str) -> dict[str, Any]:
-    """Read conf/GROUP/NAME.yaml on top of the file it starts from."""
+    """Read conf/GROUP/NAME.yaml, on top of the files in its defaults list."""
     own: Any = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
     return {key: value for base in own.pop("defaults", []) for key, value in settings(group, base).items()} | own
 
 
 def build_loss(case: Case) -> tuple[torch.nn.Module, Callable[[], Tensor]]:
-    """The network of a case, and its loss on inputs that are built here."""
+    """The network of a case, and its loss on random inputs."""
     torch.manual_seed(0)
     clip, size = ClipSpec(), SizeSpec(**settings("size", case.size))
     model = ModelSpec(**settings("model", "videomae" if case.system == HF else case.system))
-    # Transformers decodes all that is hidden.
+    # Transformers decodes all masked tokens.
     mask = MaskSpec(ratio=case.mask_ratio, decoder_ratio=0.0 if case.system == HF else case.decoder_ratio)
     ours = build_autoencoder(clip, model, size, mask).to(case.device)
     batch = {
@@ -94,12 +94,12 @@ def build_loss(case: Case) -> tuple[torch.nn.Module, Callable[[], Tensor]]:
     )
     theirs = VideoMAEForPreTraining(config).to(case.device).train()
     video = batch["video"].transpose(1, 2).contiguous()
-    hidden = torch.cat(masks["video"], 1).argsort(1) >= masks["video"].visible.shape[1]
-    return theirs, lambda: theirs(video, hidden).loss
+    masked = torch.cat(masks["video"], 1).argsort(1) >= masks["video"].visible.shape[1]
+    return theirs, lambda: theirs(video, masked).loss
 
 
 def build_step(case: Case) -> Callable[[], None]:
-    """One training step of a case, ready to be called."""
+    """One training step of a case, as a function."""
     network, loss = build_loss(case)
     if case.compile:
         network.compile()
@@ -116,7 +116,7 @@ def build_step(case: Case) -> Callable[[], None]:
 
 
 def peak_memory_mb(case: Case) -> float:
-    """Peak memory of a few steps, of everything from the model on; to be called in a process of its own."""
+    """Peak memory of building the model and a few steps; to be called in a process of its own."""
     before = getrusage(RUSAGE_SELF).ru_maxrss
     step = build_step(case)
     for _ in range(WARMUP + 1):
@@ -136,7 +136,7 @@ def gflop_per_clip(case: Case) -> float:
 
 
 def alternate(runs: list[Callable[[], object]], rounds: int, device: str) -> list[float]:
-    """Median seconds of each, one run of every one a round, the first rounds not counted."""
+    """Median seconds of each; every round runs each once, and the first rounds are not counted."""
 
     def seconds(run: Callable[[], object]) -> float:
         start = time.perf_counter()
@@ -150,7 +150,7 @@ def alternate(runs: list[Callable[[], object]], rounds: int, device: str) -> lis
 
 
 def measure(cases: list[Case], memory: list[float], rounds: int) -> list[dict[str, Any]]:
-    """Rows of one size, mask ratio and batch, HF's first; their peak memory is given."""
+    """Rows of one size, mask ratio and batch, HF's first; `memory` is their peak memory."""
     work = [gflop_per_clip(case) for case in cases]
     device, dtype = cases[0].device, torch.bfloat16 if cases[0].precision == "bf16" else torch.float32
     side = 8192 if device == "cuda" else 2048
@@ -185,8 +185,8 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--precision", choices=["32", "bf16"], default="32")
     parser.add_argument("--compile", action="store_true", help="torch.compile all networks, HF's as well")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the speed against whichever of these varies")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to this file")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="plot speed against the option that varies")
     asked = parser.parse_args()
 
     on = (asked.device, asked.precision, asked.compile)
@@ -194,14 +194,14 @@ def main() -> None:
         [Case(system, size, ratio, asked.decoder_ratio, batch, *on) for system in (HF, *asked.systems)]
         for size, ratio, batch in product(asked.sizes, asked.mask_ratio, asked.batch)
     ]
-    # Before anything is built here: on Linux a child's peak starts at its parent's.
+    # Before anything is built in this process: on Linux a child's peak starts at its parent's.
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as children:
         memory = [list(children.map(peak_memory_mb, alike)) for alike in cases]
     rows: list[dict[str, Any]] = []
     for of_shape, peaks in zip(cases, memory, strict=True):
         rows += measure(of_shape, peaks, asked.steps)
         if asked.json:
-            # What is measured is kept, should a larger shape not fit.
+            # Written now, in case a later, larger shape does not fit.
             asked.json.write_text(json.dumps(rows, indent=2) + "\n")
     widths = [max(len(str(key)), *(len(str(row[key])) for row in rows)) for key in rows[0]]
     for line in (list(rows[0]), *(list(row.values()) for row in rows)):

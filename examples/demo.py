@@ -1,7 +1,6 @@
-"""What `make demo` runs: the whole way from files to a pretrained, fine-tuned and visible model, by commands alone.
+"""What `make demo` runs: everything from files to a report, with avmae's commands alone.
 
-On the embedded miniature data set: pretrain `avmae`, fine-tune it, evaluate it, reconstruct a clip it has not
-seen, report.
+On the embedded miniature data set: pretrain `avmae`, fine-tune it, evaluate it, reconstruct a test clip, report.
 """
 
 import json
@@ -24,7 +23,7 @@ def run(command: str, *overrides: str) -> float:
 
 
 def main() -> None:
-    """Run everything and print what came out."""
+    """Run everything and print a summary."""
     shutil.rmtree(LOGS, ignore_errors=True)
     pretrained, finetuned = LOGS / "pretrain", LOGS / "finetune"
     data = f"data.root={DATA}"
@@ -52,22 +51,22 @@ def main() -> None:
     loss = json.loads((pretrained / "summary.json").read_text())
     classes = len(results["per_class"])
     rows = [
-        ("test clips, of groups not trained on", f"{results['clips']}"),
+        ("test clips, from groups not trained on", f"{results['clips']}"),
         ("top-1 accuracy", f"{results['top1']:.1%}"),
         ("top-5 accuracy", f"{results['top5']:.1%}"),
-        ("top-1, clips with sound", f"{results['sound/top1']:.1%}"),
+        ("top-1, clips with audio", f"{results['sound/top1']:.1%}"),
         ("top-1, silent clips", f"{results['silent/top1']:.1%}"),
         ("chance", f"{1 / classes:.1%}"),
-        ("validation error of hidden patches, pictures", f"{loss['val/loss_video']:.3f}"),
-        ("validation error of hidden patches, sound", f"{loss['val/loss_audio']:.3f}"),
-        ("PSNR of hidden pixels in the picture below", f"{figures['video/psnr_hidden']:.1f} dB"),
+        ("validation error of masked patches, video", f"{loss['val/loss_video']:.3f}"),
+        ("validation error of masked patches, audio", f"{loss['val/loss_audio']:.3f}"),
+        ("PSNR of masked pixels in the reconstruction below", f"{figures['video/psnr_hidden']:.1f} dB"),
         *((f"time to {name}", f"{value:.0f} s") for name, value in seconds.items()),
-        ("time in all", f"{sum(seconds.values()):.0f} s"),
+        ("total time", f"{sum(seconds.values()):.0f} s"),
     ]
     width = max(len(name) for name, _ in rows)
     print("\n" + "\n".join(f"{name:<{width}}  {value:>15}" for name, value in rows))
-    print(f"\npictures: {reconstruction}/reconstruction.png and reconstruction.mp4 (with sound)")
-    print(f"all of it on one page: {LOGS}/report.html")
+    print(f"\nreconstruction: {reconstruction}/reconstruction.png and reconstruction.mp4 (with audio)")
+    print(f"everything on one page: {LOGS}/report.html")
 
 
 if __name__ == "__main__":

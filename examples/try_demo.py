@@ -1,6 +1,6 @@
-"""Drive a running demo in a real browser, as a visitor would, and take screenshots on a wide and a narrow screen.
+"""Use a running demo page in a real browser, as a visitor would, and take screenshots on a wide and a narrow screen.
 
-Start `python -m avmae.demo ckpt=... classifier=...`, then, where `pip install playwright` and a Chromium are to be had:
+Start `python -m avmae.demo ckpt=... classifier=...`, then, with playwright (`pip install playwright`) and a Chromium:
 
     python examples/try_demo.py http://127.0.0.1:7860 clip.mp4 screenshots --chromium /usr/bin/chromium
 """
@@ -13,8 +13,8 @@ from playwright.sync_api import Browser, Page, sync_playwright
 WIDTHS = {"wide": (1280, 1000), "narrow": (390, 844)}
 
 
-def visit(browser: Browser, url: str, video: Path, size: tuple[int, int], picture: Path) -> None:
-    """Upload a video, change the mask, listen, and take a picture; raises if anything is not as it should be."""
+def visit(browser: Browser, url: str, video: Path, size: tuple[int, int], screenshot: Path) -> None:
+    """Upload a video, change the mask, listen, and take a screenshot; raises if the page misbehaves."""
     page: Page = browser.new_page(viewport={"width": size[0], "height": size[1]})
     asked: list[str] = []
     wrong: list[str] = []
@@ -40,7 +40,7 @@ def visit(browser: Browser, url: str, video: Path, size: tuple[int, int], pictur
         assert page.evaluate("[...document.querySelectorAll('.view video')].filter(v => !v.muted).length") == 1
         button.click()
         assert button.get_attribute("aria-pressed") == "false"
-    # Browsers do not start silent videos that nobody can see.
+    # Browsers do not start muted videos that are out of view.
     page.locator(".view video").first.scroll_into_view_if_needed()
     page.wait_for_function(
         "[...document.querySelectorAll('.view video')].every(v => v.readyState === 4 && !v.paused && v.videoWidth)"
@@ -50,13 +50,13 @@ def visit(browser: Browser, url: str, video: Path, size: tuple[int, int], pictur
     elsewhere = [address for address in asked if not address.startswith((url, "data:", "blob:"))]
     assert not elsewhere, f"asked another server: {elsewhere}"
     page.wait_for_timeout(1500)
-    page.screenshot(path=picture, full_page=True)
+    page.screenshot(path=screenshot, full_page=True)
     page.close()
-    print(f"wrote {picture}" + (f"; the console says {wrong}" if wrong else ""))
+    print(f"wrote {screenshot}" + (f"; the console reports {wrong}" if wrong else ""))
 
 
 def main() -> None:
-    """Visit on every screen."""
+    """Visit on both screens."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url")
     parser.add_argument("video", type=Path)

@@ -19,8 +19,8 @@ def main(file: str, output: str) -> None:
     rows = []
     for kind in OF_VIDEO:
         degraded = [degrade_video(video, Degradation(kind, s), torch.tensor([0])) for s in SEVERITIES[kind]]
-        pictures = [(v[0, :, 5].permute(1, 2, 0) * 255).round().byte().numpy() for v in (video, *degraded)]
-        rows.append(Row(f"{kind}: none, {', '.join(f'{s:g}' for s in SEVERITIES[kind])}", pictures))
+        frames = [(v[0, :, 5].permute(1, 2, 0) * 255).round().byte().numpy() for v in (video, *degraded)]
+        rows.append(Row(f"{kind}: none, {', '.join(f'{s:g}' for s in SEVERITIES[kind])}", frames))
     contact_sheet(Path(file).name, rows).quantize(192).save(output)
 
 

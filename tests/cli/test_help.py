@@ -48,8 +48,8 @@ def test_help_on_something_that_does_not_exist_is_an_error(tmp_path: Path) -> No
 
 
 def test_choices_that_change_other_groups_are_explained_too() -> None:
-    assert "a mirrored digit is none" in (printed := page(CONF, "study", ["study=digits"]))
-    assert "shares of the training clips that fine-tuning sees" in printed
+    assert "a mirrored digit is no digit" in (printed := page(CONF, "study", ["study=digits"]))
+    assert "shares of the training clips that are fine-tuned on" in printed
     assert "data   avdigits*," in printed
     for choice in ("search=optuna", "cluster=slurm"):
         assert "Settings, as KEY=VALUE:" in page(CONF, "train", [choice])

@@ -6,6 +6,8 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.context import SpawnContext, SpawnProcess
 
+from avmae.runs.launch import end_with_parent
+
 
 class _Worker(SpawnProcess):
     """Leaves Ctrl-C, which reaches all processes at once, to the one that started it, from its first instruction on."""
@@ -27,7 +29,7 @@ class _Context(SpawnContext):
 @contextmanager
 def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """A pool of so many processes; what still waits when the block is left, also by an error, is not begun."""
-    pool = ProcessPoolExecutor(max(1, workers), _Context())
+    pool = ProcessPoolExecutor(max(1, workers), _Context(), initializer=end_with_parent)
     try:
         yield pool
     finally:
