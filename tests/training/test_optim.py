@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from timm.optim import param_groups_layer_decay
+from timm.optim import Muon, param_groups_layer_decay
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from avmae.clip import ClipSpec
 from avmae.errors import InputError
 from avmae.models.build import ModelSpec, SizeSpec, build_classifier
 from avmae.models.classifier import Classifier
 from avmae.models.weights import start_from
-from avmae.training.optim import OptimSpec, build_optimizer, warmup_cosine
+from avmae.training.optim import FullPrecisionMuon, OptimSpec, build_optimizer, warmup_cosine
 
 SIZE = SizeSpec("test", 24, 3, 2, 2, 12, 1, 2)
 DECAYED = OptimSpec(base_lr=0.5, layer_decay=0.7)
@@ -22,6 +23,19 @@ DECAYED = OptimSpec(base_lr=0.5, layer_decay=0.7)
 @pytest.fixture(scope="module")
 def network() -> Classifier:
     return build_classifier(ClipSpec(frames=4, size=32, mel_bins=32), ModelSpec("avmae"), SIZE, classes=5)
+
+
+class Dtypes(TorchDispatchMode):
+    """Which number formats matrices are multiplied in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if operation is torch.ops.aten.addmm.out:
+            self.found.add(args[0].dtype)
+        return operation(*args, **(kwargs or {}))
 
 
 def rates(network: Classifier, spec: OptimSpec, loaded: Collection[str] = ()) -> dict[str, tuple[float, float]]:
@@ -131,6 +145,22 @@ def test_muon_takes_a_step_and_keeps_layer_rates(network: Classifier) -> None:
     spread = [float(s.max() / s.median()) for s in (moved.svd().S, gradient.double().svd().S)]
     assert spread[0] < 1.6 < 1.9 < spread[1]
     weight.grad = None
+
+
+def test_muon_for_processors_without_bf16_steps_as_timms_does_but_for_rounding() -> None:
+    torch.manual_seed(0)
+    start, gradient = torch.randn(48, 96), torch.randn(48, 96)
+    moved, dtypes = [], []
+    for kind in (Muon, FullPrecisionMuon, Muon):
+        weight = torch.nn.Parameter(start.clone())
+        weight.grad = gradient.clone()
+        with Dtypes() as products:
+            kind([weight], lr=0.1).step()
+        dtypes.append(products.found)
+        moved.append(start - weight.detach())
+    assert dtypes == [{torch.bfloat16}, {torch.float32}, {torch.bfloat16}]
+    assert torch.equal(moved[0], moved[2])
+    torch.testing.assert_close(moved[1], moved[0], rtol=0.1, atol=0.05 * moved[0].abs().max().item())
 
 
 def test_an_unknown_kind_is_refused() -> None:
