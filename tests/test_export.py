@@ -16,7 +16,7 @@ from avmae.errors import InputError
 from avmae.export import export as write_export
 from avmae.models.build import build_classifier
 from avmae.models.masking import Mask
-from avmae.models.weights import start_from
+from avmae.models.start import start_from
 
 
 def export(ckpt: Path, output: Path) -> Path:

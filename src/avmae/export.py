@@ -17,7 +17,8 @@ def export(ckpt: str | Path, output: str | Path) -> tuple[list[str], str | None]
     import torch
 
     from avmae.models.classifier import Classifier
-    from avmae.models.layouts import to_transformers, transformers_config
+    from avmae.models.describe import transformers_config
+    from avmae.models.layouts import to_transformers
     from avmae.models.tokens import grid_positions
     from avmae.models.weights import load_model, read_checkpoint, write_safetensors
 

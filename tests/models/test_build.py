@@ -27,7 +27,8 @@ from avmae.models.build import (
     build_maskings,
 )
 from avmae.models.classifier import Classifier
-from avmae.models.layouts import describe, rename
+from avmae.models.describe import describe
+from avmae.models.layouts import rename
 from avmae.models.summary import parts
 
 CONF = Path(avmae.__file__).parent / "conf"

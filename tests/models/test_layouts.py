@@ -35,8 +35,9 @@ from avmae.models.autoencoder import MaskedAutoencoder
 from avmae.models.build import ModelSpec, SizeSpec, build_autoencoder, build_classifier
 from avmae.models.classifier import Classifier
 from avmae.models.masking import Mask
+from avmae.models.start import start_from
 from avmae.models.tokens import gather_tokens, sincos_positions
-from avmae.models.weights import load_model, read_checkpoint, start_from
+from avmae.models.weights import load_model, read_checkpoint
 
 every_precision = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-5)])
 

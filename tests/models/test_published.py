@@ -22,9 +22,11 @@ from transformers.models.videomae import modeling_videomae
 from avmae.models.autoencoder import MaskedAutoencoder
 from avmae.models.build import build_from_config
 from avmae.models.classifier import Classifier
-from avmae.models.layouts import describe, rename
+from avmae.models.describe import describe
+from avmae.models.layouts import rename
 from avmae.models.masking import Mask
-from avmae.models.weights import load_model, read_checkpoint, start_from
+from avmae.models.start import start_from
+from avmae.models.weights import load_model, read_checkpoint
 
 CONFIGS = Path(__file__).parent / "configs"
 NAMES = sorted(path.stem.removeprefix("videomae-") for path in CONFIGS.glob("videomae-*.json"))

@@ -17,7 +17,7 @@ from torch.distributed.fsdp import fully_shard
 from avmae.errors import InputError
 from avmae.models.autoencoder import MaskedAutoencoder
 from avmae.models.classifier import Classifier
-from avmae.models.weights import Match
+from avmae.models.start import Match
 from avmae.training.nonfinite import skip_if
 from avmae.training.optim import OptimSpec, build_optimizer, warmup_cosine
 from avmae.training.report import StepReport
