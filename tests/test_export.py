@@ -16,7 +16,7 @@ from avmae.errors import InputError
 from avmae.export import export as write_export
 from avmae.models.build import build_classifier
 from avmae.models.masking import Mask
-from avmae.models.weights import start_from
+from avmae.models.start import start_from
 
 
 def export(ckpt: Path, output: Path) -> Path:
@@ -95,7 +95,7 @@ class TestTransformers:
         theirs.eval().decoder.norm.eps = 1e-6
         clips = batch()
         mask = Mask(*(index.sort(1).values for index in draw(network)["video"]))
-        hidden = torch.zeros(2, network.decoders["video"].grid.tokens, dtype=torch.bool).scatter(1, mask.hidden, True)
+        hidden = torch.zeros(2, network.decoders["video"].grid.tokens, dtype=torch.bool).scatter(1, mask.masked, True)
         with torch.no_grad():
             expected = theirs(clips["video"].transpose(1, 2), bool_masked_pos=hidden)
             result = network(clips, {"video": mask})

@@ -4,11 +4,11 @@ import sys
 from pathlib import Path
 
 import torch
-from avmae.viewing.pictures import contact_sheet
 
 from avmae import read_clip
 from avmae.clip import ClipSpec
 from avmae.data.degrade import OF_VIDEO, SEVERITIES, Degradation, degrade_video
+from avmae.viewing.pictures import contact_sheet
 
 
 def main(file: str, output: str) -> None:

@@ -17,7 +17,8 @@ def export(ckpt: str | Path, output: str | Path) -> tuple[list[str], str | None]
     import torch
 
     from avmae.models.classifier import Classifier
-    from avmae.models.layouts import to_transformers, transformers_config
+    from avmae.models.describe import transformers_config
+    from avmae.models.layouts import to_transformers
     from avmae.models.tokens import grid_positions
     from avmae.models.weights import load_model, read_checkpoint, write_safetensors
 
@@ -25,7 +26,7 @@ def export(ckpt: str | Path, output: str | Path) -> tuple[list[str], str | None]
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"output={output} is not an empty folder; choose a new one")
     weights, theirs, video = model.state_dict(), transformers_config(config), model.encoder.modalities["video"]
-    if not torch.allclose(video.positions, grid_positions(video.grid.size, model.encoder.dim), atol=1e-5):
+    if not torch.allclose(video.positions, grid_positions(video.grid, model.encoder.dim), atol=1e-5):
         # transformers computes its table; this one came from an image model.
         theirs = None
     if theirs:

@@ -1,11 +1,11 @@
 import pytest
+import systems
 import torch
 from systems import (
     CLIP,
     HEARING,
     SIZE,
     SYSTEMS,
-    autoencoder,
     batch,
     disturb,
     draw,
@@ -22,8 +22,17 @@ from avmae.models.autoencoder import MaskedAutoencoder, normalize_patches
 from avmae.models.masking import Mask
 from avmae.models.tokens import gather_tokens, scatter_tokens
 
-every_system = pytest.mark.parametrize("system", SYSTEMS)
-every_hearing_system = pytest.mark.parametrize("system", HEARING)
+OVER_BOTH = ["avmae_concat cross", "avmae joint", "avmae cross"]
+"""Systems whose decoder sees both modalities."""
+OTHER_DECODERS = ["imagemae cross", "videomae joint", "videomae cross", *OVER_BOTH]
+every_system = pytest.mark.parametrize("system", [*SYSTEMS, *OTHER_DECODERS])
+every_hearing_system = pytest.mark.parametrize("system", [*HEARING, *OVER_BOTH])
+
+
+def autoencoder(system: str, seed: int = 0, **changes: object) -> MaskedAutoencoder:
+    """A system with VideoMAE's decoder, or another."""
+    name, _, decoder = system.partition(" ")
+    return systems.autoencoder(name, seed, decoder=decoder or "self", **changes)
 
 
 def disturbed(system: str, **changes: object) -> MaskedAutoencoder:
@@ -53,7 +62,7 @@ class TestForward:
         result = model(batch(), masks)
         for name, decoder in model.decoders.items():
             grid = decoder.grid
-            rows, hidden = masks[name].hidden.shape
+            rows, hidden = masks[name].masked.shape
             assert rows == 2 * grid.stack
             assert result.predictions[name].shape == (rows, hidden, grid.patch_dim // grid.channels, grid.channels)
             assert result.losses[name].shape == (rows,)
@@ -80,7 +89,7 @@ class TestForward:
         model, clips = disturbed(system).eval(), batch((True, True))
         masks = draw(model)
         predictions = model(clips, masks).predictions
-        unseen = model(replaced(model, clips, masks, "hidden"), masks).predictions
+        unseen = model(replaced(model, clips, masks, "masked"), masks).predictions
         seen = model(replaced(model, clips, masks, "visible"), masks).predictions
         for name, prediction in predictions.items():
             assert torch.equal(unseen[name], prediction)
@@ -90,7 +99,7 @@ class TestForward:
     def test_predictions_do_not_depend_on_the_order_of_a_mask(self, system: str) -> None:
         model, clips = disturbed(system).eval(), batch()
         masks = draw(model)
-        turned = {name: Mask(mask.visible.flip(1), mask.hidden.flip(1)) for name, mask in masks.items()}
+        turned = {name: Mask(mask.visible.flip(1), mask.masked.flip(1)) for name, mask in masks.items()}
         result, other = model(clips, masks), model(clips, turned)
         for name, prediction in result.predictions.items():
             torch.testing.assert_close(other.predictions[name].flip(1), prediction, rtol=1e-4, atol=1e-4)
@@ -114,7 +123,7 @@ class TestForward:
         single = draw(model, clips=4)
         shared = [model.draw_masks(2, torch.Generator().manual_seed(0), rank, 2) for rank in range(2)]
         for name, mask in single.items():
-            assert torch.equal(torch.cat([masks[name].hidden for masks in shared]), mask.hidden)
+            assert torch.equal(torch.cat([masks[name].masked for masks in shared]), mask.masked)
 
     def test_a_pair_is_seen_and_heard(self) -> None:
         model, clips = autoencoder("avmae", may_lack=("video", "audio")), batch((True, True, True, False))
@@ -163,7 +172,7 @@ class TestTarget:
         result = model(clips, masks)
         for name, patches in model.encoder.patchify(clips).items():
             for b in range(2):
-                target = patches[b, masks[name].hidden[b]]
+                target = patches[b, masks[name].masked[b]]
                 if normalize_target:
                     target = (target - target.mean(1, keepdim=True)) / target.std(1, keepdim=True)
                 error = torch.nn.functional.mse_loss(result.predictions[name][b], target)
@@ -215,7 +224,7 @@ class TestSilentClips:
 
 
 class TestStartsFromPictures:
-    @every_hearing_system
+    @pytest.mark.parametrize("system", HEARING)
     @pytest.mark.parametrize("fusion_depth", [1, 2])
     def test_equals_videomae_at_step_0_whatever_the_sound(self, system: str, fusion_depth: int) -> None:
         pictures = disturbed("videomae").eval()
@@ -236,7 +245,7 @@ class TestStartsFromPictures:
         fill(model, to_ours(theirs.state_dict()))
         clips = batch()
         mask = Mask(*(index.sort(1).values for index in draw(model)["video"]))
-        hidden = torch.zeros(2, model.decoders["video"].grid.tokens, dtype=torch.bool).scatter(1, mask.hidden, True)
+        hidden = torch.zeros(2, model.decoders["video"].grid.tokens, dtype=torch.bool).scatter(1, mask.masked, True)
         with torch.no_grad():
             expected = theirs(clips["video"].transpose(1, 2), bool_masked_pos=hidden)
             result = model(clips, {"video": mask})
@@ -282,10 +291,10 @@ class TestFill:
         model, clips = autoencoder(system, normalize_target=normalize_target), batch((True, True))
         masks = draw(model)
         for name, patches in model.encoder.patchify(clips).items():
-            target = gather_tokens(patches, masks[name].hidden)
+            target = gather_tokens(patches, masks[name].masked)
             if normalize_target:
                 target = (target - target.mean(2, keepdim=True)) / target.std(2, keepdim=True)
-            monkeypatch.setattr(model.decoders[name], "forward", lambda *_, target=target: target)
+            monkeypatch.setattr(model.decoders[name], "predict", lambda _, target=target: target)
         for name, whole in reconstruct(model, clips, masks, "true").items():
             torch.testing.assert_close(whole, clips[name], rtol=0, atol=1e-4)
 
@@ -293,7 +302,7 @@ class TestFill:
     def test_the_honest_view_uses_nothing_hidden(self, system: str) -> None:
         model, clips = disturbed(system).eval(), batch((True, True))
         masks = draw(model)
-        other = replaced(model, clips, masks, "hidden")
+        other = replaced(model, clips, masks, "masked")
         honest, same, shown, differs = (
             reconstruct(model, content, masks, statistics)
             for statistics in ("visible", "true")
@@ -309,7 +318,7 @@ class TestFill:
         clips["video"] = torch.full_like(clips["video"], -1)
         clips["video"][..., CLIP.size // 2 :] = 1
         monkeypatch.setattr(
-            model.decoders["video"], "forward", lambda _, mask: torch.zeros(1, mask.hidden.shape[1], 128, 3)
+            model.decoders["video"], "forward", lambda _, mask: torch.zeros(1, mask.masked.shape[1], 128, 3)
         )
         # Tokens are 2 x 4 x 4; of each row the first and the last can be seen.
         tokens = torch.arange(32).reshape(2, 4, 4)
@@ -342,3 +351,39 @@ class TestEncode:
         silent = model.encode(video)
         assert torch.equal(silent, model.encode(video, audio, torch.tensor([False, False])))
         assert not torch.allclose(heard, silent, atol=1e-4)
+
+
+class TestDecodersOverBothModalities:
+    @pytest.mark.parametrize("system", OVER_BOTH)
+    def test_audio_reaches_masked_video_at_step_0_and_masked_audio_the_other_way(self, system: str) -> None:
+        model, clips = autoencoder(system).eval(), batch((True, True))
+        masks = draw(model)
+        own, other = model(clips, masks), model(other_sound(clips), masks)
+        assert (own.predictions["video"] - other.predictions["video"]).abs().flatten(2).amax(2).min() > 0
+        seen = model(clips | {"video": -clips["video"]}, masks)
+        assert (own.predictions["audio"] - seen.predictions["audio"]).abs().flatten(2).amax(2).min() > 0
+
+    @pytest.mark.parametrize("system", OVER_BOTH)
+    def test_audio_that_is_absent_is_not_seen(self, system: str) -> None:
+        model, clips = disturbed(system).eval(), batch((False, False))
+        masks = draw(model)
+        own, other = model(clips, masks), model(clips | {"audio": clips["audio"] + 1}, masks)
+        assert torch.equal(own.predictions["video"], other.predictions["video"])
+
+    def test_of_masked_tokens_that_see_visible_ones_alone_a_part_can_be_decoded(self) -> None:
+        model, clips = disturbed("avmae cross").eval(), batch()
+        masks = draw(model)
+        whole = model(clips, masks).predictions
+        half = {name: mask._replace(masked=mask.masked[:, ::2]) for name, mask in masks.items()}
+        for name, prediction in model(clips, half).predictions.items():
+            torch.testing.assert_close(prediction, whole[name][:, ::2], rtol=1e-5, atol=1e-5)
+
+    def test_one_modality_decoded_jointly_equals_its_own_decoder(self) -> None:
+        own = disturbed("videomae").eval()
+        joint = autoencoder("videomae joint", seed=1).eval()
+        weights = {
+            name.replace("decoders.video.blocks", "shared_decoder.blocks"): x for name, x in own.state_dict().items()
+        }
+        joint.load_state_dict(weights)
+        clips, masks = batch(), draw(own)
+        assert torch.equal(joint(clips, masks).predictions["video"], own(clips, masks).predictions["video"])

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, VideoMAEForPreTraining, VideoMAEForVid
 from videomae import foreign
 
 from avmae.errors import InputError
-from avmae.models.weights import load_model, start_from
+from avmae.models.start import start_from
+from avmae.models.weights import load_model
 
 # What a folder says of its biases: key in config.json, and the names of query's, key's and value's.
 WRITTEN = {

@@ -27,7 +27,8 @@ from avmae.models.build import (
     build_maskings,
 )
 from avmae.models.classifier import Classifier
-from avmae.models.layouts import describe, rename
+from avmae.models.describe import describe
+from avmae.models.layouts import rename
 from avmae.models.summary import parts
 
 CONF = Path(avmae.__file__).parent / "conf"
@@ -191,7 +192,7 @@ def test_maskings_follow_each_modalitys_own_settings() -> None:
     model = build_autoencoder(CLIP, SYSTEMS["avmae"], SIZE, MASK)
     maskings = build_maskings(model.encoder, MaskSpec("frame", 0.5, "time", 0.75))
     generator = torch.Generator().manual_seed(0)
-    hidden = {name: masking(1, generator).hidden.shape[1] for name, masking in maskings.items()}
+    hidden = {name: masking(1, generator).masked.shape[1] for name, masking in maskings.items()}
     # 2 x 4 x 4 tokens of pictures, 4 x 2 of sound.
     assert hidden == {"video": 16, "audio": 6}
 

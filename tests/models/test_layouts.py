@@ -35,8 +35,9 @@ from avmae.models.autoencoder import MaskedAutoencoder
 from avmae.models.build import ModelSpec, SizeSpec, build_autoencoder, build_classifier
 from avmae.models.classifier import Classifier
 from avmae.models.masking import Mask
+from avmae.models.start import start_from
 from avmae.models.tokens import gather_tokens, sincos_positions
-from avmae.models.weights import load_model, read_checkpoint, start_from
+from avmae.models.weights import load_model, read_checkpoint
 
 every_precision = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-5)])
 
@@ -57,7 +58,7 @@ def sorted_mask(model: MaskedAutoencoder) -> tuple[Mask, Tensor]:
     """A mask in the order of transformers' models, and as they take it."""
     mask = Mask(*(index.sort(1).values for index in draw(model)["video"]))
     tokens = model.encoder.modalities["video"].grid.tokens
-    return mask, torch.zeros(2, tokens, dtype=torch.bool).scatter(1, mask.hidden, True)
+    return mask, torch.zeros(2, tokens, dtype=torch.bool).scatter(1, mask.masked, True)
 
 
 class TestTransformers:
@@ -94,7 +95,7 @@ class TestTransformers:
         mean, std = torch.tensor(CLIP.pixel_mean), torch.tensor(CLIP.pixel_std)
         pixels = result.predictions["video"] * std + mean
         torch.testing.assert_close(pixels.flatten(2), expected.logits, rtol=1e-4, atol=1e-4)
-        target = gather_tokens(ours.encoder.patchify(clips)["video"], mask.hidden) * std + mean
+        target = gather_tokens(ours.encoder.patchify(clips)["video"], mask.masked) * std + mean
         torch.testing.assert_close((pixels - target).square().mean(), expected.loss, rtol=1e-4, atol=1e-4)
 
     @every_precision
@@ -584,7 +585,7 @@ def test_positions_are_interpolated_for_another_resolution_or_a_longer_clip(
     new = network.encoder.modalities["video"].grid.size
     for name, value in network.state_dict().items():
         if name.endswith(".positions"):
-            cells = sincos_positions(2 * 4 * 4, value.shape[1]).T.reshape(1, -1, 2, 4, 4)
+            cells = sincos_positions(torch.arange(2 * 4 * 4), value.shape[1]).T.reshape(1, -1, 2, 4, 4)
             expected = interpolate(cells, new, mode="trilinear")[0].flatten(1).T
             torch.testing.assert_close(value, expected)
         else:

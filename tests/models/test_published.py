@@ -22,9 +22,11 @@ from transformers.models.videomae import modeling_videomae
 from avmae.models.autoencoder import MaskedAutoencoder
 from avmae.models.build import build_from_config
 from avmae.models.classifier import Classifier
-from avmae.models.layouts import describe, rename
+from avmae.models.describe import describe
+from avmae.models.layouts import rename
 from avmae.models.masking import Mask
-from avmae.models.weights import load_model, read_checkpoint, start_from
+from avmae.models.start import start_from
+from avmae.models.weights import load_model, read_checkpoint
 
 CONFIGS = Path(__file__).parent / "configs"
 NAMES = sorted(path.stem.removeprefix("videomae-") for path in CONFIGS.glob("videomae-*.json"))
@@ -86,7 +88,7 @@ def assert_equal_outputs(ours: nn.Module, theirs: PreTrainedModel) -> None:
     with torch.no_grad():
         if isinstance(ours, MaskedAutoencoder):
             mask = Mask(*(index.sort(1).values for index in draw(ours, clips=1)["video"]))
-            hidden = torch.zeros(1, 1568, dtype=torch.bool).scatter(1, mask.hidden, True)
+            hidden = torch.zeros(1, 1568, dtype=torch.bool).scatter(1, mask.masked, True)
             result = ours(clips, {"video": mask}).predictions["video"].flatten(2)
             expected = theirs(video.transpose(1, 2), bool_masked_pos=hidden).logits
         else:

@@ -82,12 +82,12 @@ def test_an_array_of_another_shape_names_what_it_is_and_what_is_taken(shape: tup
 @given(tokens=st.integers(1, 40), dim=st.integers(1, 20).map(lambda half: 2 * half))
 def test_positions_are_videomaes(tokens: int, dim: int) -> None:
     torch.testing.assert_close(
-        sincos_positions(tokens, dim), get_sinusoid_encoding_table(tokens, dim)[0], rtol=0, atol=1e-6
+        sincos_positions(torch.arange(tokens), dim), get_sinusoid_encoding_table(tokens, dim)[0], rtol=0, atol=1e-6
     )
 
 
 def test_positions_of_a_whole_clip_differ() -> None:
-    table = sincos_positions(1568, 384)
+    table = sincos_positions(torch.arange(1568), 384)
     assert table.dtype == torch.float32
     assert torch.pdist(table).min() > 0.1
 
@@ -104,9 +104,33 @@ def test_scatter_puts_back_what_gather_picked(tokens: int, rows: int, seed: int,
 
 @pytest.mark.parametrize("size", [(3, 4), (2, 3, 4)])
 def test_positions_by_axes_are_a_sum_over_axes(size: tuple[int, ...]) -> None:
-    table = grid_positions(size, 26, "axes").reshape(*size, 26)
+    table = grid_positions(Grid("grid", 1, size, (1,) * len(size)), 26, "axes").reshape(*size, 26)
     assert len({tuple(row.tolist()) for row in table.reshape(-1, 26)}) == math.prod(size), "every place differs"
     for axis in range(len(size)):
         # A step along one axis changes the table by the same amount wherever it starts.
         step = table.diff(dim=axis).movedim(axis, 0).reshape(size[axis] - 1, -1, 26)
         torch.testing.assert_close(step, step[:, :1].expand_as(step))
+
+
+class TestClock:
+    @staticmethod
+    def table(name: str, shape: tuple[int, ...], patch: tuple[int, ...], seconds: float, dim: int = 48) -> torch.Tensor:
+        grid = Grid(name, 1, shape, patch, seconds=seconds)
+        return grid_positions(grid, dim, "clock").reshape(*grid.size, dim)
+
+    def test_one_moment_has_one_code_in_all_modalities(self) -> None:
+        # Tubelets of 0.32 s and patches of 0.32 s, of which the video has the first half.
+        video = self.table("video", (16, 32, 32), (2, 16, 16), 2.56)
+        audio = self.table("audio", (512, 32), (32, 16), 5.12)
+        assert torch.equal(video[:, 0, 0, :24], audio[:8, 0, :24])
+        assert (video[:, 0, 0, :24] - video[:1, 0, 0, :24]).abs().amax(1)[1:].min() > 0.1
+
+    def test_a_place_has_one_code_at_any_resolution_and_length(self) -> None:
+        small = self.table("video", (4, 48, 48), (2, 16, 16), 0.64)
+        large = self.table("video", (8, 144, 144), (2, 16, 16), 1.28)
+        assert torch.equal(small, large[:2, 1::3, 1::3])
+
+    def test_every_token_has_a_code_of_its_own(self) -> None:
+        codes = self.table("video", (16, 224, 224), (2, 16, 16), 2.56, 96).flatten(0, 2)
+        nearest = torch.cdist(codes, codes).fill_diagonal_(9).min()
+        assert nearest > 0.3

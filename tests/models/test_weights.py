@@ -15,7 +15,8 @@ from avmae.errors import InputError
 from avmae.models.autoencoder import MaskedAutoencoder
 from avmae.models.build import build_autoencoder, build_classifier
 from avmae.models.classifier import Classifier
-from avmae.models.weights import load_model, read_checkpoint, start_from
+from avmae.models.start import start_from
+from avmae.models.weights import load_model, read_checkpoint
 
 
 def disturbed(network: nn.Module) -> nn.Module:

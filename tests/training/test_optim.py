@@ -13,7 +13,7 @@ from avmae.clip import ClipSpec
 from avmae.errors import InputError
 from avmae.models.build import ModelSpec, SizeSpec, build_classifier
 from avmae.models.classifier import Classifier
-from avmae.models.weights import start_from
+from avmae.models.start import start_from
 from avmae.training.optim import FullPrecisionMuon, OptimSpec, build_optimizer, warmup_cosine
 
 SIZE = SizeSpec("test", 24, 3, 2, 2, 12, 1, 2)

@@ -11,6 +11,7 @@ from avmae.clip import ClipSpec
 from avmae.data.augment import AugmentSpec
 from avmae.data.datamodule import ClipDataModule, Loading
 from avmae.data.embedded.avdigits import write_avdigits
+from avmae.data.embedded.duets import write_duets
 from avmae.data.embedded.synthetic import write_synthetic
 from avmae.data.sources.csv import read_csv
 from avmae.data.sources.folder import read_folder
@@ -41,6 +42,7 @@ def read_embedded(
 EMBEDDED: dict[str, Source] = {
     "synthetic": partial(read_embedded, write_synthetic),
     "avdigits": partial(read_embedded, write_avdigits),
+    "duets": partial(read_embedded, write_duets),
 }
 SOURCES = EMBEDDED | {"ucf101": read_ucf101, "csv": read_csv, "folder": read_folder, "shards": read_packed}
 """Functions that return the clips of a data set, by the name that `data.source` gives them."""

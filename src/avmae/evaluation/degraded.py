@@ -26,7 +26,7 @@ def masked_errors(model: MaskedAutoencoder, batch: Batch, clean: Batch) -> dict[
     """Mean squared errors (B,) of masked patches of `clean` video, predicted from `batch`, in the units of training."""
     masks = draw_by_view(model, clean)
     prediction = model(batch, masks).predictions["video"].float()
-    target = gather_tokens(model.encoder.patchify(clean)["video"], masks["video"].hidden)
+    target = gather_tokens(model.encoder.patchify(clean)["video"], masks["video"].masked)
     if model.normalize_target:
         target, _, _ = normalize_patches(target)
     errors = (prediction - target).square()

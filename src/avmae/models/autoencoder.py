@@ -16,60 +16,10 @@ import torch
 from torch import Generator, Tensor, nn
 
 from avmae.clip import ClipSpec
-from avmae.models.encoder import Encoder, Transformer
-from avmae.models.masking import Mask
-from avmae.models.tokens import Grid, gather_tokens, grid_positions, scatter_tokens
-
-
-class Decoder(nn.Module):
-    """Predicts the masked patches of one modality from its fused visible tokens (VideoMAE section 3.4).
-
-    Args:
-        grid: how the modality is cut.
-        encoder_dim: of the fused tokens.
-        dim: of the decoder's tokens.
-        depth: blocks.
-        heads: of each block.
-        positions: see `grid_positions`.
-        norm_eps: of the blocks' norms and of the one before them.
-        last_norm_eps: of the norm before the head.
-    """
-
-    positions: Tensor
-
-    def __init__(
-        self,
-        grid: Grid,
-        encoder_dim: int,
-        dim: int,
-        depth: int,
-        heads: int,
-        positions: str = "flat",
-        norm_eps: float = 1e-6,
-        last_norm_eps: float = 1e-6,
-    ) -> None:
-        super().__init__()
-        self.grid = grid
-        self.encoder_norm = nn.LayerNorm(encoder_dim, eps=norm_eps)
-        self.project = nn.Linear(encoder_dim, dim, bias=False)
-        self.mask_token = nn.Parameter(torch.zeros(dim))
-        # Kept in checkpoints: weights that were trained on another grid bring its table, interpolated.
-        self.register_buffer("positions", grid_positions(grid.size, dim, positions))
-        self.blocks = Transformer(dim, depth, heads, norm_eps=norm_eps)
-        self.norm = nn.LayerNorm(dim, eps=last_norm_eps)
-        self.head = nn.Linear(dim, grid.patch_dim)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        # Earlier versions did not keep the table, which was the computed one.
-        state_dict.setdefault(f"{prefix}positions", self.positions)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
-
-    def forward(self, tokens: Tensor, mask: Mask) -> Tensor:
-        """Predict from (B, V, encoder_dim) the masked patches (B, H, P, C)."""
-        visible = self.project(self.encoder_norm(tokens)) + self.positions[mask.visible]
-        hidden = self.mask_token + self.positions[mask.hidden]
-        decoded = self.blocks(torch.cat([visible, hidden.to(visible.dtype)], 1), skip=visible.shape[1])
-        return self.head(self.norm(decoded)).unflatten(-1, (-1, self.grid.channels))
+from avmae.models.decoder import Decoder, SharedDecoder
+from avmae.models.encoder import Encoder
+from avmae.models.masking import Mask, Masking, shared_phases
+from avmae.models.tokens import Grid, gather_tokens, scatter_tokens
 
 
 @dataclass
@@ -80,7 +30,7 @@ class Reconstruction:
         loss: scalar float32, the weighted sum over modalities of the batch mean; an absent modality counts as 0, so
             that the mean over processes is the mean over clips.
         losses: by modality (B,) float32, the mean squared error over masked patches; 0 where the clip lacks it.
-        predictions: by modality (B, H, P, C) of the masked patches, in the units of the target.
+        predictions: by modality (B, M, P, C) of the masked patches, in the units of the target.
         apart: by modality (B, dim), the mean of the visible tokens before fusion.
         fused: by modality (B, dim), the mean after fusion.
         paired: (B,) bool, clips whose video and audio were both there and shown.
@@ -116,6 +66,7 @@ class MaskedAutoencoder(nn.Module):
         maskings: a `Masking` by modality.
         normalize_target: predict patches normalised by their own mean and variance (MAE section 4, VideoMAE).
         loss_weights: by modality.
+        shared: decodes all modalities together; None where each has blocks of its own.
     """
 
     clip: ClipSpec
@@ -125,13 +76,15 @@ class MaskedAutoencoder(nn.Module):
         self,
         encoder: Encoder,
         decoders: Mapping[str, Decoder],
-        maskings: nn.ModuleDict,
+        maskings: dict[str, Masking],
         normalize_target: bool = True,
         loss_weights: Mapping[str, float] | None = None,
+        shared: SharedDecoder | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoders = cast(dict[str, Decoder], nn.ModuleDict(decoders))
+        self.shared_decoder = shared
         self.maskings = maskings
         self.normalize_target = normalize_target
         self.loss_weights = {name: (loss_weights or {}).get(name, 1.0) for name in decoders}
@@ -141,8 +94,9 @@ class MaskedAutoencoder(nn.Module):
 
     def draw_masks(self, clips: int, generator: Generator, rank: int = 0, world: int = 1) -> dict[str, Mask]:
         """Draw every modality's masks for ``clips`` clips of this process; see `Masking`."""
+        phases = shared_phases(self.maskings.values(), clips, generator, rank, world)
         return {
-            name: masking(clips * self.decoders[name].grid.stack, generator, rank, world)
+            name: masking(clips * self.decoders[name].grid.stack, generator, rank, world, phases)
             for name, masking in self.maskings.items()
         }
 
@@ -162,11 +116,14 @@ class MaskedAutoencoder(nn.Module):
         present = {**shown, "audio": batch["has_audio"] & shown.get("audio", batch["has_audio"])}
         apart = self.encoder.encode_apart(patches, present, {name: mask.visible for name, mask in masks.items()})
         tokens = self.encoder.fusion(apart)
-        predictions = {name: decoder(tokens[name], masks[name]) for name, decoder in self.decoders.items()}
+        if self.shared_decoder is None:
+            predictions = {name: decoder(tokens[name], masks[name]) for name, decoder in self.decoders.items()}
+        else:
+            predictions = self.shared_decoder(self.decoders, tokens, masks)
 
         losses = {}
         for name, prediction in predictions.items():
-            target = gather_tokens(patches[name], masks[name].hidden)
+            target = gather_tokens(patches[name], masks[name].masked)
             if self.normalize_target:
                 target, _, _ = normalize_patches(target)
             error = (prediction.float() - target).square().mean((1, 2, 3))
@@ -200,14 +157,14 @@ class MaskedAutoencoder(nn.Module):
         whole = {}
         for name, prediction in predictions.items():
             mask = masks[name]
-            visible, hidden = gather_tokens(patches[name], mask.visible), gather_tokens(patches[name], mask.hidden)
+            visible, masked = gather_tokens(patches[name], mask.visible), gather_tokens(patches[name], mask.masked)
             filled = prediction.float()
             if self.normalize_target:
-                _, mean, std = normalize_patches(hidden if statistics == "true" else visible)
+                _, mean, std = normalize_patches(masked if statistics == "true" else visible)
                 if statistics == "visible":
                     mean, std = (_spread(x, mask, self.decoders[name].grid) for x in (mean, std))
                 filled = filled * std + mean
-            tokens = scatter_tokens([(visible, mask.visible), (filled, mask.hidden)])
+            tokens = scatter_tokens([(visible, mask.visible), (filled, mask.masked)])
             whole[name] = self.decoders[name].grid.unpatchify(tokens)
         return whole
 
@@ -240,11 +197,11 @@ def encode(encoder: Encoder, video: Tensor, audio: Tensor | None, has_audio: Ten
 
 
 def _spread(values: Tensor, mask: Mask, grid: Grid) -> Tensor:
-    """Estimate the masked tokens' values (B, H, 1, C) from the visible ones' (B, V, 1, C); near ones count more."""
+    """Estimate the masked tokens' values (B, M, 1, C) from the visible ones' (B, V, 1, C); near ones count more."""
     places = torch.cartesian_prod(*(torch.arange(n, device=values.device, dtype=torch.float32) for n in grid.size))
     places = places.reshape(grid.tokens, -1)
-    weights = (-2 * torch.cdist(places[mask.hidden], places[mask.visible])).softmax(-1)
-    return torch.einsum("bhv,bvpc->bhpc", weights, values)
+    weights = (-2 * torch.cdist(places[mask.masked], places[mask.visible])).softmax(-1)
+    return torch.einsum("bmv,bvpc->bmpc", weights, values)
 
 
 def _initialize(module: nn.Module) -> None:

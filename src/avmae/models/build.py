@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
-from avmae.clip import ClipSpec
+from avmae.clip import HOP_SECONDS, ClipSpec
 from avmae.errors import InputError
-from avmae.models.autoencoder import Decoder, MaskedAutoencoder
+from avmae.models.autoencoder import MaskedAutoencoder
 from avmae.models.classifier import Classifier
-from avmae.models.encoder import Encoder, ModalityEncoder
+from avmae.models.decoder import CrossBlock, CrossBlocks, Decoder, SharedDecoder
+from avmae.models.encoder import Encoder, ModalityEncoder, Transformer
 from avmae.models.fusion import ConcatFusion, JointCrossAttention, NoFusion
 from avmae.models.masking import Masking
 from avmae.models.tokens import Grid
@@ -25,7 +26,9 @@ class ModelSpec:
         modalities: `video`, and `audio` for systems that take audio.
         fusion: `none`, `concat` or `cross_attention`.
         fusion_depth: layers of cross-attention.
-        positions: `flat`, as VideoMAE's weights need it, or `axes`; see `grid_positions`.
+        decoder: what masked tokens attend to: `self`, the tokens of their own modality, as VideoMAE's weights need it;
+            `joint`, all tokens of all modalities; or `cross`, the visible tokens of all modalities.
+        positions: `flat`, as VideoMAE's weights need it, `axes` or `clock`; see `grid_positions`.
         video_patch: frames, height, width of a tubelet.
         audio_patch: spectrogram frames and mel bins of a patch.
         frames_apart: encode each frame on its own (ImageMAE); the tubelet is then one frame long,
@@ -46,6 +49,7 @@ class ModelSpec:
     modalities: tuple[str, ...] = ("video", "audio")
     fusion: str = "cross_attention"
     fusion_depth: int = 1
+    decoder: str = "self"
     positions: str = "flat"
     video_patch: tuple[int, ...] = (2, 16, 16)
     audio_patch: tuple[int, ...] = (16, 16)
@@ -65,8 +69,10 @@ class ModelSpec:
             raise InputError(f"model.modalities must be [video] or [video, audio], not {list(self.modalities)}")
         if self.fusion not in ("none", "concat", "cross_attention"):
             raise InputError(f"model.fusion={self.fusion} is unknown; choose from none, concat, cross_attention")
-        if self.positions not in ("flat", "axes"):
-            raise InputError(f"model.positions={self.positions} is unknown; choose flat or axes")
+        if self.decoder not in ("self", "joint", "cross"):
+            raise InputError(f"model.decoder={self.decoder} is unknown; choose self, joint or cross")
+        if self.positions not in ("flat", "axes", "clock"):
+            raise InputError(f"model.positions={self.positions} is unknown; choose flat, axes or clock")
         if "audio" not in self.may_lack or not {"audio", "video"} >= set(self.may_lack):
             raise InputError(f"model.may_lack must be [audio] or [video, audio], not {list(self.may_lack)}")
         if (self.fusion == "none") != (len(self.modalities) == 1):
@@ -114,27 +120,27 @@ class MaskSpec:
     """What is masked in pretraining.
 
     Args:
-        video: strategy for video: tube, random or frame.
+        video: strategy for video: tube, random, frame or span; or shares of the clips, as {tube: 0.5, span: 0.5}.
         ratio: share of video places masked.
-        audio: strategy for audio: random, time or frequency.
+        audio: strategy for audio: random, time, frequency or span; or shares of the clips.
         audio_ratio: share of audio places masked.
         decoder_ratio: share of the masked video tokens that training does not decode; see `Masking`.
     """
 
-    video: str = "tube"
+    video: str | Mapping[str, float] = "tube"
     ratio: float = 0.75
-    audio: str = "random"
+    audio: str | Mapping[str, float] = "random"
     audio_ratio: float = 0.75
     decoder_ratio: float = 0.0
 
 
 def _grids(clip: ClipSpec, model: ModelSpec) -> dict[str, Grid]:
-    frames = (1 if model.frames_apart else clip.frames, clip.size, clip.size)
-    grids = {
-        "video": Grid("video", 3, frames, model.video_patch, stack=clip.frames if model.frames_apart else 1),
-    }
+    stack = clip.frames if model.frames_apart else 1
+    frames = (clip.frames // stack, clip.size, clip.size)
+    grids = {"video": Grid("video", 3, frames, model.video_patch, stack, clip.seconds / stack)}
     if "audio" in model.modalities:
-        grids["audio"] = Grid("audio", 1, (clip.spectrogram_frames, clip.mel_bins), model.audio_patch)
+        shape = (clip.spectrogram_frames, clip.mel_bins)
+        grids["audio"] = Grid("audio", 1, shape, model.audio_patch, seconds=clip.spectrogram_frames * HOP_SECONDS)
     return grids
 
 
@@ -165,13 +171,19 @@ def _encoder(clip: ClipSpec, model: ModelSpec, size: SizeSpec) -> Encoder:
 def build_autoencoder(clip: ClipSpec, model: ModelSpec, size: SizeSpec, mask: MaskSpec) -> MaskedAutoencoder:
     """The model of pretraining, freshly initialised from torch's global random state."""
     encoder = _encoder(clip, model, size)
+    block_sizes = (size.decoder_dim, size.decoder_depth, size.decoder_heads)
+    shared = None
+    if model.decoder == "joint":
+        shared = SharedDecoder(Transformer(*block_sizes, norm_eps=model.norm_eps))
+    elif model.decoder == "cross":
+        blocks = (CrossBlock(size.decoder_dim, size.decoder_heads, model.norm_eps) for _ in range(size.decoder_depth))
+        shared = SharedDecoder(CrossBlocks(blocks))
     decoders = {
         name: Decoder(
             modality.grid,
             size.dim,
             size.decoder_dim,
-            size.decoder_depth,
-            size.decoder_heads,
+            None if shared else Transformer(*block_sizes, norm_eps=model.norm_eps),
             model.positions,
             model.norm_eps,
             model.last_norm_eps,
@@ -179,21 +191,24 @@ def build_autoencoder(clip: ClipSpec, model: ModelSpec, size: SizeSpec, mask: Ma
         for name, modality in encoder.modalities.items()
     }
     maskings = build_maskings(encoder, mask)
-    network = MaskedAutoencoder(encoder, decoders, maskings, model.normalize_target, model.loss_weights)
+    network = MaskedAutoencoder(encoder, decoders, maskings, model.normalize_target, model.loss_weights, shared)
     network.clip = clip
     return network
 
 
-def build_maskings(encoder: Encoder, mask: MaskSpec) -> nn.ModuleDict:
+def build_maskings(encoder: Encoder, mask: MaskSpec) -> dict[str, Masking]:
     """How each modality of an encoder is masked; in the encoder's mode, for only training leaves tokens undecoded."""
-    strategies = {"video": (mask.video, mask.ratio), "audio": (mask.audio, mask.audio_ratio)}
-    undecoded = {"video": mask.decoder_ratio, "audio": 0.0}
-    return nn.ModuleDict(
-        {
-            name: Masking(name, *strategies[name], modality.grid.size, undecoded[name])
-            for name, modality in encoder.modalities.items()
-        }
-    ).train(encoder.training)
+    maskings = nn.ModuleDict()
+    for name, modality in encoder.modalities.items():
+        size = modality.grid.size
+        if name == "video":
+            maskings[name] = Masking(name, mask.video, mask.ratio, size, mask.decoder_ratio)
+        else:
+            # Where the video's span ends.
+            times = encoder.modalities["video"].grid.size[0]
+            begin = int(mask.ratio * times + 1e-9) / times
+            maskings[name] = Masking(name, mask.audio, mask.audio_ratio, size, begin=begin)
+    return cast(dict[str, Masking], maskings.train(encoder.training))
 
 
 def build_classifier(

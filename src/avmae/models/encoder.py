@@ -99,7 +99,7 @@ class ModalityEncoder(nn.Module):
         self.embed = nn.Linear(grid.patch_dim, dim)
         self.absent = nn.Parameter(torch.zeros(dim)) if may_be_absent else None
         # Kept in checkpoints: where the weights came from an image model or another grid, so did the positions.
-        self.register_buffer("positions", grid_positions(grid.size, dim, positions))
+        self.register_buffer("positions", grid_positions(grid, dim, positions))
         self.blocks = Transformer(dim, depth, heads, drop_path, checkpointing, norm_eps)
 
     def forward(self, patches: Tensor, visible: Tensor | None = None, present: Tensor | None = None) -> Tensor:

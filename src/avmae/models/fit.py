@@ -37,7 +37,8 @@ def interpolated_positions(
     """Tables of positions, by name, of the grids that weights were trained on, for those of a network that differ.
 
     A table that the weights lack is the one that was computed for their grid. A shorter clip takes the first rows in
-    time, which it had in training; all else is interpolated.
+    time, which it had in training; all else is interpolated. `clock` codes seconds and shares of the frame, so the
+    network's own table is right.
 
     Args:
         weights: of a checkpoint.
@@ -45,8 +46,10 @@ def interpolated_positions(
         grids: by modality, that they were trained on.
         network: that is to get them.
     """
-    tables: dict[str, Tensor] = {}
     own = network.state_dict()
+    if kind == "clock":
+        return {name: own[name] for name in weights if name.endswith(".positions") and name in own}
+    tables: dict[str, Tensor] = {}
     for modality, encoder in network.encoder.modalities.items():
         old, new = grids.get(modality), encoder.grid
         # An image's table has no time to interpolate.
@@ -61,7 +64,7 @@ def interpolated_positions(
                 continue
             table = weights.get(name)
             if table is None:
-                table = grid_positions(old.size, weights[first].shape[0], kind)
+                table = grid_positions(old, weights[first].shape[0], kind)
             begin = table.unflatten(0, old.size)[:rows].flatten(0, len(old.size) - 1)
             tables[name] = resample_positions(begin, (rows, *old.size[1:]), new.size)
     return tables
@@ -128,5 +131,5 @@ def _fit_positions(table: Tensor, grid: Grid) -> Tensor:
     table = resample_abs_pos_embed(table, list(grid.size[-2:]), [rows, width], num_prefix_tokens=0)[0]
     if len(grid.size) == 2 or grid.size[0] == 1:
         return table
-    time = TIME_SHARE * sincos_positions(grid.size[0], table.shape[1])
+    time = TIME_SHARE * sincos_positions(torch.arange(grid.size[0]), table.shape[1])
     return (table[None] + time[:, None]).flatten(0, 1)

@@ -41,8 +41,12 @@ def parts(network: MaskedAutoencoder | Classifier) -> list[Part]:
     found.append(_part("fusion", network.encoder.fusion, sum(part.tokens for part in found)))
     if isinstance(network, MaskedAutoencoder):
         for name, decoder in network.decoders.items():
-            decoded = tokens[name] + masks[name].hidden.shape[1]
+            decoded = tokens[name] + masks[name].masked.shape[1]
             found.append(_part(f"{name} decoder", decoder, decoded * decoder.grid.stack))
+        if network.shared_decoder is not None:
+            found.append(
+                _part("shared decoder", network.shared_decoder, sum(part.tokens for part in found[-len(masks) :]))
+            )
     else:
         found.append(_part("head", nn.ModuleList([network.poolings, network.norms, network.heads]), found[-1].tokens))
     return [part for part in found if part.parameters]

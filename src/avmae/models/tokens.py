@@ -14,6 +14,13 @@ from torch import Tensor
 
 from avmae.errors import InputError
 
+CLOCK_UNIT = 0.16
+"""Seconds that the shortest wave of the `clock` code turns by one radian in: a spectrogram patch of AudioMAE's."""
+PLACES = 16
+"""The same for places, as a share of the frame or the band: a frame of 224 px has 14 patches along each side."""
+CLOCK_PERIOD = 64.0
+"""Between the shortest and the longest wave of the `clock` code: 10 s of audio are 64 patches."""
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -26,6 +33,7 @@ class Grid:
         patch: size of one token along each axis; (2, 16, 16) is VideoMAE's tubelet.
         stack: such arrays in a clip, one behind the other along the first axis, each a sample of its own (ImageMAE's
             frames). The batch axis of everything made of tokens then has B x stack rows.
+        seconds: that the first axis lasts.
 
     Raises:
         InputError: the patch does not divide the shape.
@@ -36,6 +44,7 @@ class Grid:
     shape: tuple[int, ...]
     patch: tuple[int, ...]
     stack: int = 1
+    seconds: float = 0.0
 
     def __post_init__(self) -> None:
         if len(self.shape) != len(self.patch) or any(
@@ -87,31 +96,43 @@ class Grid:
         return split.permute(order).reshape(-1, self.channels, self.stack * self.shape[0], *self.shape[1:])
 
 
-def sincos_positions(tokens: int, dim: int, period: float = 10_000) -> Tensor:
-    """Fixed sine-cosine table (tokens, dim) float32 over the token's number, as VideoMAE's.
+def sincos_positions(places: Tensor, dim: int, period: float = 10_000) -> Tensor:
+    """Fixed sine-cosine codes (N, dim) float32 of places (N,); of the numbers of tokens, VideoMAE's table.
 
     Column 2i is sin(n / period^(2i/dim)), column 2i + 1 the cosine of the same angle (Attention Is All You Need, 3.5).
     """
-    number = torch.arange(tokens, dtype=torch.float64)[:, None]
     column = torch.arange(dim, dtype=torch.float64)
-    angle = number / period ** (2 * (column // 2) / dim)
+    angle = places.double()[:, None] / period ** (2 * (column // 2) / dim)
     return torch.where(column % 2 == 0, angle.sin(), angle.cos()).float()
 
 
-def grid_positions(size: tuple[int, ...], dim: int, kind: str = "flat") -> Tensor:
-    """Fixed position table (tokens, dim) float32 of a grid of ``size`` tokens.
+def grid_positions(grid: Grid, dim: int, kind: str = "flat") -> Tensor:
+    """Fixed position table (tokens, dim) float32 of a grid's tokens.
 
-    `flat` numbers the tokens through, as VideoMAE does. `axes` gives every axis an equal share of the columns, as MAE
-    does for images, and waves no longer than the axis needs: what is near in the image is near in the table, what
-    is far is far, and small models learn faster.
+    | kind | what is coded |
+    |---|---|
+    | `flat` | the token's number, as VideoMAE does |
+    | `axes` | the number along each axis, in an equal share of the columns, as MAE does for images, and by waves no \
+longer than the axis needs: small models learn faster |
+    | `clock` | seconds in the first half of the columns, the same for all modalities, so that an audio token finds \
+the tubelets of its moment; the place within the frame, or the band, in the rest. Places are shares of the frame, so \
+the code of a place is the same at any resolution and length |
     """
     if kind == "flat":
-        return sincos_positions(math.prod(size), dim)
-    share = dim // len(size) // 2 * 2
-    tables = [sincos_positions(count, share, period=4 * max(size)) for count in size]
-    places = torch.cartesian_prod(*(torch.arange(count) for count in size)).reshape(-1, len(size))
-    columns = [table[places[:, axis]] for axis, table in enumerate(tables)]
-    return F.pad(torch.cat(columns, 1), (0, dim - share * len(size)))
+        return sincos_positions(torch.arange(grid.tokens), dim)
+    numbers = [torch.arange(count) for count in grid.size]
+    share = dim // len(numbers) // 2 * 2
+    shares, periods = [share] * len(numbers), [4.0 * max(grid.size)] * len(numbers)
+    if kind == "clock":
+        centres = [(number + 0.5) / len(number) for number in numbers]
+        numbers = [centres[0] * grid.seconds / CLOCK_UNIT, *(centre * PLACES for centre in centres[1:])]
+        time = dim // 4 * 2
+        shares = [time, *[(dim - time) // (len(numbers) - 1) // 2 * 2] * (len(numbers) - 1)]
+        periods = [CLOCK_PERIOD] * len(numbers)
+    tables = [sincos_positions(*axis) for axis in zip(numbers, shares, periods, strict=True)]
+    cells = torch.cartesian_prod(*(torch.arange(count) for count in grid.size)).reshape(-1, len(tables))
+    columns = torch.cat([table[cells[:, axis]] for axis, table in enumerate(tables)], 1)
+    return F.pad(columns, (0, dim - columns.shape[1]))
 
 
 def resample_positions(table: Tensor, size: tuple[int, ...], new_size: tuple[int, ...]) -> Tensor:

@@ -18,7 +18,7 @@ from avmae.data.datamodule import ClipDataModule
 from avmae.data.paths import absolute
 from avmae.errors import InputError
 from avmae.models.build import MaskSpec, ModelSpec, SizeSpec, build_autoencoder, build_classifier
-from avmae.models.weights import start_from
+from avmae.models.start import start_from
 from avmae.runs.launch import first_process, started
 from avmae.runs.settings import spec
 from avmae.training.checkpoints import SafeCheckpointIO, loaded_at_first

@@ -1,5 +1,6 @@
 """Fine-tuning as a Lightning task."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from avmae.errors import InputError
 from avmae.evaluation.scores import ClipScores
 from avmae.models.classifier import Classifier
 from avmae.training.mixing import MixSpec, mix
+from avmae.training.optim import OptimSpec
 from avmae.training.task import Stream, Task
 
 
@@ -20,7 +22,7 @@ class Classification(Task):
     """Trains a `Classifier` and scores it by clip.
 
     Args:
-        task: what every `Task` takes, in its order.
+        network, optim, config, seed, compile: see `Task`.
         label_smoothing: of the training loss (VideoMAE: 0.1).
         mixing: mixup and cutmix.
         drop_audio: share of the training clips with audio that lose it, so that missing audio does not become a label.
@@ -36,13 +38,18 @@ class Classification(Task):
 
     def __init__(
         self,
-        *task: Any,
+        network: Classifier,
+        optim: OptimSpec,
+        config: Mapping[str, Any],
+        seed: int = 0,
+        compile: bool | str = False,
+        *,
         label_smoothing: float = 0.0,
         mixing: MixSpec | None = None,
         drop_audio: float = 0.0,
         swap_audio: float = 0.0,
     ) -> None:
-        super().__init__(*task)
+        super().__init__(network, optim, config, seed, compile)
         if drop_audio < 0 or swap_audio < 0 or drop_audio + swap_audio >= 1:
             shares = f"task.drop_audio={drop_audio} and task.swap_audio={swap_audio}"
             raise InputError(f"{shares} are shares of clips and add up to less than 1")

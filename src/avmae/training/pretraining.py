@@ -1,5 +1,6 @@
 """Masked reconstruction as a Lightning task."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from avmae.data.datamodule import Batch
 from avmae.errors import InputError
 from avmae.models.autoencoder import MaskedAutoencoder, Reconstruction
 from avmae.models.contrast import info_nce
+from avmae.training.optim import OptimSpec
 from avmae.training.task import Stream, Task
 
 
@@ -46,7 +48,7 @@ class Pretraining(Task):
     Logs the loss and its parts by modality; the audio's is the mean over clips that have audio.
 
     Args:
-        task: what every `Task` takes, in its order.
+        network, optim, config, seed, compile: see `Task`.
         objective: what is asked for besides reconstruction.
 
     Raises:
@@ -56,8 +58,17 @@ class Pretraining(Task):
     network: MaskedAutoencoder
     watched = ("val/loss", "min")
 
-    def __init__(self, *task: Any, objective: ObjectiveSpec | None = None) -> None:
-        super().__init__(*task)
+    def __init__(
+        self,
+        network: MaskedAutoencoder,
+        optim: OptimSpec,
+        config: Mapping[str, Any],
+        seed: int = 0,
+        compile: bool | str = False,
+        *,
+        objective: ObjectiveSpec | None = None,
+    ) -> None:
+        super().__init__(network, optim, config, seed, compile)
         self.objective = objective or ObjectiveSpec()
         modalities = self.network.encoder.modalities
         if self.objective.contrast and "audio" not in modalities:

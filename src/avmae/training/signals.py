@@ -10,11 +10,17 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
 
 from avmae.errors import Interrupted
 from avmae.runs.folder import LAST
 from avmae.runs.scheduler import queue_again
+from avmae.training.lightning_private import (
+    count_epoch_as_started,
+    leave_signals_alone,
+    log_step_now,
+    saved_by_another,
+)
 from avmae.training.report import StepReport
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -48,11 +54,7 @@ class SaveInTime(Checkpoint):
         self._just_saved = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        # Private in Lightning 2.6: its handler of SIGTERM communicates from within, which can lock up processes that
-        # communicate already; what it saves cannot be resumed exactly; and its question to all processes before each
-        # step waits for the device.
-        trainer._signal_connector.register_signal_handlers = lambda: None
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+        leave_signals_alone(trainer)
         # A folder that is named by the time may differ between processes.
         self.path = trainer.strategy.broadcast(self.path)
         if threading.current_thread() is threading.main_thread():
@@ -80,11 +82,7 @@ class SaveInTime(Checkpoint):
                 state["best_k_models"] = {os.path.join(folder, os.path.basename(path)): score for path, score in best}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # After a checkpoint of an epoch's last step, Lightning 2.6 resumes in the next epoch without counting that as
-        # started, and a run that is resumed a second time would take the wrong clips.
-        loop = trainer.fit_loop
-        if loop.restarted_mid_epoch and loop.epoch_progress.total.processed == loop.epoch_progress.total.ready:
-            loop.reset_restart_stage()
+        count_epoch_as_started(trainer)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         _tell(pl_module.report, self._wish(), pl_module.device)
@@ -103,9 +101,7 @@ class SaveInTime(Checkpoint):
         if wish == SAVE:
             self._just_saved = trainer.world_size > 1
         else:
-            # Lightning logs what the step logged after this hook; private in 2.6.
-            trainer._logger_connector.on_batch_end()
-            trainer._logger_connector.update_train_step_metrics()
+            log_step_now(trainer)
             self._end(trainer, wish)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -113,10 +109,7 @@ class SaveInTime(Checkpoint):
         wish, step = self._largest(trainer), trainer.global_step
         limits = ((trainer.fit_loop.epoch_progress.current.processed, trainer.max_epochs), (step, trainer.max_steps))
         ends = trainer.should_stop or any(0 <= (limit or -1) <= done for done, limit in limits)
-        # Private in Lightning 2.6: what the run's `ModelCheckpoint` have written at this very step.
-        others = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-        saved = [(callback._last_checkpoint_saved, callback._last_global_step_saved) for callback in others]
-        if (wish or ends) and (self.path, step) not in saved:
+        if (wish or ends) and not saved_by_another(trainer, self.path):
             trainer.save_checkpoint(self.path)
         if wish:
             self._end(trainer, wish)

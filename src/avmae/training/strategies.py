@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
 from avmae.models.weights import MODEL, shards_of
 from avmae.runs.folder import SHARDED, checksum
 from avmae.training.checkpoints import beside, is_full, make_room, nonfinite, publish, write_synced
+from avmae.training.lightning_private import take_all_for_data
 
 SHARDS = "shards"
 """Subfolder of a sharded checkpoint."""
@@ -45,8 +46,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         self.sharded = sharded
 
     def setup_environment(self) -> None:
-        # Private in Lightning 2.6, which tells a strategy the number of processes only after it was made.
-        self._data_parallel_size = self.num_nodes * self.num_processes
+        take_all_for_data(self)
         super().setup_environment()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:

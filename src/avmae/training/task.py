@@ -18,7 +18,8 @@ from torch.distributed.fsdp import fully_shard
 from avmae.errors import InputError
 from avmae.models.autoencoder import MaskedAutoencoder
 from avmae.models.classifier import Classifier
-from avmae.models.weights import Match
+from avmae.models.decoder import CrossBlock
+from avmae.models.start import Match
 from avmae.runs.history import flat
 from avmae.training.nonfinite import skip_if
 from avmae.training.optim import OptimSpec, build_optimizer, warmup_cosine
@@ -105,7 +106,7 @@ class Task(L.LightningModule):
         """Shard block by block where the strategy shards (FSDP2); nothing elsewhere."""
         if isinstance(self.trainer.strategy, ModelParallelStrategy) and not hasattr(self, "_sharded"):
             mesh = self.device_mesh["data_parallel"]
-            for block in [m for m in self.network.modules() if isinstance(m, Block)]:
+            for block in [m for m in self.network.modules() if isinstance(m, Block | CrossBlock)]:
                 fully_shard(block, mesh=mesh)
             fully_shard(self.network, mesh=mesh)
             self._sharded = True

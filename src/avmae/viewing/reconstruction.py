@@ -132,8 +132,8 @@ def reconstruct_window(
     for name, decoder in model.decoders.items():
         mask = masks[name]
         visible = gather_tokens(patches[name], mask.visible)
-        nothing = torch.full_like(gather_tokens(patches[name], mask.hidden), float("nan"))
-        masked[name] = decoder.grid.unpatchify(scatter_tokens([(visible, mask.visible), (nothing, mask.hidden)]))
+        nothing = torch.full_like(gather_tokens(patches[name], mask.masked), float("nan"))
+        masked[name] = decoder.grid.unpatchify(scatter_tokens([(visible, mask.visible), (nothing, mask.masked)]))
     predictions = {name: prediction.float().cpu() for name, prediction in result.predictions.items()}
     views = [view for view in VIEWS if model.normalize_target or view == "true"]
     whole = {view: model.fill(batch, masks, predictions, view) for view in views}

@@ -191,7 +191,7 @@ def _render(
     """Draw so many frames, (frames, HEIGHT, WIDTH, 3)."""
     seconds = np.arange(frames) / FPS
     pose = Pose(*(np.broadcast_to(value, frames) for value in action.motion(course.cycles(seconds))))
-    actor = _draw(
+    actor = draw_object(
         shape,
         colours,
         x=(course.x + course.mirror * pose.right) * HEIGHT,
@@ -201,7 +201,7 @@ def _render(
         opacity=pose.opacity,
     )
     drift = rng.uniform(-0.1, 0.1, (2, 1)) * seconds + rng.uniform(0.1, 0.9, (2, 1))
-    bystander = _draw(
+    bystander = draw_object(
         SHAPES[0],
         rng.uniform(0, 255, (2, 3)).astype(np.float32),
         x=drift[0] * WIDTH,
@@ -213,7 +213,7 @@ def _render(
     return film(background, [bystander, actor], frames, rng)
 
 
-def _draw(
+def draw_object(
     shape: Shape, colours: Floats, *, x: Doubles, y: Doubles, radius: Doubles, turn: Doubles, opacity: Doubles
 ) -> Layer:
     """Draw an object, by one value per frame."""
