@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import CALLBACKS, ENVIRONMENT, _arguments, error, run, start_train, train
+from commands import CALLBACKS, ENVIRONMENT, error, run, start_train, tiny_arguments, train
 
 from avmae.data.sampling import TrainSampler
 from avmae.errors import InputError
@@ -175,7 +175,7 @@ def test_an_average_of_weights_that_are_sharded_is_refused(miniature: Path, tmp_
 def torchrun(processes: int, *overrides: str, cwd: Path, miniature: Path) -> str:
     launcher = ["torch.distributed.run", f"--nproc-per-node={processes}", "--rdzv-id=elastic", "--rdzv-backend=c10d"]
     command = [sys.executable, "-m", *launcher, "--rdzv-endpoint=localhost:0", "-m", "avmae.train"]
-    arguments = [*command, *_arguments(overrides, miniature)]
+    arguments = [*command, *tiny_arguments(overrides, miniature)]
     done = subprocess.run(arguments, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

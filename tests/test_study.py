@@ -4,15 +4,13 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from commands import ENVIRONMENT, error, run
+from commands import Process, error, run
 from conftest import TINY
 
 from avmae.cli.config import CONF
@@ -89,11 +87,7 @@ def test_a_study_that_is_ended_ends_its_trainings_and_goes_on_with_them(
 ) -> None:
     longer = [a.replace("trainer.max_epochs=1", "trainer.max_epochs=20") for a in arguments if "systems" not in a]
     longer += ["study.systems=[videomae,avmae]", "jobs=1"]
-    command = [sys.executable, "-m", "avmae.study", *longer]
-    output = (tmp_path / "printed.txt").open("w")
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=ENVIRONMENT, stdout=output, stderr=output, start_new_session=True
-    )
+    process = Process("-m", "avmae.study", *longer, cwd=tmp_path, output=tmp_path / "printed.txt")
     last = tmp_path / "out/avmae/seed0/pretrain/checkpoints/last.ckpt"
     while not last.exists():
         assert process.poll() is None, (tmp_path / "printed.txt").read_text()

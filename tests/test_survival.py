@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from commands import CALLBACKS, ENVIRONMENT, error, start_train, train
+from commands import CALLBACKS, ENVIRONMENT, Process, error, start_train, train
 from test_train import assert_same_run, load, metrics
 from timm.optim import Muon
 
@@ -36,7 +36,7 @@ ARGUMENTS = ("name=run", "trainer.max_epochs=20", "trainer.log_every_n_steps=1",
 """40 steps in which a bit that is lost would show."""
 LONG = ("name=run", "trainer.max_epochs=2000", "data.batch_size=2", "data.val_groups=0")
 """A run that is still going when something happens to it."""
-Start = Callable[..., subprocess.Popen]
+Start = Callable[..., Process]
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +50,9 @@ def whole(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """Starts trainings in the test's folder, whose output goes to `printed.txt`; what a failed test leaves is ended."""
-    processes: list[subprocess.Popen] = []
+    processes: list[Process] = []
 
-    def start(*overrides: str, **how) -> subprocess.Popen:
+    def start(*overrides: str, **how) -> Process:
         processes.append(start_train(*overrides, cwd=tmp_path, output=tmp_path / "printed.txt", **how))
         return processes[-1]
 
@@ -61,7 +61,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         process.kill()
 
 
-def wait_for(found: Callable[[], object], process: subprocess.Popen, output: Path | None = None) -> None:
+def wait_for(found: Callable[[], object], process: Process, output: Path | None = None) -> None:
     while not found():
         assert process.poll() is None, output.read_text() if output else "the run ended early"
         time.sleep(0.005)
@@ -133,7 +133,7 @@ def test_a_signalled_run_saves_within_the_step_and_goes_on_to_the_bit_whatever_t
     assert rows[0] == rows[1], "nothing is missing from the curve either"
 
 
-def submitted(process: subprocess.Popen) -> list[int]:
+def submitted(process: Process) -> list[int]:
     """The processes in which submitit runs the jobs of a multirun."""
     found = []
     for pid in descendants(process.pid):
@@ -414,10 +414,9 @@ def test_a_disk_without_room_does_not_stop_training_but_the_run_fails_in_the_end
     start: Start, miniature: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "printed.txt"
-    # Files of more than 100 kB fail half-way.
-    limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))}
     arguments = ("hydra.run.dir=run", "trainer.max_epochs=3", "trainer.log_every_n_steps=1")
-    process = start(*arguments, miniature=miniature, **limit)
+    # Larger files fail half-way.
+    process = start(*arguments, miniature=miniature, file_size=100_000)
     assert process.wait(120) == 1
     printed = output.read_text()
     assert printed.count("cannot save") == 6, "3 epochs' last.ckpt and best.ckpt"
@@ -523,7 +522,7 @@ def clip(miniature: Path, tmp_path: Path) -> Path:
 
 
 @contextmanager
-def block(clip: Path, process: subprocess.Popen, output: Path) -> Iterator[None]:
+def block(clip: Path, process: Process, output: Path) -> Iterator[None]:
     """Let reading a clip hang, as of a file on a dead server, once the reading process has come to it."""
     fifo = clip.with_suffix(".fifo")
     os.mkfifo(fifo)
@@ -586,13 +585,13 @@ def test_a_training_process_that_dies_ends_all_and_is_named(start: Start, miniat
 
 
 def test_two_processes_save_by_the_clock_and_at_ctrl_c_and_leave_nothing(
-    start: Start, miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: Start, miniature: Path, tmp_path: Path
 ) -> None:
     output, temporary = tmp_path / "printed.txt", tmp_path / "temporary"
     temporary.mkdir()
-    monkeypatch.setenv("TMPDIR", str(temporary))
     arguments = (*LONG, "strategy=ddp", "trainer.devices=2", "data.workers=1", "callbacks.last.every_n_epochs=1000")
-    process = start(*arguments, "callbacks.in_time.minutes=0.01", miniature=miniature, start_new_session=True)
+    often = "callbacks.in_time.minutes=0.01"
+    process = start(*arguments, often, miniature=miniature, env={"TMPDIR": str(temporary)})
     wait_for(lambda: list((tmp_path / "logs/run").glob(f"*/checkpoints/{LAST}")), process, output)
     family = descendants(process.pid)
     os.killpg(process.pid, signal.SIGINT)
