@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from commands import Process, error, run
-from conftest import TINY
+from commands import TINY, Process, error, run
 
 from avmae.cli.config import CONF
 from avmae.evaluation.study import StudySpec

@@ -11,11 +11,30 @@ import tempfile
 import time
 from pathlib import Path
 
-from conftest import TINY
-
+# W&B and Hydra must behave alike on every machine that runs the tests.
+os.environ.update(WANDB_MODE="offline", WANDB_SILENT="true", HYDRA_FULL_ERROR="0")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 CALLBACKS = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
 """Environment in which the callbacks of these tests are found."""
+
+
+TINY = [
+    "clip.frames=4",
+    "clip.size=32",
+    "clip.mel_bins=32",
+    "model.video_patch=[2,8,8]",
+    "size=tiny",
+    "size.dim=48",
+    "size.depth=2",
+    "size.audio_depth=1",
+    "size.decoder_dim=24",
+    "size.decoder_depth=1",
+    "data.batch_size=4",
+    "data.workers=0",
+    "trainer.accelerator=cpu",
+    "callbacks.reconstructions.clips=0",
+]
+"""Overrides that make any experiment a matter of seconds."""
 
 
 class Process:

@@ -196,7 +196,7 @@ def test_the_papers_recipe() -> None:
 
 @pytest.mark.parametrize("recipe", ARGUMENTS)
 def test_the_documented_recipes_are_those_of_the_config_files(recipe: str) -> None:
-    text = (Path(__file__).parents[1] / "docs/recipes.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs/recipes.md").read_text(encoding="utf-8")
     section = text.partition(f": `{recipe}`\n")[2].partition("\n## ")[0]
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if "|" in line]
     header, _, *rows = table
@@ -229,7 +229,7 @@ def test_fine_tuning_drops_audio_where_there_is_some_and_it_may_be_absent(overri
 
 
 def test_an_installed_wheel_runs_from_any_folder(tmp_path: Path) -> None:
-    source = Path(__file__).parents[1]
+    source = Path(__file__).parents[2]
     build = "import sys; from hatchling.builders.wheel import *; print(*WheelBuilder('.').build(directory=sys.argv[1]))"
     built = subprocess.run(
         [sys.executable, "-c", build, str(tmp_path)], cwd=source, capture_output=True, text=True, check=True
@@ -249,3 +249,10 @@ def test_an_installed_wheel_runs_from_any_folder(tmp_path: Path) -> None:
         [sys.executable, "-c", located], env={"PYTHONPATH": str(tmp_path / "site")}, capture_output=True, text=True
     )
     assert where.stdout.startswith(str(tmp_path)), "the wheel was what ran, not the source folder"
+
+
+def test_a_step_of_clips_that_do_not_divide() -> None:
+    trainer = {"devices": 2, "num_nodes": 3, "accumulate_grad_batches": 1, "clips_per_step": 48}
+    assert accumulation(trainer, 4) == 2
+    with pytest.raises(InputError, match="clips_per_step=36 is no multiple"):
+        accumulation(trainer | {"clips_per_step": 36}, 4)
