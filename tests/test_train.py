@@ -108,15 +108,19 @@ def test_a_missing_root_and_a_typo(tmp_path: Path) -> None:
     assert "Traceback" not in printed
 
 
-@pytest.mark.parametrize("where", [(), ("hydra.run.dir=run",), ("run_dir=run",)])
-def test_what_is_refused_leaves_no_folder(where: tuple[str, ...], tmp_path: Path) -> None:
-    for wrong, named in (
-        ("experiment=probe_ucf101", "ckpt"),
-        ("mask.ratio=abc", "mask.ratio"),
-        ("resume=last", "last"),
-    ):
-        assert named in error(train(wrong, *where, cwd=tmp_path, ok=False))
-    assert "no sweep" in error(train("-m", "mask.ratio=0.5,0.75", "resume=last", cwd=tmp_path, ok=False))
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("experiment=probe_ucf101",), "ckpt"),
+        (("mask.ratio=abc",), "mask.ratio"),
+        (("mask.ratio=abc", "hydra.run.dir=run"), "mask.ratio"),
+        (("mask.ratio=abc", "run_dir=run"), "mask.ratio"),
+        (("resume=last",), "last"),
+        (("-m", "mask.ratio=0.5,0.75", "resume=last"), "no sweep"),
+    ],
+)
+def test_what_is_refused_leaves_no_folder(arguments: tuple[str, ...], named: str, tmp_path: Path) -> None:
+    assert named in error(train(*arguments, cwd=tmp_path, ok=False))
     assert not list(tmp_path.iterdir())
 
 

@@ -78,14 +78,10 @@ def test_every_choice_composes_into_settings_that_are_understood(choice: str) ->
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_composes(experiment: str) -> None:
+def test_every_experiment_composes_and_asks_for_what_it_or_a_choice_of_it_makes_mandatory(experiment: str) -> None:
+    """OmegaConf keeps null where ??? is merged over it, so ??? in a recipe may say what nobody enforces."""
     config = composed(f"experiment={experiment}", "data.root=DIR", "ckpt=PATH")
     assert config["name"] != "" if experiment == "demo_base" else config["name"] == experiment
-
-
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_what_a_recipe_or_a_choice_of_it_makes_mandatory_is_asked_for(experiment: str) -> None:
-    """OmegaConf keeps null where ??? is merged over it, so ??? in a recipe may say what nobody enforces."""
     written: Any = OmegaConf.to_container(OmegaConf.load(f"{CONF}/experiment/{experiment}.yaml"))
     leaves = [(key, value) for key, value in written.items() if not isinstance(value, dict)]
     leaves += [(f"{k}.{key}", v) for k, node in written.items() if isinstance(node, dict) for key, v in node.items()]

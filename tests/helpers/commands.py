@@ -13,7 +13,8 @@ from pathlib import Path
 
 # W&B and Hydra must behave alike on every machine that runs the tests.
 os.environ.update(WANDB_MODE="offline", WANDB_SILENT="true", HYDRA_FULL_ERROR="0")
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+# Asked by way of CUDA, whether there is a GPU could not be asked again in processes that are forked.
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 CALLBACKS = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
 """Environment in which the callbacks of these tests are found."""
 

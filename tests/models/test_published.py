@@ -1,9 +1,10 @@
 """VideoMAE as it was published, with random weights: as folders of transformers and as official VideoMAE's files.
 
 `configs/videomae-*.json` is what the folders of that name on Hugging Face state (MCG-NJU; the values are those of
-transformers' conversion script, and the number of classes stands for their names). `configs/official.json` is what
-official VideoMAE's `modeling_pretrain.py`, `modeling_finetune.py` and scripts say. They differ: a small model has 16
-heads and 12 decoder blocks in transformers, and 6 and 4 in the original.
+transformers' conversion script, and the number of classes stands for their names); those of `base-short` and
+`base-ssv2` state what `base` and its fine-tunings do. `configs/official.json` is what official VideoMAE's
+`modeling_pretrain.py`, `modeling_finetune.py` and scripts say. They differ: a small model has 16 heads and 12 decoder
+blocks in transformers, and 6 and 4 in the original.
 """
 
 import argparse

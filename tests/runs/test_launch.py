@@ -3,13 +3,11 @@
 import os
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import psutil
 import pytest
-from commands import ENVIRONMENT, error
+from commands import Process, error
 from run_files import load
 from running import LONG, Start, descendants, gone, trained, wait_for
 
@@ -24,18 +22,17 @@ def test_processes_that_torchrun_or_slurm_starts_are_told_what_the_first_decides
         port = free.getsockname()[1]
     names = ("RANK", "WORLD_SIZE") if launcher == "torchrun" else ("SLURM_PROCID", "SLURM_NTASKS")
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "SLURM_JOB_ID": "17", "SLURM_NTASKS_PER_NODE": "2"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    environments = [address | {names[0]: str(n), names[1]: "2"} for n in range(2)]
+    outputs = [tmp_path / "first.txt", tmp_path / "second.txt"]
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", script], env=ENVIRONMENT | address | {names[0]: str(n), names[1]: "2"}, **pipes
-        )
-        for n in range(2)
+        Process("-c", script, cwd=tmp_path, output=output, env=env)
+        for output, env in zip(outputs, environments, strict=True)
     ]
-    (first, failed), (told, nothing) = (process.communicate(timeout=120) for process in processes)
-    assert first == told == f"{processes[0].pid}\n"
-    assert "ZeroDivisionError" in failed
-    assert nothing == "", "one says what is wrong"
-    assert [process.returncode for process in processes] == [1, 1]
+    assert [process.wait(120) for process in processes] == [1, 1]
+    first, told = (output.read_text() for output in outputs)
+    assert told == f"{processes[0].pid}\n", "one says what is wrong"
+    assert told in first
+    assert "ZeroDivisionError" in first
 
 
 def test_a_training_process_that_dies_ends_all_and_is_named(start: Start, miniature: Path, tmp_path: Path) -> None:
@@ -44,12 +41,8 @@ def test_a_training_process_that_dies_ends_all_and_is_named(start: Start, miniat
     process = start(*arguments, miniature=miniature)
     wait_for(trained(tmp_path / "logs/run", 5), process, output)
     family = descendants(process.pid)
-    # What a process put into its own environment shows in the processes that it started.
-    (second,) = {
-        reader.ppid()
-        for reader in map(psutil.Process, family)
-        if reader.ppid() != process.pid and reader.environ().get("RANK") == "1"
-    }
+    # Each of the two has a reading process, and they are started in turn.
+    _, second = sorted({psutil.Process(pid).ppid() for pid in family} - {process.pid})
     os.kill(second, signal.SIGKILL)
     assert process.wait(120) == 1, output.read_text()
     assert "process 1 of 2 failed: SIGKILL" in error(output.read_text())
