@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -47,12 +46,9 @@ def test_a_signalled_run_saves_within_the_step_and_goes_on_to_the_bit_whatever_t
 
 
 def submitted(process: Process) -> list[int]:
-    """The processes in which submitit runs the jobs of a multirun."""
-    found = []
-    for pid in descendants(process.pid):
-        with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-            found += [pid] if "submitit.core._submit" in psutil.Process(pid).cmdline() else []
-    return found
+    """The processes in which submitit runs the jobs of a multirun: children of the one that starts them."""
+    (controller,) = psutil.Process(process.pid).children()
+    return [job.pid for job in controller.children()]
 
 
 @pytest.mark.parametrize("processes", [1, 2])
