@@ -1,31 +1,15 @@
-import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from commands import Process, start_train, train
+from running import ARGUMENTS, Start
 
 from avmae.data.embedded.synthetic import write_synthetic
 
-# W&B and Hydra must behave alike on every machine that runs the tests.
-os.environ.update(WANDB_MODE="offline", WANDB_SILENT="true", HYDRA_FULL_ERROR="0")
-
-TINY = [
-    "clip.frames=4",
-    "clip.size=32",
-    "clip.mel_bins=32",
-    "model.video_patch=[2,8,8]",
-    "size=tiny",
-    "size.dim=48",
-    "size.depth=2",
-    "size.audio_depth=1",
-    "size.decoder_dim=24",
-    "size.decoder_depth=1",
-    "data.batch_size=4",
-    "data.workers=0",
-    "trainer.accelerator=cpu",
-    "callbacks.reconstructions.clips=0",
-]
-"""Overrides that make any experiment a matter of seconds."""
+# What the tests compute is so small that a second thread costs more than it brings.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +18,60 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("ucf") / "miniature"
     write_synthetic(root, groups=10, clips_per_group=1, classes=4, seconds=1.5, workers=1)
     return root
+
+
+@pytest.fixture(scope="session")
+def pretrained(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of 2 epochs, of a step each, of a pretraining with every objective on."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    objectives = ("task.contrast=0.1", "task.hide_audio=0.2", "task.hide_video=0.2", "model.may_lack=[video,audio]")
+    # All clips of a step in one batch, so that a pair has another to be told from.
+    how = ("hydra.run.dir=run", "trainer.max_epochs=2", "data.batch_size=8", "trainer.log_every_n_steps=1")
+    train(*how, *objectives, cwd=folder, miniature=miniature)
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def finetuned(miniature: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of the full recipe's augmentations, mixing and EMA, from the pretrained; `printed.txt` lies there."""
+    folder = tmp_path_factory.mktemp("finetuned")
+    recipe = ("augment=strong", "task.mix.mixup=0.8", "task.mix.cutmix=1", "task.label_smoothing=0.1", "callbacks=ema")
+    strong = (
+        "task.drop_audio=0.3",
+        "task.swap_audio=0.3",
+        "model.drop_path=0.2",
+        "task.dropout=0.5",
+        "model.checkpointing=true",
+        "model.may_lack=[video,audio]",
+    )
+    epochs = ("trainer.max_epochs=2", "callbacks.ema.decay=0.5", "trainer.accumulate_grad_batches=2")
+    ckpt = f"ckpt={pretrained}/checkpoints/last.ckpt"
+    setup = ("hydra.run.dir=run", "task=classify", "optim=finetune", "optim.clip_norm=1", "data.segments=2", ckpt)
+    printed = train(*setup, *recipe, *strong, *epochs, cwd=folder, miniature=miniature)
+    (folder / "run/printed.txt").write_text(printed)
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def whole(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of an uninterrupted run, in which the training process reads by itself."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(*ARGUMENTS, "hydra.run.dir=run", "callbacks.best.save_top_k=2", cwd=folder, miniature=miniature)
+    return folder / "run"
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts trainings in the test's folder, whose output goes to `printed.txt`; what a failed test leaves is ended."""
+    processes: list[Process] = []
+
+    def start(*overrides: str, **how) -> Process:
+        processes.append(start_train(*overrides, cwd=tmp_path, output=tmp_path / "printed.txt", **how))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,16 +2,13 @@
 
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from commands import ENVIRONMENT, error, run, train
+from commands import Process, error, run, train
 from media_files import write_media
 
 from avmae.clip import ClipSpec
@@ -64,13 +61,13 @@ class TestPrepare:
         assert records[0].frames == records[1].frames
 
     def test_a_killed_run_goes_on_where_it_was(self, copy: Path) -> None:
-        command = [sys.executable, "-m", "avmae.prepare", "data=ucf101", f"data.root={copy}", "processes=1"]
-        process = subprocess.Popen(command, cwd=copy, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+        arguments = ("-m", "avmae.prepare", "data=ucf101", f"data.root={copy}", "processes=1")
+        process = Process(*arguments, cwd=copy)
         journal = (copy / NAME).with_suffix(".journal")
         while not (journal.is_file() and journal.read_bytes().count(b"\n") >= 5):
             assert process.poll() is None
             time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
         assert not (copy / NAME).exists()
         with journal.open("a") as stream:

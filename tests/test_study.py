@@ -1,18 +1,17 @@
 """The study on a miniature, whole."""
 
-import csv
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
-from commands import ENVIRONMENT, error, run
-from conftest import TINY
+from commands import TINY, Process, error, run
+from run_files import load, metrics
+from running import wait_for
 
 from avmae.runs.side_by_side import places
 
@@ -80,40 +79,39 @@ def test_a_training_that_fails_ends_the_study_and_says_why(arguments: list[str],
     assert "another overrides" in error(run("study", *arguments, cwd=tmp_path, ok=False))
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
-def test_a_study_that_is_ended_ends_its_trainings_and_goes_on_with_them(
-    sent: signal.Signals, arguments: list[str], tmp_path: Path
-) -> None:
+def test_a_study_that_is_ended_ends_its_trainings_and_goes_on_with_them(arguments: list[str], tmp_path: Path) -> None:
     longer = [a.replace("trainer.max_epochs=1", "trainer.max_epochs=20") for a in arguments if "systems" not in a]
     longer += ["study.systems=[videomae,avmae]", "jobs=1"]
-    command = [sys.executable, "-m", "avmae.study", *longer]
-    output = (tmp_path / "printed.txt").open("w")
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=ENVIRONMENT, stdout=output, stderr=output, start_new_session=True
-    )
-    last = tmp_path / "out/avmae/seed0/pretrain/checkpoints/last.ckpt"
-    while not last.exists():
-        assert process.poll() is None, (tmp_path / "printed.txt").read_text()
-        time.sleep(0.1)
-    if sent == signal.SIGINT:
-        # As a terminal does.
-        os.killpg(process.pid, sent)
-    else:
-        process.send_signal(sent)
-    assert process.wait(60) == (-sent if sent == signal.SIGKILL else 128 + sent)
-    assert "Traceback" not in (tmp_path / "printed.txt").read_text()
+    last, printed = tmp_path / "out/avmae/seed0/pretrain/checkpoints/last.ckpt", tmp_path / "printed.txt"
     said = last.parents[1] / "output.txt"
-    until = time.monotonic() + 60
-    while "continue with resume=last" not in said.read_text():
-        assert time.monotonic() < until, said.read_text()
-        time.sleep(0.1)
+
+    def saved() -> int:
+        """When; 0 while there is no checkpoint."""
+        with suppress(FileNotFoundError):
+            return last.stat().st_mtime_ns
+        return 0
+
+    for ends, sent in enumerate((signal.SIGKILL, signal.SIGINT), 1):
+        before = saved()
+        process = Process("-m", "avmae.study", *longer, cwd=tmp_path, output=printed)
+        wait_for(lambda before=before: saved() > before, process, printed)
+        if sent == signal.SIGINT:
+            # As a terminal does.
+            os.killpg(process.pid, sent)
+        else:
+            process.send_signal(sent)
+        assert process.wait(60) == (-sent if sent == signal.SIGKILL else 128 + sent)
+        assert "Traceback" not in printed.read_text()
+        until = time.monotonic() + 60
+        while said.read_text().count("continue with resume=last") < ends:
+            assert time.monotonic() < until, said.read_text()
+            time.sleep(0.1)
     assert not (tmp_path / "out/videomae").exists()
-    step = torch.load(last, weights_only=True)["global_step"]
+    step = load(last)["global_step"]
     run("study", *longer, "study.systems=[avmae]", cwd=tmp_path)
-    rows = list(csv.DictReader((last.parents[1] / "metrics.csv").open()))
     starts = json.loads((last.parents[1] / "environment.json").read_text())
-    assert [start["resumed"] for start in starts] == [None, str(last)]
-    assert step < max(int(row["step"]) for row in rows)
+    assert [start["resumed"] for start in starts] == [None, str(last), str(last)]
+    assert step < max(int(row["step"]) for row in metrics(last.parents[1]))
 
 
 @pytest.mark.parametrize(

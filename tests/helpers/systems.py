@@ -12,9 +12,6 @@ from avmae.models.build import MaskSpec, ModelSpec, SizeSpec, build_autoencoder,
 from avmae.models.classifier import Classifier
 from avmae.models.masking import Mask
 
-# On tensors this small a second thread costs more than it brings.
-torch.set_num_threads(1)
-
 CLIP = ClipSpec(frames=4, size=32, mel_bins=32)
 SIZE = SizeSpec("mini", dim=24, depth=2, heads=2, audio_depth=1, decoder_dim=16, decoder_depth=1, decoder_heads=2)
 MASK = MaskSpec(ratio=0.75, audio_ratio=0.5)

@@ -1,7 +1,9 @@
 import csv
+import resource
 from pathlib import Path
 
 import pytest
+from run_files import metrics
 
 from avmae.training.loggers import RunCSVLogger, wandb_logger
 
@@ -53,3 +55,30 @@ def test_wandb_without_login_is_offline_says_so_and_keeps_its_id(
     assert first._offline
     again = wandb_logger(str(tmp_path), "avmae", "run")
     assert again.version == first.version
+
+
+def test_rows_that_do_not_fit_on_the_disk_wait_for_room(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logger, file = RunCSVLogger(str(tmp_path)), tmp_path / "metrics.csv"
+
+    def log(step: int, **values: float) -> None:
+        logger.log_metrics(values, step)
+        logger.save()
+
+    log(0, loss=1.0)
+    written = file.read_text()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(written) + 2, hard))
+    try:
+        log(1, loss=0.5)
+        log(2, loss=0.25, top1=0.125)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert file.read_text() == written, "no half row"
+    assert capsys.readouterr().err.count("wait for room") == 1
+    log(3, top1=0.0625)
+    assert [(row["step"], row["loss"], row["top1"]) for row in metrics(tmp_path)] == [
+        ("0", "1.0", ""),
+        ("1", "0.5", ""),
+        ("2", "0.25", "0.125"),
+        ("3", "", "0.0625"),
+    ]

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -145,36 +144,6 @@ def test_the_config_the_codes_version_and_the_model_are_logged(pretrained: Path)
     assert settings["code"]["packages"]["torch"] in texts["run/code/text_summary"]
     assert "| fusion |" in texts["run/model/text_summary"]
     assert history(pretrained)["run/model"][0]["nrows"] == 6
-
-
-def test_the_commit_is_known_in_a_checkout_alone(tmp_path: Path) -> None:
-    import shutil
-    import subprocess
-    import sys
-
-    import avmae
-
-    shutil.copytree(Path(avmae.__file__).parent, tmp_path / "avmae", ignore=shutil.ignore_patterns("conf"))
-    script = "from avmae.runs.environment import code_version as v; c = v(); print(c['commit'], c['dirty'])"
-
-    def known() -> str:
-        # As light as `import avmae`: no torch is loaded.
-        environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-        return subprocess.check_output([sys.executable, "-c", script], env=environment, cwd=tmp_path, text=True).strip()
-
-    def git(*arguments: str) -> str:
-        who = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
-        return subprocess.check_output(["git", *who, *arguments], cwd=tmp_path, text=True).strip()
-
-    git("init", "-q")
-    git("commit", "-q", "--allow-empty", "-m", "another project's")
-    assert known() == "None None", "the commit of a project that does not hold this code"
-    git("add", "avmae")
-    git("commit", "-q", "-m", "code")
-    commit = git("rev-parse", "HEAD")
-    assert known() == f"{commit} False"
-    (tmp_path / "avmae/errors.py").open("a").write("# changed\n")
-    assert known() == f"{commit} True"
 
 
 def test_training_is_the_same_with_and_without_and_when_nothing_can_be_written(

@@ -24,7 +24,8 @@ def record_environment(run_dir: str | Path, resumed: str | None) -> None:
     import torch
 
     checkouts = {"avmae": checkout(Path(__file__).parent), "folder": checkout(Path.cwd())}
-    installed = {package.name: package.version for package in importlib.metadata.distributions() if package.name}
+    # `name` and `version` of a package would each read its whole file of metadata.
+    packages = [package.metadata for package in importlib.metadata.distributions()]
     start: dict[str, Any] = {
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": command_line(),
@@ -37,7 +38,7 @@ def record_environment(run_dir: str | Path, resumed: str | None) -> None:
         "processors": os.cpu_count(),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "python": platform.python_version(),
-        "versions": dict(sorted(installed.items())),
+        "versions": dict(sorted((package["Name"], package["Version"]) for package in packages if package["Name"])),
     }
     temporary = Path(run_dir, f".{ENVIRONMENT}.tmp")
     temporary.write_text(json.dumps([*starts(run_dir), start], indent=2))

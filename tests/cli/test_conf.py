@@ -78,14 +78,10 @@ def test_every_choice_composes_into_settings_that_are_understood(choice: str) ->
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_composes(experiment: str) -> None:
+def test_every_experiment_composes_and_asks_for_what_it_or_a_choice_of_it_makes_mandatory(experiment: str) -> None:
+    """OmegaConf keeps null where ??? is merged over it, so ??? in a recipe may say what nobody enforces."""
     config = composed(f"experiment={experiment}", "data.root=DIR", "ckpt=PATH")
     assert config["name"] != "" if experiment == "demo_base" else config["name"] == experiment
-
-
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_what_a_recipe_or_a_choice_of_it_makes_mandatory_is_asked_for(experiment: str) -> None:
-    """OmegaConf keeps null where ??? is merged over it, so ??? in a recipe may say what nobody enforces."""
     written: Any = OmegaConf.to_container(OmegaConf.load(f"{CONF}/experiment/{experiment}.yaml"))
     leaves = [(key, value) for key, value in written.items() if not isinstance(value, dict)]
     leaves += [(f"{k}.{key}", v) for k, node in written.items() if isinstance(node, dict) for key, v in node.items()]
@@ -196,7 +192,7 @@ def test_the_papers_recipe() -> None:
 
 @pytest.mark.parametrize("recipe", ARGUMENTS)
 def test_the_documented_recipes_are_those_of_the_config_files(recipe: str) -> None:
-    text = (Path(__file__).parents[1] / "docs/recipes.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs/recipes.md").read_text(encoding="utf-8")
     section = text.partition(f": `{recipe}`\n")[2].partition("\n## ")[0]
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if "|" in line]
     header, _, *rows = table
@@ -229,7 +225,7 @@ def test_fine_tuning_drops_audio_where_there_is_some_and_it_may_be_absent(overri
 
 
 def test_an_installed_wheel_runs_from_any_folder(tmp_path: Path) -> None:
-    source = Path(__file__).parents[1]
+    source = Path(__file__).parents[2]
     build = "import sys; from hatchling.builders.wheel import *; print(*WheelBuilder('.').build(directory=sys.argv[1]))"
     built = subprocess.run(
         [sys.executable, "-c", build, str(tmp_path)], cwd=source, capture_output=True, text=True, check=True
@@ -249,3 +245,10 @@ def test_an_installed_wheel_runs_from_any_folder(tmp_path: Path) -> None:
         [sys.executable, "-c", located], env={"PYTHONPATH": str(tmp_path / "site")}, capture_output=True, text=True
     )
     assert where.stdout.startswith(str(tmp_path)), "the wheel was what ran, not the source folder"
+
+
+def test_a_step_of_clips_that_do_not_divide() -> None:
+    trainer = {"devices": 2, "num_nodes": 3, "accumulate_grad_batches": 1, "clips_per_step": 48}
+    assert accumulation(trainer, 4) == 2
+    with pytest.raises(InputError, match="clips_per_step=36 is no multiple"):
+        accumulation(trainer | {"clips_per_step": 36}, 4)
