@@ -119,7 +119,6 @@ def test_a_command_that_works_ends_quietly_too(trained: Path, tmp_path: Path) ->
 
 
 def test_ctrl_c_while_data_are_written_leaves_nothing_and_says_one_line(tmp_path: Path) -> None:
-    # A process of its own: those that are forked with libraries imported do not leave Ctrl-C alone as these do.
     command = [sys.executable, "-m", "avmae.prepare", "data=synthetic", "data.root=data"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, start_new_session=True, **pipes) as process:
