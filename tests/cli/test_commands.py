@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import ENVIRONMENT, Process, error, run, train
+from commands import ENVIRONMENT, error, run, train
 from run_files import load
 from safetensors.torch import load_file
 
@@ -119,15 +119,16 @@ def test_a_command_that_works_ends_quietly_too(trained: Path, tmp_path: Path) ->
 
 
 def test_ctrl_c_while_data_are_written_leaves_nothing_and_says_one_line(tmp_path: Path) -> None:
-    folder, output = tmp_path / "folder", tmp_path / "printed.txt"
-    folder.mkdir()
-    process = Process("-m", "avmae.prepare", "data=synthetic", "data.root=data", cwd=folder, output=output)
-    while not list(folder.glob(".data.*/UCF-101/*/*.avi")):
-        assert process.poll() is None
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)
-    assert (process.wait(120), output.read_text()) == (130, "interrupted\n")
-    assert not list(folder.iterdir())
+    command = [sys.executable, "-m", "avmae.prepare", "data=synthetic", "data.root=data"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, start_new_session=True, **pipes) as process:
+        while not list(tmp_path.glob(".data.*/UCF-101/*/*.avi")):
+            assert process.poll() is None
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGINT)
+        printed, _ = process.communicate(timeout=120)
+    assert (process.returncode, printed) == (130, "interrupted\n")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_start_that_is_interrupted_has_no_traceback(tmp_path: Path) -> None:

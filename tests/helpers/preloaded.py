@@ -84,7 +84,9 @@ def become(arguments: list[str], cwd: str, output: str, env: dict[str, str], fil
 
 def fork_python(arguments: Any, executables: Any, close_fds: Any, kept: Any, cwd: Any, env: Any, *rest: Any) -> int:
     """Stands for `_posixsubprocess.fork_exec`, by which subprocess and multiprocessing start all that they start."""
-    if os.fsdecode(arguments[0]) != sys.executable:
+    # Those of `worker_pool`, which alone begin with Ctrl-C held back, have been seen to hang when they were forked.
+    pool = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    if pool or os.fsdecode(arguments[0]) != sys.executable:
         return execute(arguments, executables, close_fds, kept, cwd, env, *rest)
     streams, start_new_session, before = (rest[0], rest[3], rest[5]), rest[9], rest[15]
     sys.stdout.flush()
