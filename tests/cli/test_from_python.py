@@ -4,8 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from commands import ENVIRONMENT
-from conftest import TINY
+from commands import ENVIRONMENT, TINY
 
 SCRIPT = """
 import sys

@@ -143,7 +143,7 @@ def python(arguments: list[str]) -> NoReturn:
         arguments = arguments[2 if arguments[0] == "-X" else 1 :]
     kind, what, *others = arguments if arguments[0] in ("-c", "-m") else ["", *arguments]
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    sys.path[:1] = [os.getcwd() if kind else str(Path(what).parent), *(p for p in paths if p not in sys.path)]
+    sys.path[:1] = [os.getcwd() if kind else str(Path(what).parent), *(p for p in paths if p not in sys.path[1:])]
     sys.argv = [kind or what, *others]
     sys.modules["__main__"] = types.ModuleType("__main__")
     sys.modules.pop("__mp_main__", None)

@@ -60,7 +60,7 @@ def write_duets(
     root: str | Path,
     *,
     groups: int = 50,
-    clips_per_group: int = 4,
+    clips_per_group: int = 6,
     classes: int = len(MOVES) * len(BINDINGS),
     seconds: float = 2.4,
     seed: int = 0,
