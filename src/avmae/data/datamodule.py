@@ -1,5 +1,6 @@
 """A data set to batches on the device, for training, validation and test."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 

@@ -168,8 +168,9 @@ def collate(samples: list[Sample]) -> Sample:
     for key in samples[0]:
         values = [sample[key] for sample in samples]  # type: ignore[literal-required]
         if key == "others":
-            kinds = values[0]
-            batch[key] = {kind: tuple(map(torch.stack, zip(*(value[kind] for value in values)))) for kind in kinds}
+            # By kind, waveforms and whether there are any.
+            pairs = {kind: zip(*(value[kind] for value in values), strict=True) for kind in values[0]}
+            batch[key] = {kind: tuple(map(torch.stack, parts)) for kind, parts in pairs.items()}
         else:
             batch[key] = torch.stack(values) if isinstance(values[0], Tensor) else [*chain(*values)]
     return batch

@@ -105,8 +105,8 @@ def measure(
         if numbers:
             of = "another class" if kind == "swap" else "their class and group"
             print(
-                f"warning: {len(numbers)} clips with audio were tested in silence for {kind}: there is no other clip with "
-                f"audio of {of}",
+                f"warning: {len(numbers)} clips with audio were tested in silence for {kind}: there is no other clip "
+                f"with audio of {of}",
                 file=sys.stderr,
             )
     return [score.compute() for score in scores]
