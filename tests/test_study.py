@@ -36,7 +36,7 @@ def study(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> tup
 def test_every_system_is_tested_on_every_degradation(study: tuple[Path, str]) -> None:
     folder, printed = study
     content = json.loads((folder / "out/study.json").read_text())
-    degradations = ["clean", "lowres", "blur", "drop", "noise", "silence", "swap"]
+    degradations = ["clean", "lowres", "blur", "drop", "noise", "silence", "shift", "scene", "swap"]
     for system in SYSTEMS:
         for start, metric in (("pretraining", "hidden_mse"), ("pretrained", "top1")):
             rows = [r for r in content["rows"] if (r["system"], r["start"], r["metric"]) == (system, start, metric)]
@@ -45,7 +45,7 @@ def test_every_system_is_tested_on_every_degradation(study: tuple[Path, str]) ->
                 assert list(values) == degradations
                 # What is done to sound is nothing to who does not hear, and to clips that have none.
                 if system == "videomae" or subset == "silent":
-                    assert len({values[name] for name in ("clean", "noise", "silence", "swap")}) == 1
+                    assert len({values[name] for name in ("clean", "noise", "silence", "shift", "swap")}) == 1
                 if metric == "hidden_mse":
                     assert values["blur"] != values["clean"]
                     assert (values["swap"] == values["clean"]) == (system == "videomae" or subset == "silent")

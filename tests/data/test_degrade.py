@@ -37,13 +37,15 @@ def test_each_severity_is_worse_than_the_one_before(kind: str, video: Tensor) ->
 
 @pytest.mark.parametrize("degradation", all_degradations(), ids=str)
 def test_one_modality_is_degraded_alike_each_time_and_the_other_left(degradation: Degradation, video: Tensor) -> None:
-    waveform = torch.randn(2, 1000, generator=torch.Generator().manual_seed(1))
+    waveform = torch.randn(2, 10_000, generator=torch.Generator().manual_seed(1))
     has_audio, other = torch.tensor([True, True]), (waveform.flip(0), torch.tensor([True, True]))
     frames = degrade_video(video, degradation, SEEDS)
-    heard, audible = degrade_audio(waveform, has_audio, degradation, SEEDS, other)
+    heard, audible = degrade_audio(waveform, has_audio, degradation, SEEDS, 16_000, other)
     assert frames.shape == video.shape
     assert_close(degrade_video(video, degradation, SEEDS), frames, rtol=0, atol=0)
-    assert_close(degrade_audio(waveform, has_audio, degradation, SEEDS, other), (heard, audible), rtol=0, atol=0)
+    assert_close(
+        degrade_audio(waveform, has_audio, degradation, SEEDS, 16_000, other), (heard, audible), rtol=0, atol=0
+    )
     same_video, same_audio = (
         torch.equal(frames, video),
         torch.equal(heard, waveform) and torch.equal(audible, has_audio),
@@ -87,7 +89,7 @@ def test_lost_frames_show_the_one_before(video: Tensor) -> None:
 @pytest.mark.parametrize("ratio", [20, 0, -10])
 def test_noise_has_the_stated_power(ratio: float) -> None:
     waveform = torch.stack([torch.sin(torch.arange(20_000) / 9), 0.01 * torch.sin(torch.arange(20_000) / 5)])
-    heard, has_audio = degrade_audio(waveform, torch.tensor([True, True]), Degradation("noise", ratio), SEEDS, None)
+    heard, has_audio = degrade_audio(waveform, torch.tensor([True, True]), Degradation("noise", ratio), SEEDS, 16_000)
     noise = heard - waveform
     measured = 10 * torch.log10(waveform.square().mean(1) / noise.square().mean(1))
     assert_close(measured, torch.full((2,), float(ratio)), atol=0.2, rtol=0)
@@ -115,14 +117,13 @@ def test_names_are_read_back(degradation: Degradation) -> None:
     assert Degradation.parse(str(degradation)) == degradation
 
 
-def swapped(module: ClipDataModule, rank: int = 0, world: int = 1) -> dict[tuple[int, int], Tensor]:
-    """By clip and view, the swapped audio; zeros where the clip falls silent."""
+def swapped(module: ClipDataModule, rank: int = 0, world: int = 1, kind: str = "swap") -> dict[tuple[int, int], Tensor]:
+    """By clip and view, the audio of another clip; zeros where the clip falls silent."""
     module.trainer = SimpleNamespace(global_rank=rank, world_size=world)
     found = {}
-    for sample in module.part_loader("test", partners=True):
-        heard, has_audio = degrade_audio(
-            sample["waveform"], sample["has_audio"], Degradation("swap"), SEEDS, (sample["other"], sample["has_other"])
-        )
+    for sample in module.part_loader("test", [kind]):
+        own, other = (sample["waveform"], sample["has_audio"]), sample["others"][kind]
+        heard, has_audio = degrade_audio(*own, Degradation(kind), SEEDS, 16_000, other)
         assert not (has_audio & ~sample["has_audio"]).any()
         keys = zip(sample["clip_id"].tolist(), sample["view"].tolist(), strict=True)
         found |= {key: wave * has for key, wave, has in zip(keys, heard, has_audio, strict=True) if key[0] >= 0}
@@ -161,3 +162,27 @@ def test_without_a_clip_of_another_class_that_sounds_a_clip_falls_silent(miniatu
     kept = [e for e, has_audio in zip(entries, audible, strict=True) if e.label == one or not has_audio]
     module.splits = replace(module.splits, test=kept)
     assert not any(heard.any() for heard in swapped(module).values())
+
+
+def test_audio_of_the_same_scene_is_another_clip_s_of_the_class_and_group(miniature: Path) -> None:
+    module = miniature_data(miniature, ClipSpec(frames=4), batch_size=28, workers=0)
+    assert not any(heard.any() for heard in swapped(module, kind="scene").values()), "each group has one clip"
+    # Of two groups one.
+    merged = [replace(entry, group=str(int(entry.group) // 2)) for entry in module.splits.test]
+    module.splits = replace(module.splits, test=merged)
+    batch = next(iter(module.part_loader("test")))
+    for (clip, _), heard in swapped(module, kind="scene").items():
+        mates = [n for n, e in enumerate(merged) if (e.label, e.group) == (merged[clip].label, merged[clip].group)]
+        mates.remove(clip)
+        assert bool(heard.any()) == (bool(batch["has_audio"][clip]) and len(mates) > 0)
+        if heard.any():
+            assert any(torch.equal(batch["waveform"][mate], heard) for mate in mates)
+
+
+def test_shifted_audio_is_late_by_that_many_seconds() -> None:
+    own = torch.arange(2 * 32.0).view(2, 32)
+    has_audio = torch.tensor([True, False])
+    late, still = degrade_audio(own, has_audio, Degradation("shift", 0.25), SEEDS, 16)
+    assert torch.equal(late[:, 4:], own[:, :-4])
+    assert torch.equal(late[:, :4], own[:, -4:])
+    assert torch.equal(still, has_audio)

@@ -1,5 +1,6 @@
 """A data set to batches on the device, for training, validation and test."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,14 +166,19 @@ class ClipDataModule(L.LightningDataModule):
         self._resumed_clips_a_batch = state_dict["clips_a_batch"]
 
     def eval_loader(
-        self, entries: list[ClipEntry], segments: int, crops: int, partners: bool = False, batch_size: int | None = None
+        self,
+        entries: list[ClipEntry],
+        segments: int,
+        crops: int,
+        partners: Collection[str] = (),
+        batch_size: int | None = None,
     ) -> DataLoader:
         """Segments x crops of each of some clips; `partners`: see `ClipDataset`."""
         dataset = ClipDataset(entries, self.clip, self.audio, None, segments, crops, partners)
         batch_size = batch_size or self.loading.batch_size
         return self._loader(dataset, EvalSampler(len(entries), segments, batch_size, self.seed, *self._place()))
 
-    def part_loader(self, part: str, partners: bool = False) -> DataLoader:
+    def part_loader(self, part: str, partners: Collection[str] = ()) -> DataLoader:
         """All views of each clip of a part: train, val or test; `partners`: see `ClipDataset`."""
         return self.eval_loader(self.splits.parts()[part], self.loading.segments, self.loading.crops, partners)
 

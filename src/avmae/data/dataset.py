@@ -1,6 +1,6 @@
 """Requests to samples: what a worker does for one clip."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext, suppress
 from itertools import chain
 from typing import Any, NotRequired, TypedDict
@@ -36,8 +36,7 @@ class Sample(TypedDict):
     widths: list[int]  # of the frames, in pixels, without padding
     seeds: list[int]  # of what is drawn for each of the R views on the device; none at test time
     unreadable: list[str]  # what went wrong with clips that could not be read
-    other: NotRequired[Tensor]  # of data sets with `partners`, audio like `waveform` of a clip of another class
-    has_other: NotRequired[Tensor]  # () bool, whether there is one
+    others: NotRequired[dict[str, tuple[Tensor, Tensor]]]  # by `partners`, another clip's waveform, and if there is one
 
 
 class ClipDataset(Dataset[Sample]):
@@ -45,8 +44,8 @@ class ClipDataset(Dataset[Sample]):
 
     In training, where `augment` says how, the window is placed at random and its boxes are drawn; a clip that cannot be
     read is replaced by another and named in the sample. At test time so many segments, windows of a clip, are evenly
-    spaced, with so many boxes or crops, and a clip that cannot be read comes back empty with ``clip_id`` -1. With
-    `partners` the audio of another clip is read with each one that has some; see `swap` of `Degradation`.
+    spaced, with so many boxes or crops, and a clip that cannot be read comes back empty with ``clip_id`` -1. With each
+    clip that has audio that of another is read for each of the `partners`, some of `OF_OTHERS`.
 
     Attributes:
         readings: where reading processes note what they read, if there are any.
@@ -60,7 +59,7 @@ class ClipDataset(Dataset[Sample]):
         augment: AugmentSpec | None = None,
         segments: int = 1,
         crops: int = 1,
-        partners: bool = False,
+        partners: Collection[str] = (),
     ) -> None:
         self.entries, self.clip, self.audio, self.augment = entries, clip, audio, augment
         self.segments, self.crops, self.partners = segments, crops, partners
@@ -102,20 +101,22 @@ class ClipDataset(Dataset[Sample]):
         clip_id = request.index if request.scored and not unreadable else -1
         boxes, label = center_boxes(window.aspect, self.crops), self.entries[request.index].label
         sample = make_sample(window, boxes, label, clip_id, request.segment * self.crops, unreadable)
-        if self.partners:
-            other = self._partner(request.index, position) if window.has_audio else None
-            sample["other"] = torch.zeros_like(sample["waveform"]) if other is None else torch.from_numpy(other)
-            sample["has_other"] = torch.tensor(other is not None)
+        for kind in self.partners:
+            other = self._partner(request.index, position, kind) if window.has_audio else None
+            waveform = torch.zeros_like(sample["waveform"]) if other is None else torch.from_numpy(other)
+            sample.setdefault("others", {})[kind] = waveform, torch.tensor(other is not None)
         return sample
 
-    def _partner(self, index: int, position: float) -> Waveform | None:
-        """The audio of a clip of another class; None if none has any.
+    def _partner(self, index: int, position: float, kind: str) -> Waveform | None:
+        """The audio of another clip, as `kind` asks for; None if there is none that has any.
 
         Which one is a function of the clip's number: not of the run's seed, nor of what is read beside it.
         """
-        label = self.entries[index].label
+        own = self.entries[index]
         for other in np.random.default_rng(index).permutation(len(self.entries)).tolist():
-            if self.entries[other].label == label or (other, position) in self._silent:
+            entry = self.entries[other]
+            same_scene = (entry.label, entry.group) == (own.label, own.group) and own.group and other != index
+            if not (same_scene if kind == "scene" else entry.label != own.label) or (other, position) in self._silent:
                 continue
             # What cannot be read has no audio either.
             with suppress(MediaError):
@@ -166,7 +167,12 @@ def collate(samples: list[Sample]) -> Sample:
     batch: Any = {}
     for key in samples[0]:
         values = [sample[key] for sample in samples]  # type: ignore[literal-required]
-        batch[key] = torch.stack(values) if isinstance(values[0], Tensor) else [*chain(*values)]
+        if key == "others":
+            # By kind, waveforms and whether there are any.
+            pairs = {kind: zip(*(value[kind] for value in values), strict=True) for kind in values[0]}
+            batch[key] = {kind: tuple(map(torch.stack, parts)) for kind, parts in pairs.items()}
+        else:
+            batch[key] = torch.stack(values) if isinstance(values[0], Tensor) else [*chain(*values)]
     return batch
 
 

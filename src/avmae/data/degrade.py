@@ -21,6 +21,8 @@ SEVERITIES: dict[str, tuple[float, ...]] = {
     "drop": (0.25, 0.5, 0.75),  # share of frames that are lost, the one before staying on display
     "noise": (20, 10, 0, -10),  # ratio of the audio's power to that of white noise added to it, in dB
     "silence": (),  # the audio is taken away
+    "shift": (0.4,),  # seconds by which the audio is late, what leaves the window at its end entering at its start
+    "scene": (),  # the audio is that of another clip of the same class and group
     "swap": (),  # the audio is that of another clip, of another class
 }
 """Degradations and the severities the study tests, mildest first.
@@ -29,6 +31,8 @@ Whatever is drawn (directions, dropped frames, noise) is a function of the clip 
 tested on the same video and audio.
 """
 
+OF_OTHERS = ("scene", "swap")
+"""Kinds for which another clip has to be read."""
 OF_VIDEO = ("lowres", "blur", "motion", "jpeg", "drop")
 
 
@@ -53,6 +57,7 @@ class Degradation:
             "jpeg": 1 <= self.severity <= 100,
             "drop": 0 < self.severity < 1,
             "noise": math.isfinite(self.severity),
+            "shift": math.isfinite(self.severity),
         }.get(self.kind, self.severity == 0)
         if not fits:
             examples = ", ".join(f"{self.kind}:{s:g}" for s in SEVERITIES[self.kind]) or self.kind
@@ -107,15 +112,20 @@ def degrade_video(video: Tensor, degradation: Degradation, seeds: Tensor) -> Ten
 
 
 def degrade_audio(
-    waveform: Tensor, has_audio: Tensor, degradation: Degradation, seeds: Tensor, other: tuple[Tensor, Tensor] | None
+    waveform: Tensor,
+    has_audio: Tensor,
+    degradation: Degradation,
+    seeds: Tensor,
+    sample_rate: int,
+    other: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Degrade audio (B, samples) float32, where there is any (B,) bool; degradations of the video leave it as it is.
 
-    Seeds (B,) int64 are of what is drawn for each clip; `other` is what `swap` takes, audio (B, samples) of clips of
-    another class and whether there are any (B,) bool.
+    Seeds (B,) int64 are of what is drawn for each clip; `other` is what `OF_OTHERS` take, audio (B, samples) of other
+    clips and whether there are any (B,) bool.
 
     Returns:
-        The waveforms, and which clips have audio. A clip for which there is nothing to swap falls silent.
+        The waveforms, and which clips have audio. A clip for which there is no other falls silent.
     """
     if degradation.kind == "noise":
         power = waveform.square().mean(1, keepdim=True)
@@ -124,8 +134,10 @@ def degrade_audio(
         return waveform + scale * noise.to(waveform), has_audio
     if degradation.kind == "silence":
         return torch.zeros_like(waveform), torch.zeros_like(has_audio)
-    if degradation.kind == "swap":
-        assert other is not None, "the data set has to read partners"
+    if degradation.kind == "shift":
+        return waveform.roll(round(degradation.severity * sample_rate), 1), has_audio
+    if degradation.kind in OF_OTHERS:
+        assert other is not None, "the data set has to read other clips"
         waveform, found = other
         return waveform, has_audio & found
     return waveform, has_audio

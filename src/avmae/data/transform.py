@@ -54,8 +54,8 @@ class BatchTransform(nn.Module):
         if degradation is not None:
             numbers = sample["clip_id"].clamp(min=0) * 1000 + sample["view"]
             video = degrade_video(video, degradation, numbers.repeat_interleave(repeats))
-            other = (sample["other"], sample["has_other"]) if "other" in sample else None
-            waveform, has_audio = degrade_audio(waveform, has_audio, degradation, numbers, other)
+            other, rate = sample.get("others", {}).get(degradation.kind), self.clip.sample_rate
+            waveform, has_audio = degrade_audio(waveform, has_audio, degradation, numbers, rate, other)
         video = (video - self.mean) / self.std
         if seeds:
             random_erase(video, seeds, self.augment)

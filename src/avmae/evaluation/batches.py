@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -60,13 +60,15 @@ class Inference:
         rounded = settled_precision(self.precision, self.accelerator) == "bf16-mixed"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=rounded)
 
-    def batches(self, datamodule: ClipDataModule, part: str, partners: bool = False) -> Iterator[tuple[Any, Batch]]:
+    def batches(
+        self, datamodule: ClipDataModule, part: str, partners: Collection[str] = ()
+    ) -> Iterator[tuple[Any, Batch]]:
         """Segments x crops of each clip of a part, on the device: as read, and as `datamodule.transform` makes it.
 
         Args:
             datamodule: of the data set.
             part: `train`, `val` or `test`.
-            partners: also read a clip of another class with each; see `ClipDataset`.
+            partners: kinds of other clips to be read with each; see `ClipDataset`.
 
         Raises:
             InputError: too many clips cannot be read; it names some of them.

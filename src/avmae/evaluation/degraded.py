@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from avmae.data.datamodule import Batch, ClipDataModule
-from avmae.data.degrade import SEVERITIES, Degradation
+from avmae.data.degrade import OF_OTHERS, SEVERITIES, Degradation
 from avmae.evaluation.batches import Inference
 from avmae.evaluation.embedding import Embedder
 from avmae.evaluation.scores import ClipMeans, ClipScores
@@ -22,15 +22,35 @@ Row = dict[str, Any]
 `metric` and `value`."""
 
 
+MOVING = 0.08
+"""Root mean square by which the pixels of a patch that moves differ from the median over the clip's times at its place,
+as a share of the range from black to white: above what noise and a shaking hand do."""
+
+
 def masked_errors(model: MaskedAutoencoder, batch: Batch, clean: Batch) -> dict[str, Tensor]:
-    """Mean squared errors (B,) of masked patches of `clean` video, predicted from `batch`, in the units of training."""
+    """Mean squared errors (B,) of masked patches of `clean` video, predicted from `batch`, in the units of training.
+
+    `hidden_mse` is of all of them, `moving_mse` of those whose pixels move; nan where none does.
+    """
     masks = draw_by_view(model, clean)
     prediction = model(batch, masks).predictions["video"].float()
-    target = gather_tokens(model.encoder.patchify(clean)["video"], masks["video"].masked)
+    patches = model.encoder.patchify(clean)["video"]
+    target = gather_tokens(patches, masks["video"].masked)
     if model.normalize_target:
         target, _, _ = normalize_patches(target)
-    errors = (prediction - target).square()
-    return {"hidden_mse": errors.reshape(len(clean["clip_id"]), -1).mean(1, dtype=torch.float64)}
+    clips = len(clean["clip_id"])
+    errors = (prediction - target).square().mean((2, 3), dtype=torch.float64).reshape(clips, -1)
+    moving = gather_tokens(moves(model, patches, clips), masks["video"].masked).reshape(clips, -1)
+    return {"hidden_mse": errors.mean(1), "moving_mse": (errors * moving).sum(1) / moving.sum(1)}
+
+
+def moves(model: MaskedAutoencoder, patches: Tensor, clips: int) -> Tensor:
+    """Which patches (B, N, P, C) of normalised video move; see `MOVING`: (B, N) bool."""
+    pixels = patches * patches.new_tensor(model.clip.pixel_std)
+    grid = model.encoder.modalities["video"].grid
+    by_time = pixels.reshape(clips, grid.stack * grid.size[0], -1, *pixels.shape[2:])
+    still = by_time.median(1, keepdim=True).values
+    return ((by_time - still).square().mean((3, 4)).sqrt() > MOVING).reshape(patches.shape[:2])
 
 
 def draw_by_view(model: MaskedAutoencoder, batch: Batch) -> dict[str, Mask]:
@@ -62,15 +82,16 @@ def measure(
         InputError: too many clips cannot be read, of which some are named.
     """
     model.to(inference.device)
-    clips, alone = len(datamodule.splits.test), set[int]()
+    clips, alone = len(datamodule.splits.test), dict[str, set[int]]()
     scores: list[Any] = [
         ClipScores(clips, model.classes).to(inference.device) if isinstance(model, Classifier) else ClipMeans()
         for _ in conditions
     ]
-    for sample, clean in inference.batches(datamodule, "test", any(c and c.kind == "swap" for c in conditions)):
-        if "has_other" in sample:
-            without = sample["has_audio"] & ~sample["has_other"] & (sample["clip_id"] >= 0)
-            alone.update(sample["clip_id"][without].tolist())
+    partners = list(dict.fromkeys(c.kind for c in conditions if c and c.kind in OF_OTHERS))
+    for sample, clean in inference.batches(datamodule, "test", partners):
+        for kind, (_, found) in sample.get("others", {}).items():
+            without = sample["has_audio"] & ~found & (sample["clip_id"] >= 0)
+            alone.setdefault(kind, set()).update(sample["clip_id"][without].tolist())
         for condition, score in zip(conditions, scores, strict=True):
             batch: Batch = clean if condition is None else datamodule.transform(sample, condition)
             with inference.autocast():
@@ -80,12 +101,14 @@ def measure(
         if embedder is not None:
             with inference.autocast():
                 embedder.update(model, clean)
-    if alone:
-        print(
-            f"warning: {len(alone)} clips with audio were tested in silence for swap: there is no clip with audio of "
-            "another class",
-            file=sys.stderr,
-        )
+    for kind, numbers in alone.items():
+        if numbers:
+            of = "another class" if kind == "swap" else "their class and group"
+            print(
+                f"warning: {len(numbers)} clips with audio were tested in silence for {kind}: there is no other clip "
+                f"with audio of {of}",
+                file=sys.stderr,
+            )
     return [score.compute() for score in scores]
 
 

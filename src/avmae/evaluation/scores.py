@@ -65,18 +65,18 @@ class ClipScores(Metric):
 
 
 class ClipMeans:
-    """Averages errors over views, those of all clips and of clips with and without audio."""
+    """Averages errors over views that have one, those of all clips and of clips with and without audio."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
 
     def update(self, errors: Mapping[str, Tensor], batch: Batch) -> None:
-        """Take errors (B,) by name; views with ``clip_id`` -1 are left out."""
-        scored = (batch["clip_id"] >= 0).double()
+        """Take errors (B,) by name; views with ``clip_id`` -1 are left out, and errors that are nan."""
         for name, error in errors.items():
+            scored = ((batch["clip_id"] >= 0) & ~error.isnan()).double()
             # In float64: what audio changes early in training is lost in the rounding of a float32 sum.
             sums = self.sums.setdefault(name, scored.new_zeros(2, 2))
-            sums.index_add_(0, batch["has_audio"].long(), torch.stack([error * scored, scored], 1))
+            sums.index_add_(0, batch["has_audio"].long(), torch.stack([error.nan_to_num() * scored, scored], 1))
 
     def compute(self) -> dict[str, float]:
         """Means by name, those of non-empty subsets with the prefix `sound/` or `silent/`."""

@@ -22,7 +22,7 @@ HEARING = ("avmae_concat", "avmae")
 QUICK: dict[str, Any] = {
     "seeds": [0],
     "labels": [1.0],
-    "degradations": ["lowres:8", "blur:16", "drop:0.75", "noise:0", "silence", "swap"],
+    "degradations": ["lowres:8", "blur:16", "drop:0.75", "noise:0", "silence", "shift:0.4", "scene", "swap"],
 }
 QUICK_PRETRAINING = ("trainer.max_epochs=4", "trainer.check_val_every_n_epoch=4")
 
@@ -204,6 +204,7 @@ def study_tables(systems: Sequence[str], rows: Sequence[Row], controls: Mapping[
     for title, start, metric, subset in (
         *((accuracy, "pretrained", "top1", subset) for subset in ("all", "sound", "silent")),
         (error, "pretraining", "hidden_mse", "sound"),
+        ("squared error of those of them that move", "pretraining", "moving_mse", "sound"),
     ):
         body = [[condition_name(*case), *cells(start, 1.0, *case, subset, metric)] for case in conditions]
         yield f"{title}: {subset} clips", ["degradation", *systems], body
