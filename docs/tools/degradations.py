@@ -8,7 +8,7 @@ import torch
 from avmae import read_clip
 from avmae.clip import ClipSpec
 from avmae.data.degrade import OF_VIDEO, SEVERITIES, Degradation, degrade_video
-from avmae.viewing.pictures import contact_sheet
+from avmae.viewing.images import contact_sheet
 
 
 def main(file: str, output: str) -> None:

@@ -18,7 +18,7 @@ from avmae.data.decode.window import read_window
 from avmae.data.read import window_batch
 from avmae.errors import InputError, MediaError
 from avmae.models.build import build_classifier
-from avmae.viewing.pictures import heat
+from avmae.viewing.images import heat
 from avmae.viewing.reconstruction import compare
 from avmae.viewing.serving import serve
 from avmae.viewing.viewer import View, Viewer

@@ -15,7 +15,7 @@ from avmae.evaluation.degraded import Row, condition_name
 from avmae.evaluation.metrics import spread_text
 from avmae.evaluation.results import Table
 from avmae.runs.files import write_json
-from avmae.runs.folder import newest_sound
+from avmae.runs.folder import newest_intact
 from avmae.runs.side_by_side import Unit, places, run_side_by_side
 
 HEARING = ("avmae_concat", "avmae")
@@ -149,7 +149,7 @@ class Study:
     def _train(self, training: Training, run_dir: Path) -> Iterator[str]:
         yield from (*training.arguments, *self.data, f"trainer.accelerator={self.accelerator}")
         yield override("hydra.run.dir", run_dir)
-        if (checkpoint := newest_sound(run_dir)) is not None:
+        if (checkpoint := newest_intact(run_dir)) is not None:
             yield override("resume", checkpoint)
 
     def _test(self, training: Training, run_dir: Path) -> Iterator[str]:

@@ -67,7 +67,7 @@ def settle_run(
         Two absolute paths, the second None for a run that begins.
 
     Raises:
-        InputError: there is no sound checkpoint to resume from, or the folder cannot be made.
+        InputError: there is no intact checkpoint to resume from, or the folder cannot be made.
     """
     given = source = None
     if resume == "last":
@@ -81,14 +81,14 @@ def settle_run(
     folder = Path(run_dir).absolute() if run_dir else source or new_folder(logs, name)
     if queued_again() and job_id() in [start["slurm_job"] for start in starts(folder)]:
         # Whatever `resume` says, for that is where this job began.
-        found = newest_sound(folder) or given
+        found = newest_intact(folder) or given
     elif given or (run_dir and resume is None):
         found = given
     else:
         # A new folder holds none, but what torchrun restarts finds its own.
-        found = newest_sound(source or folder)
+        found = newest_intact(source or folder)
         if found is None and source and not swept:
-            raise InputError(f"no checkpoint in {source} is sound; start without resume=, or give a path")
+            raise InputError(f"no checkpoint in {source} is intact; start without resume=, or give a path")
     _make(folder)
     return str(folder), str(found) if found else None
 
@@ -127,7 +127,7 @@ def _make(folder: Path) -> bool:
     return True
 
 
-def newest_sound(run_dir: Path) -> Path | None:
+def newest_intact(run_dir: Path) -> Path | None:
     """The newest checkpoint in a run's folder that is not damaged; of those that are, it is said."""
     for path in _kept(run_dir):
         wrong = damage(path)
@@ -153,7 +153,7 @@ def _given(resume: str) -> Path:
             "back, or start a new run from its weights with ckpt="
         )
     if wrong := damage(path):
-        raise InputError(f"resume={resume} is damaged ({wrong}); resume=last takes the newest that is sound")
+        raise InputError(f"resume={resume} is damaged ({wrong}); resume=last takes the newest that is intact")
     return path.absolute()
 
 

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from avmae.data.decode.encode import write_video
 from avmae.errors import InputError
-from avmae.viewing.pictures import magnify
+from avmae.viewing.images import magnify
 from avmae.viewing.reconstruction import VIEWS
 from avmae.viewing.templates import FOLDER, data_address, render
 from avmae.viewing.viewer import TOP, Panel, View, Viewer

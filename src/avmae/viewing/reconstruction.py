@@ -22,7 +22,7 @@ from avmae.data.spectrogram import LogMel
 from avmae.models.autoencoder import MaskedAutoencoder
 from avmae.models.masking import Mask
 from avmae.models.tokens import gather_tokens, scatter_tokens
-from avmae.viewing.pictures import ROW, contact_sheet, error_frames, pixels, side_by_side, spectrogram_image
+from avmae.viewing.images import ROW, contact_sheet, error_frames, pixels, side_by_side, spectrogram_image
 
 Statistics = Literal["true", "visible"]
 

@@ -13,7 +13,7 @@ from avmae.data.decode.window import Window, probe, read_window
 from avmae.data.read import window_batch
 from avmae.errors import MediaError
 from avmae.models.build import MaskSpec, build_maskings
-from avmae.viewing.pictures import heat
+from avmae.viewing.images import heat
 from avmae.viewing.reconstruction import VIEWS, Comparison, Statistics, compare
 from avmae.viewing.systems import load_autoencoder, load_classifier, top_classes
 
