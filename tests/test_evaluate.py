@@ -1,5 +1,6 @@
 """Scores of checkpoints, one or several."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from avmae.evaluation.degraded import measure
 from avmae.evaluation.embedding import embed
 from avmae.evaluation.results import result_files, result_tables, write_results
 from avmae.models.build import MaskSpec, ModelSpec, SizeSpec, build_autoencoder
+from avmae.models.weights import load_model
 
 
 def test_a_pretraining_is_evaluated_by_retrieval(pretrained: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -110,6 +112,29 @@ def test_a_list_for_a_test_needs_neither_the_others_nor_all_classes(miniature: P
     (tmp_path / "train.csv").unlink()
     content = evaluate(tmp_path / "run/checkpoints/last.ckpt", {"test": f"{tmp_path}/test.csv"})
     assert (content["clips"], len(content["classes"])) == (6, 4)
+
+
+def test_frozen_features_are_probed_from_training_clips(pretrained: Path, miniature: Path) -> None:
+    ckpt = pretrained / "checkpoints/last.ckpt"
+    results = evaluate(ckpt, {"segments": 1, "crops": 1}, probe=True)
+    kinds, names = ("knn", "linear"), ("video", "audio", "both")
+    expected = {f"{s}{k}/{n}/top1" for s in ("", "sound/", "silent/") for k in kinds for n in names}
+    assert {name for name in results if name.endswith("top1")} == expected
+    # Half of the clips have audio; of the others' audio there is nothing to know, and one class of four is a quarter.
+    for kind, name in itertools.product(kinds, names):
+        halves = results[f"sound/{kind}/{name}/top1"], results[f"silent/{kind}/{name}/top1"]
+        assert results[f"{kind}/{name}/top1"] == pytest.approx(sum(halves) / 2)
+    assert results["silent/knn/audio/top1"] == results["silent/linear/audio/top1"] == 0.5
+    model = load_model(ckpt)
+    data = miniature_data(miniature, model.clip, val_groups=1, workers=0)
+    with torch.inference_mode():
+        parts = [embed(model, data, part, Inference("cpu")).fused for part in ("train", "test")]
+    near = torch.nn.functional.cosine_similarity(parts[1][:, None], parts[0][None], dim=2)
+    votes = torch.zeros(28, 4)
+    for weight, entry in zip((near / 0.07).exp().T, data.splits.train, strict=True):
+        votes[:, entry.label] += weight
+    hits = votes.argmax(1) == torch.tensor([entry.label for entry in data.splits.test])
+    assert results["knn/both/top1"] == pytest.approx(hits.float().mean().item())
 
 
 def test_results_add_up_and_several_checkpoints_end_with_their_mean(finetuned: Path, tmp_path: Path) -> None:

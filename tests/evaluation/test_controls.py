@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from avmae.evaluation.controls import audio_features, controls, video_features
-from avmae.evaluation.probes import linear_accuracy
+from avmae.evaluation.probes import linear_hits
 
 
 def test_a_linear_model_tells_sides_and_takes_the_commonest_class_where_it_sees_nothing() -> None:
     sides = torch.tensor([[-1.0], [-2.0], [1.0], [2.0]]), torch.tensor([0, 0, 1, 1])
     test = torch.tensor([[-3.0], [3.0], [0.5], [-0.5]]), torch.tensor([0, 1, 0, 1])
-    assert linear_accuracy(sides, test, classes=2) == 0.5
+    assert linear_hits(sides, test, classes=2).float().mean() == 0.5
     nothing = torch.zeros(4, 1), torch.tensor([2, 2, 0, 2])
-    assert linear_accuracy(nothing, (torch.zeros(4, 1), torch.tensor([2, 0, 2, 2])), classes=3) == 0.75
+    assert linear_hits(nothing, (torch.zeros(4, 1), torch.tensor([2, 0, 2, 2])), classes=3).float().mean() == 0.75
 
 
 def clips(part: str) -> dict:

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from avmae.evaluation.probes import effective_rank
 from avmae.evaluation.scores import ClipScores, confusion, per_class
 
 
@@ -72,3 +73,11 @@ def test_a_test_without_a_readable_clip_has_no_accuracy() -> None:
     assert (result["clips"], result["unscored"], result["predictions"].tolist()) == (0, 2, [-1, -1])
     assert "top1" not in result
     assert not confusion(result["predictions"], [0, 1], 3).any()
+
+
+def test_the_effective_rank_counts_directions_by_how_much_they_are_used() -> None:
+    generator = torch.Generator().manual_seed(0)
+    spread, one = torch.randn(4096, 16, generator=generator), torch.randn(1, 16, generator=generator)
+    assert effective_rank(spread) == pytest.approx(16, rel=0.01)
+    assert effective_rank(spread * torch.tensor([1.0] * 4 + [0.0] * 12)) == pytest.approx(4, rel=0.01)
+    assert effective_rank(one.expand(50, -1)) == pytest.approx(1, rel=0.01)

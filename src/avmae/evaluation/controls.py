@@ -13,7 +13,7 @@ from torch import Tensor
 from avmae.data.datamodule import Batch, ClipDataModule
 from avmae.data.manifest import SILENCE, inspect
 from avmae.evaluation.batches import Inference
-from avmae.evaluation.probes import linear_accuracy
+from avmae.evaluation.probes import linear_hits
 
 CONTROLS = (
     *("has_sound", "file/sound", "file/silent", "pictures", "pictures/sound", "pictures/silent"),
@@ -67,7 +67,8 @@ def controls(datamodule: ClipDataModule, progress: bool = False) -> dict[str, fl
         chosen = [p["has_sound"][:, 0] == (subset == "sound") if subset else p["label"] >= 0 for p in parts]
         if all(name in part and rows.any() for part, rows in zip(parts, chosen, strict=True)):
             train, test = ((p[name][rows], p["label"][rows]) for p, rows in zip(parts, chosen, strict=True))
-            results[control] = linear_accuracy(train, test, len(datamodule.classes))
+            hits = linear_hits(train, test, len(datamodule.classes))
+            results[control] = float(hits.double().mean())
     return results
 
 

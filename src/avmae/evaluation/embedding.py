@@ -10,7 +10,7 @@ from torch import Tensor
 
 from avmae.data.datamodule import Batch, ClipDataModule
 from avmae.evaluation.batches import Inference
-from avmae.evaluation.probes import knn_votes
+from avmae.evaluation.probes import knn_votes, linear_hits
 from avmae.models.autoencoder import MaskedAutoencoder
 from avmae.models.classifier import Classifier
 from avmae.models.weights import write_safetensors
@@ -102,6 +102,40 @@ class Features:
         bank, labels = F.normalize(self.tensors["train/features"], dim=1), self.tensors["train/labels"]
         votes = knn_votes(self.tensors["test/features"], bank, labels, len(self.classes), neighbours, temperature)
         return float((votes.argmax(1) == self.tensors["test/labels"]).float().mean())
+
+
+def frozen_probes(
+    model: MaskedAutoencoder | Classifier, datamodule: ClipDataModule, inference: Inference
+) -> dict[str, float]:
+    """What frozen features know of the classes: test accuracies as shares of 1.
+
+    `knn/NAME/top1` by votes of training clips (`knn_votes`), `linear/NAME/top1` of a linear model (`linear_hits`), of
+    `video` and `audio` before fusion and of `both` after it; of clips with and without audio with the prefix `sound/`
+    or `silent/`.
+
+    Raises:
+        InputError: there are no training or no test clips, or too many cannot be read.
+    """
+    datamodule.require_test()
+    features, labels, audible = {}, {}, {}
+    for part in ("train", "test"):
+        found, entries = embed(model, datamodule, part, inference), getattr(datamodule.splits, part)
+        kept = found.scored
+        features[part] = {name: x[kept] for name, x in {**found.apart, "both": found.fused}.items()}
+        labels[part] = torch.tensor([entry.label for entry in entries])[kept]
+        audible[part] = found.has_audio[kept]
+    accuracies = {}
+    subsets = {"": torch.ones_like(audible["test"]), "sound/": audible["test"], "silent/": ~audible["test"]}
+    for name, test in features["test"].items():
+        train, classes = features["train"][name], len(datamodule.classes)
+        votes = knn_votes(test, F.normalize(train, dim=1), labels["train"], classes)
+        hits = {"knn": votes.argmax(1) == labels["test"]}
+        hits["linear"] = linear_hits((train, labels["train"]), (test, labels["test"]), classes)
+        for kind, hit in hits.items():
+            for prefix, rows in subsets.items():
+                if rows.any():
+                    accuracies[f"{prefix}{kind}/{name}/top1"] = float(hit[rows].float().mean())
+    return accuracies
 
 
 def embed_parts(model: MaskedAutoencoder | Classifier, datamodule: ClipDataModule, inference: Inference) -> Features:

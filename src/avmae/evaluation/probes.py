@@ -31,12 +31,22 @@ def knn_votes(queries: Tensor, features: Tensor, labels: Tensor, classes: int, k
     return votes
 
 
-def linear_accuracy(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], classes: int) -> float:
-    """Test accuracy of a ridge regression to classes, from features (N, D) float32 and labels (N,) int64 of clips."""
+def linear_hits(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], classes: int) -> Tensor:
+    """Which test clips (N,) bool a ridge regression to classes tells, from features (N, D) float32 and labels (N,)."""
     features, labels = train[0].double(), train[1]
     mean, std = features.mean(0), features.std(0).clamp(min=1e-6)
     targets = F.one_hot(labels, classes).double()
     x = (features - mean) / std
     weights = torch.linalg.solve(x.T @ x + RIDGE * torch.eye(x.shape[1]).double(), x.T @ (targets - targets.mean(0)))
     scores = (test[0].double() - mean) / std @ weights + targets.mean(0)
-    return float((scores.argmax(1) == test[1]).double().mean())
+    return scores.argmax(1) == test[1]
+
+
+def effective_rank(features: Tensor) -> float:
+    """RankMe of features (N, D): exp of the entropy of their singular values' shares (Garrido et al. 2023, equation 1).
+
+    1 where all clips have the same features but for length, as after a collapse; at most min(N, D).
+    """
+    values = torch.linalg.svdvals(features.float())
+    shares = values / values.sum() + 1e-7
+    return float((-shares * shares.log()).sum().exp())

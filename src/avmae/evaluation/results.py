@@ -31,6 +31,7 @@ def score_model(
     datamodule: ClipDataModule,
     degrade: str | Sequence[str],
     inference: Inference,
+    probed: bool = False,
 ) -> Results:
     """A classifier's accuracy, or an autoencoder's retrieval between video and audio; and either on degraded clips.
 
@@ -39,6 +40,7 @@ def score_model(
         datamodule: its test clips, segments and crops.
         degrade: `all`, or some as `blur:8`; `clean` for the error of masked patches of an autoencoder on clean clips.
         inference: device, precision, progress.
+        probed: there are results already, so it is no error if there are none here.
 
     Raises:
         InputError: there are no test clips, or not of the model's classes; too many cannot be read; an autoencoder has
@@ -55,11 +57,12 @@ def score_model(
             f"the data set has {len(datamodule.classes)} classes, the classifier {model.classes}; "
             "fine-tune on this data set first, or evaluate on the one it was trained on"
         )
-    if not conditions and embedder is None:
+    if not conditions and embedder is None and not probed:
         raise InputError(
-            "a pretraining checkpoint of video alone knows no classes; fine-tune it first, or give degrade="
+            "a pretraining checkpoint of video alone knows no classes; fine-tune it first, or give degrade= or "
+            "probe=true"
         )
-    found = measure(model, datamodule, conditions, inference, embedder)
+    found = measure(model, datamodule, conditions, inference, embedder) if conditions or embedder else []
     results = classification(found[0], datamodule) if classifies else retrieval(embedder.compute()) if embedder else {}
     return results | ({"degraded": degraded_rows(conditions, found)} if asked else {})
 

@@ -10,15 +10,16 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from avmae.data.datamodule import Batch
-from avmae.evaluation.probes import knn_votes
+from avmae.evaluation.probes import effective_rank, knn_votes
 
 
 class OnlineKNN(Callback):
-    """Scores pretraining by what its features know of the classes: `val/knn_top1`, without training a thing.
+    """Scores pretraining by what its features know of the classes, `val/knn_top1`, without training a thing.
 
     Features of the last training clips are kept as they were when seen; a validation clip gets the class that its
     nearest neighbours vote for, weighted by exp(cosine similarity / temperature) as in DINO (Caron et al. 2021). Both
     are features under the task's masks. It is a curve to watch; `python -m avmae.features` measures without masks.
+    `val/effective_rank` of the kept features falls towards 1 when they collapse, labels or not.
 
     Args:
         bank: training clips kept on each process, and in checkpoints.
@@ -30,7 +31,7 @@ class OnlineKNN(Callback):
         self.bank, self.neighbours, self.temperature = bank, neighbours, temperature
         self._state: dict[str, Tensor] = {}
         self._seen = 0
-        self._top1 = MeanMetric()
+        self._top1, self._rank = MeanMetric(), MeanMetric()
 
     def state_dict(self) -> dict[str, Any]:
         return {"seen": self._seen, **self._state}
@@ -67,6 +68,10 @@ class OnlineKNN(Callback):
         self._top1.to(hit.device).update(hit, (batch["clip_id"] >= 0).float())
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._top1.update_called:
-            pl_module.log("val/knn_top1", self._top1.compute())
-            self._top1.reset()
+        if self._state:
+            kept = self._state["features"][: self._seen]
+            self._rank.to(kept.device).update(effective_rank(kept))
+        for name, metric in {"knn_top1": self._top1, "effective_rank": self._rank}.items():
+            if metric.update_called:
+                pl_module.log(f"val/{name}", metric.compute())
+                metric.reset()

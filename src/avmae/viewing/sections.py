@@ -20,6 +20,7 @@ TITLES = {
     "loss_contrast": "Contrastive loss",
     "top1": "Top-1 accuracy",
     "knn_top1": "k-NN accuracy",
+    "effective_rank": "effective rank of the features",
     "lr": "Learning rate",
     "sound/top1": "Top-1 accuracy, clips with audio",
     "silent/top1": "Top-1 accuracy, silent clips",
@@ -27,7 +28,7 @@ TITLES = {
     "data_wait": "Share of time spent waiting for data",
     "clips_per_second": "Clips per second",
 }
-SHOWN = list(TITLES)[:7]
+SHOWN = list(TITLES)[:8]
 """Curves shown at once, in this order; others are folded away."""
 PARTS = {"train": "training", "val": "validation", "test": "test", "results": "avmae.evaluate"}
 
