@@ -66,21 +66,21 @@ def describe(renamed: Renamed, hf: Mapping[str, Any] | None = None) -> dict[str,
     )
     side = hf.get("image_size", 224)
     clip = ClipSpec(frames=hf.get("num_frames", 16), size=side[0] if isinstance(side, list) else side)
-    config: dict[str, Any] = {
-        "clip": dataclasses.asdict(clip),
-        "model": dataclasses.asdict(model),
-        "size": dataclasses.asdict(size),
-        "seed": 0,
-    }
+    parts: dict[str, Any] = {"clip": clip, "model": model, "size": size}
+    return {name: dataclasses.asdict(part) for name, part in parts.items()} | {"seed": 0} | _task(weights, hf)
+
+
+def _task(weights: Mapping[str, Tensor], hf: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model was made for, by its heads, and what is known of that."""
     if "heads.video.weight" in weights:
         classes = weights["heads.video.weight"].shape[0]
         names = {int(label): name for label, name in (hf.get("id2label") or {}).items()}
-        config |= {"task": "classify", "classes": classes, "dropout": 0.0}
-        return config | {"class_names": [names.get(label, f"class {label}") for label in range(classes)]}
+        named = [names.get(label, f"class {label}") for label in range(classes)]
+        return {"task": "classify", "classes": classes, "dropout": 0.0, "class_names": named}
     # transformers can train without the norm before the decoder (use_mean_pooling); there is no such model here.
     if {"decoders.video.head.weight", "decoders.video.encoder_norm.weight"} <= weights.keys():
-        return config | {"task": "pretrain", "mask": dataclasses.asdict(MaskSpec())}
-    return config | {"task": "encoder"}
+        return {"task": "pretrain", "mask": dataclasses.asdict(MaskSpec())}
+    return {"task": "encoder"}
 
 
 HEADS = {1280: 16, 640: 8}

@@ -1,7 +1,9 @@
 """Training that starts from the weights of a checkpoint, ours or another project's."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from avmae.models.autoencoder import MaskedAutoencoder
 from avmae.models.build import grids_from_config
 from avmae.models.classifier import Classifier
 from avmae.models.fit import fit, interpolated_positions, renormalized
-from avmae.models.weights import read_checkpoint
+from avmae.models.weights import Checkpoint, read_checkpoint
 
 MIN_MATCHED = 0.9
 """Least share of the encoder parts that a file has which must fit."""
@@ -29,7 +31,7 @@ class Match:
     """
 
     title: str
-    rows: list[tuple[str, int, int, int, int]]
+    rows: list[tuple[str | int, ...]]
     notes: list[str]
     filled: frozenset[str]
 
@@ -84,35 +86,41 @@ def start_from(network: MaskedAutoencoder | Classifier, path: str | Path) -> Mat
             f"{', for example ' + shapes[0] if shapes else ''}; it was made with model={model} size={size}"
             f"{_shape(checkpoint.config)}: choose the same here"
         )
-    for modality, encoder in network.encoder.modalities.items():
-        kernel = checkpoint.weights.get(f"encoder.modalities.{modality}.embed.weight")
-        # Image and spectrogram models, whose kernels have four axes, bring tables of their own.
-        if kernel is not None and kernel.dim() != 4 and encoder.positions_kind != kind:
-            trained = f"{path} ({checkpoint.layout}) was trained with model.positions={kind}"
-            raise InputError(f"{trained}, not {encoder.positions_kind}: choose the same here")
-        heads = checkpoint.config["size"].get("heads")
-        if kernel is not None and checkpoint.heads_stated and heads != encoder.heads:
-            # The tensors fit all the same, and would compute something else.
-            trained = f"{path} ({checkpoint.layout}) was trained with size.heads={heads}"
-            raise InputError(f"{trained}, not {encoder.heads}: choose the same here")
+    _refuse_other_attention(checkpoint, network, kind)
     network.load_state_dict(matched, strict=False)
-    groups = [matched, missing, unexpected, reshaped]
-    rows = [
-        (part, *(sum(_part(name) == part for name in group) for group in groups))
-        for part in dict.fromkeys(_part(name) for group in groups for name in group)
-    ]
     notes = [f"left as it was, for the shape differs: {line}" for line in shapes[:4]]
     if len(shapes) > 4:
         notes.append(f"left as they were, for the shape differs: {len(shapes) - 4} more")
     if "encoder.modalities.audio" in parts:
-        notes += _other_sound(clip, network.clip)
+        notes += _other_spectrogram(clip, network.clip)
     if checkpoint.unexpected:
         notes.append(f"not used: {', '.join(checkpoint.unexpected[:8])}{', ...' if checkpoint.unexpected[8:] else ''}")
     title = f"weights from {path} ({checkpoint.layout}): {share:.0%} of the encoder"
-    return Match(title, rows, notes, frozenset(matched))  # type: ignore[arg-type]
+    return Match(title, _counts(matched, missing, unexpected, reshaped), notes, frozenset(matched))
 
 
-def _other_sound(trained: ClipSpec, clip: ClipSpec) -> list[str]:
+def _counts(*groups: Collection[str]) -> list[tuple[str | int, ...]]:
+    """How many names of each group are of each part."""
+    found = [Counter(map(_part, group)) for group in groups]
+    return [(part, *(count[part] for count in found)) for part in dict.fromkeys(chain(*found))]
+
+
+def _refuse_other_attention(checkpoint: Checkpoint, network: MaskedAutoencoder | Classifier, kind: str) -> None:
+    """Refuse weights whose tensors fit, and which would compute something else: of other heads or positions."""
+    for modality, encoder in network.encoder.modalities.items():
+        kernel = checkpoint.weights.get(f"encoder.modalities.{modality}.embed.weight")
+        if kernel is None:
+            continue
+        trained = f"{checkpoint.path} ({checkpoint.layout}) was trained with"
+        # Image and spectrogram models, whose kernels have four axes, bring tables of their own.
+        if kernel.dim() != 4 and encoder.positions_kind != kind:
+            raise InputError(f"{trained} model.positions={kind}, not {encoder.positions_kind}: choose the same here")
+        heads = checkpoint.config["size"].get("heads")
+        if checkpoint.heads_stated and heads != encoder.heads:
+            raise InputError(f"{trained} size.heads={heads}, not {encoder.heads}: choose the same here")
+
+
+def _other_spectrogram(trained: ClipSpec, clip: ClipSpec) -> list[str]:
     """What makes the spectrogram another than the one that weights were trained on, and no layer can take up."""
     keys = ("filter_bank", "sample_rate", "mel_bins")
     differing = [f"clip.{key}={getattr(trained, key)}" for key in keys if getattr(trained, key) != getattr(clip, key)]

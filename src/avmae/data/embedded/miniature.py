@@ -83,16 +83,7 @@ def write_miniature(
     Raises:
         InputError: a number is out of range, or `root` holds something else, which is left as it is.
     """
-    limits = {
-        "groups": (GROUPS_TESTED_PER_SPLIT + 1, 99),
-        "clips_per_group": (1, 99),
-        "classes": (2, most_classes),
-        "seconds": (0.5, 60),
-        "seed": (0, 2**32 - 1),
-    }
-    for name, (low, high) in limits.items():
-        if not low <= parameters[name] <= high:
-            raise InputError(f"{kind} data: {name} must be between {low} and {high}, not {parameters[name]}")
+    _check_ranges(kind, parameters, most_classes)
     root = Path(root).expanduser().resolve()
     if _is_written(root, kind, parameters):
         return
@@ -117,6 +108,19 @@ def write_miniature(
         raise InputError(f"{root}: cannot write the {kind} data set ({error}); choose another folder") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_ranges(kind: str, parameters: dict[str, Any], most_classes: int) -> None:
+    limits = {
+        "groups": (GROUPS_TESTED_PER_SPLIT + 1, 99),
+        "clips_per_group": (1, 99),
+        "classes": (2, most_classes),
+        "seconds": (0.5, 60),
+        "seed": (0, 2**32 - 1),
+    }
+    for name, (low, high) in limits.items():
+        if not low <= parameters[name] <= high:
+            raise InputError(f"{kind} data: {name} must be between {low} and {high}, not {parameters[name]}")
 
 
 def _is_written(root: Path, kind: str, parameters: dict[str, Any]) -> bool:
