@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,12 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("ucf") / "miniature"
     write_synthetic(root, groups=10, clips_per_group=1, classes=4, seconds=1.5, workers=1)
     return root
+
+
+@pytest.fixture
+def copy(miniature: Path, tmp_path: Path) -> Path:
+    """The miniature, to be changed."""
+    return Path(shutil.copytree(miniature, tmp_path / "copy"))
 
 
 @pytest.fixture(scope="session")

@@ -10,26 +10,12 @@ import pytest
 import yaml
 from commands import Process, error, run, train
 from media_files import write_media
+from miniature_data import csv_data, folder_data
 
 from avmae.clip import ClipSpec
-from avmae.data.build import build_data
-from avmae.data.datamodule import ClipDataModule
 from avmae.data.decode.encode import write_video
 from avmae.data.manifest import NAME, inspect, read_manifest
 from avmae.data.sources.ucf101 import read_ucf101
-
-
-@pytest.fixture
-def copy(miniature: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(miniature, tmp_path / "copy"))
-
-
-def folder_data(root: Path, **settings) -> ClipDataModule:
-    return build_data({"source": "folder", "root": str(root), "val_share": 0} | settings, ClipSpec())
-
-
-def csv_data(train: Path | str, **settings) -> ClipDataModule:
-    return build_data({"source": "csv", "train": str(train)} | settings, ClipSpec())
 
 
 def prepare(root: Path, *overrides: str, **kwargs) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from files import official, save
+from files import config_of, official, save
 from safetensors.torch import save_file
 from systems import (
     CLIP,
@@ -592,6 +592,25 @@ def test_positions_are_interpolated_for_another_resolution_or_a_longer_clip(
             assert torch.equal(value, weights[name]), name
     again = load_model(save(tmp_path / "next.ckpt", network, "videomae"))
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("change", [{"frames": 8}, {"frames": 2, "stride": 8}, {"size": 48}], ids=str)
+def test_positions_of_the_clock_are_computed_for_another_resolution_or_length(
+    change: dict[str, int], tmp_path: Path
+) -> None:
+    spec = dataclasses.replace(SYSTEMS["avmae"], positions="clock", decoder="cross")
+    model = build_autoencoder(CLIP, spec, SIZE, MASK)
+    config = config_of(model, "avmae") | {"model": dataclasses.asdict(spec)}
+    path = save(tmp_path / "last.ckpt", model, config=config)
+    network = build_autoencoder(dataclasses.replace(CLIP, **change), spec, SIZE, MASK)
+    computed = copied(network)
+    assert start_from(network, path).notes == []
+    weights = model.state_dict()
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, computed[name] if name.endswith(".positions") else weights[name]), name
+    flat = build_autoencoder(CLIP, SYSTEMS["avmae"], SIZE, MASK)
+    with pytest.raises(InputError, match=r"model\.positions=clock, not flat"):
+        start_from(flat, path)
 
 
 def test_a_shorter_clip_has_the_first_positions_in_time(tmp_path: Path) -> None:

@@ -48,5 +48,5 @@ def effective_rank(features: Tensor) -> float:
     1 where all clips have the same features but for length, as after a collapse; at most min(N, D).
     """
     values = torch.linalg.svdvals(features.float())
-    shares = values / values.sum() + 1e-7
+    shares = values / values.sum().clamp(min=1e-7) + 1e-7
     return float((-shares * shares.log()).sum().exp())

@@ -112,6 +112,8 @@ class Masking(nn.Module):
             that leaves nothing masked or nothing visible.
     """
 
+    bounds: Tensor
+
     def __init__(
         self,
         modality: str,
@@ -127,7 +129,8 @@ class Masking(nn.Module):
         shares = {strategy: 1.0} if isinstance(strategy, str) else dict(strategy)
         if not math.isclose(sum(shares.values()), 1) or min(shares.values()) < 0:
             raise InputError(f"mask.{modality}={shares}: the shares of the strategies must add up to 1")
-        self.shares = list(shares.values())
+        # A buffer, for a tensor made from numbers in every step would have to wait for the device.
+        self.register_buffer("bounds", torch.tensor(list(shares.values())).cumsum(0)[:-1], persistent=False)
         patterns = [Pattern(modality, name, ratio, size, undecoded, begin) for name in shares]
         self.patterns = cast(list[Pattern], nn.ModuleList(patterns))
         self.times = size[0] if "span" in shares else 0
@@ -164,8 +167,7 @@ class Masking(nn.Module):
         masks = [pattern(draw(pattern.places), phases) for pattern in self.patterns]
         if len(masks) == 1:
             return masks[0]
-        bounds = torch.tensor(self.shares, device=generator.device).cumsum(0)[:-1]
-        chosen = (draw(1) >= bounds).sum(1)
+        chosen = (draw(1) >= self.bounds.to(generator.device)).sum(1)
         rows = torch.arange(batch, device=generator.device)
         return Mask(*(torch.stack(parts)[chosen, rows] for parts in zip(*masks, strict=True)))
 

@@ -88,15 +88,20 @@ def start_from(network: MaskedAutoencoder | Classifier, path: str | Path) -> Mat
         )
     _refuse_other_attention(checkpoint, network, kind)
     network.load_state_dict(matched, strict=False)
-    notes = [f"left as it was, for the shape differs: {line}" for line in shapes[:4]]
-    if len(shapes) > 4:
-        notes.append(f"left as they were, for the shape differs: {len(shapes) - 4} more")
+    notes = _left(shapes)
     if "encoder.modalities.audio" in parts:
         notes += _other_spectrogram(clip, network.clip)
     if checkpoint.unexpected:
         notes.append(f"not used: {', '.join(checkpoint.unexpected[:8])}{', ...' if checkpoint.unexpected[8:] else ''}")
     title = f"weights from {path} ({checkpoint.layout}): {share:.0%} of the encoder"
     return Match(title, _counts(matched, missing, unexpected, reshaped), notes, frozenset(matched))
+
+
+def _left(shapes: list[str]) -> list[str]:
+    """What is said of tensors of another shape, of which there may be many."""
+    notes = [f"left as it was, for the shape differs: {line}" for line in shapes[:4]]
+    more = len(shapes) - len(notes)
+    return [*notes, f"left as they were, for the shape differs: {more} more"] if more else notes
 
 
 def _counts(*groups: Collection[str]) -> list[tuple[str | int, ...]]:

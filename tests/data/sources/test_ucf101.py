@@ -7,11 +7,6 @@ from avmae.data.sources.ucf101 import read_ucf101
 from avmae.errors import InputError
 
 
-@pytest.fixture
-def copy(miniature: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(miniature, tmp_path / "copy"))
-
-
 @pytest.mark.parametrize("fold", [1, 2])
 def test_no_group_is_in_two_parts(miniature: Path, fold: int) -> None:
     splits = read_ucf101(miniature, fold, val_groups=1)
