@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -37,6 +38,7 @@ class Loading:
     timeout: float = 180  # seconds to wait for a batch before the run ends, in case a worker hangs; 0 waits forever
     segments: int = 5  # windows of each clip at test time
     crops: int = 3  # boxes of each test window
+    cache: str | None = None  # folder of decoded clips, made at first use: much room, and no decoding from then on
 
     def __post_init__(self) -> None:
         if not 0 < self.train_share <= 1:
@@ -87,6 +89,10 @@ class ClipDataModule(L.LightningDataModule):
         """Names by label."""
         return self.splits.classes
 
+    def _dataset(self, entries: list[ClipEntry], augment: AugmentSpec | None, *views: Any) -> ClipDataset:
+        cache = Path(self.loading.cache).expanduser() if self.loading.cache else None
+        return ClipDataset(entries, self.clip, self.audio, augment, *views, cache=cache)
+
     def _loader(self, dataset: ClipDataset, sampler: TrainSampler | EvalSampler) -> DataLoader:
         number = self.loading.workers
         if number:
@@ -132,7 +138,7 @@ class ClipDataModule(L.LightningDataModule):
         else:
             # A checkpoint of an epoch's end still counts that epoch's batches.
             sampler.epoch = fit.epoch_progress.current.processed
-        return self._loader(ClipDataset(self.splits.train, self.clip, self.audio, self.augment), sampler)
+        return self._loader(self._dataset(self.splits.train, self.augment), sampler)
 
     def _batches_done(self, batches: int) -> int:
         """How many of an epoch's batches are done where a run is resumed.
@@ -174,7 +180,7 @@ class ClipDataModule(L.LightningDataModule):
         batch_size: int | None = None,
     ) -> DataLoader:
         """Segments x crops of each of some clips; `partners`: see `ClipDataset`."""
-        dataset = ClipDataset(entries, self.clip, self.audio, None, segments, crops, partners)
+        dataset = self._dataset(entries, None, segments, crops, partners)
         batch_size = batch_size or self.loading.batch_size
         return self._loader(dataset, EvalSampler(len(entries), segments, batch_size, self.seed, *self._place()))
 

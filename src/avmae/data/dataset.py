@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext, suppress
 from itertools import chain
+from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.utils.data import Dataset
 from avmae.clip import ClipSpec
 from avmae.data.augment import AugmentSpec, Box, center_boxes, training_box
 from avmae.data.decode.audio import Waveform
+from avmae.data.decode.decoded import read_decoded
 from avmae.data.decode.window import Window, read_window
 from avmae.data.sampling import Request
 from avmae.data.splits import ClipEntry
@@ -45,7 +47,8 @@ class ClipDataset(Dataset[Sample]):
     In training, where `augment` says how, the window is placed at random and its boxes are drawn; a clip that cannot be
     read is replaced by another and named in the sample. At test time so many segments, windows of a clip, are evenly
     spaced, with so many boxes or crops, and a clip that cannot be read comes back empty with ``clip_id`` -1. With each
-    clip that has audio that of another is read for each of the `partners`, some of `OF_OTHERS`.
+    clip that has audio that of another is read for each of the `partners`, some of `OF_OTHERS`. With a `cache` files are
+    decoded once, into that folder.
 
     Attributes:
         readings: where reading processes note what they read, if there are any.
@@ -60,8 +63,9 @@ class ClipDataset(Dataset[Sample]):
         segments: int = 1,
         crops: int = 1,
         partners: Collection[str] = (),
+        cache: Path | None = None,
     ) -> None:
-        self.entries, self.clip, self.audio, self.augment = entries, clip, audio, augment
+        self.entries, self.clip, self.audio, self.augment, self.cache = entries, clip, audio, augment, cache
         self.segments, self.crops, self.partners = segments, crops, partners
         self._silent: set[tuple[int, float]] = set()
         self.readings: Readings | None = None
@@ -128,6 +132,8 @@ class ClipDataset(Dataset[Sample]):
 
     def _read(self, index: int, position: float) -> Window:
         with self.readings.of(index) if self.readings else nullcontext():
+            if self.cache is not None:
+                return read_decoded(self.cache, self.entries[index].path, self.clip, position, self.audio)
             return read_window(self.entries[index].path, self.clip, position, self.clip.canvas, self.audio)
 
 

@@ -34,8 +34,16 @@ def audio_stream(container: Any) -> Any:
 
 def read_audio(video: VideoTrack, stream: Any, start: float, samples: int, sample_rate: int) -> Waveform | None:
     """Mono audio from `start` on, silent where the track is; None if it has nothing to give there."""
+    waveform, found = read_track(video, stream, start, samples, sample_rate)
+    return waveform if found else None
+
+
+def read_track(
+    video: VideoTrack, stream: Any, start: float, samples: int, sample_rate: int
+) -> tuple[Waveform, tuple[int, int] | None]:
+    """As `read_audio`, and from which to which sample the track lasts; None where it has nothing to give."""
     waveform = np.zeros(samples, np.float32)
-    found = False
+    found: tuple[int, int] | None = None
     begin = video.origin + start
     # What a broken track has given by then is kept.
     with suppress(*DAMAGE, ValueError):
@@ -43,9 +51,11 @@ def read_audio(video: VideoTrack, stream: Any, start: float, samples: int, sampl
             at = round((run[0].time - begin) * sample_rate)
             part = _mono(run, sample_rate)[max(0, -at) : max(0, samples - at)]
             waveform[max(0, at) :][: len(part)] = part
-            found = found or len(part) > 0
+            if len(part):
+                first = max(0, at)
+                found = (found[0] if found else first, first + len(part))
     # AAC overshoots, and damaged float samples can be anything.
-    return np.clip(np.nan_to_num(waveform), -1, 1) if found else None
+    return np.clip(np.nan_to_num(waveform), -1, 1), found
 
 
 def _audio_frames(video: VideoTrack, stream: Any, start: float, stop: float) -> Iterator[Any]:

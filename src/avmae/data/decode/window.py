@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import av
 import numpy as np
+from numpy.typing import NDArray
 
 from avmae.clip import ClipSpec
 from avmae.data.decode.audio import Waveform, audio_stream, read_audio
@@ -78,40 +79,62 @@ def read_window(
         InputError: the position is not in [0, 1].
         MediaError: the file is missing or no video that can be read.
     """
-    if not 0 <= position <= 1:
-        raise InputError(f"position must be from 0 to 1, not {position}")
     with opened(path) as container:
         video = VideoTrack(container, path)
-        duration = video.stated_duration()
-        # What a header states may be wrong; decoding tells where the frames end.
-        for _ in range(3):
-            looping = duration + EPSILON < clip.seconds
-            start = position * max(0.0, duration - clip.seconds)
-            times = start + np.arange(clip.frames) * clip.stride / clip.fps
-            if looping:
-                times %= duration
-                times[duration - times < EPSILON] = 0
-            distinct, order = np.unique(times, return_inverse=True)
-            size = frame_size(video.aspect, canvas) if canvas else video.size
-            frames, end = video.read(distinct, size, to_end=looping)
-            reached = end is not None and not looping and start + clip.seconds < end + video.step
-            if end is None or abs(end - duration) < EPSILON or reached:
-                break
-            duration = end
-        else:
-            raise MediaError(f"{path}: its timestamps contradict each other; re-encode it or leave it out")
-
+        stretch = read_frames(video, path, clip, position, canvas)
         waveform = None
         if audio and (stream := audio_stream(container)) is not None:
-            length = round(duration * clip.sample_rate) if looping else clip.samples
-            waveform = read_audio(video, stream, start, max(1, length), clip.sample_rate)
-        return Window(
-            frames=frames[order] if looping else frames,
-            waveform=np.zeros(clip.samples, np.float32) if waveform is None else np.resize(waveform, clip.samples),
-            has_audio=waveform is not None,
-            start=start,
-            aspect=video.aspect,
-        )
+            waveform = read_audio(video, stream, stretch.start, stretch.samples, clip.sample_rate)
+        return stretch.window(waveform, clip.samples, video.aspect)
+
+
+class Track(Protocol):
+    """Frames by time, as `VideoTrack`, which explains these, has them of an open file."""
+
+    step: float
+    size: tuple[int, int]
+    aspect: float
+
+    def stated_duration(self) -> float: ...
+    def read(self, times: NDArray[np.float64], size: tuple[int, int], to_end: bool) -> tuple[Frames, float | None]: ...
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """The frames of a window, and where its audio lies."""
+
+    frames: Frames  # (T, H, W, 3) uint8 RGB
+    start: float  # seconds from the first frame
+    samples: int  # of audio, after which it repeats where the file is shorter than the window
+
+    def window(self, waveform: Waveform | None, samples: int, aspect: float) -> Window:
+        """With its audio, (self.samples,) or None where there is none, at full length."""
+        full = np.zeros(samples, np.float32) if waveform is None else np.resize(waveform, samples)
+        return Window(self.frames, full, waveform is not None, self.start, aspect)
+
+
+def read_frames(video: Track, path: Source, clip: ClipSpec, position: float, canvas: tuple[int, ...] | None) -> Stretch:
+    """The frames of a window; see `read_window`."""
+    if not 0 <= position <= 1:
+        raise InputError(f"position must be from 0 to 1, not {position}")
+    duration = video.stated_duration()
+    # What a header states may be wrong; decoding tells where the frames end.
+    for _ in range(3):
+        looping = duration + EPSILON < clip.seconds
+        start = position * max(0.0, duration - clip.seconds)
+        times = start + np.arange(clip.frames) * clip.stride / clip.fps
+        if looping:
+            times %= duration
+            times[duration - times < EPSILON] = 0
+        distinct, order = np.unique(times, return_inverse=True)
+        size = frame_size(video.aspect, canvas) if canvas else video.size
+        frames, end = video.read(distinct, size, to_end=looping)
+        reached = end is not None and not looping and start + clip.seconds < end + video.step
+        if end is None or abs(end - duration) < EPSILON or reached:
+            samples = round(duration * clip.sample_rate) if looping else clip.samples
+            return Stretch(frames[order] if looping else frames, start, max(1, samples))
+        duration = end
+    raise MediaError(f"{path}: its timestamps contradict each other; re-encode it or leave it out")
 
 
 def frame_size(aspect: float, canvas: tuple[int, ...]) -> tuple[int, int]:
