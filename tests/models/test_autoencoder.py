@@ -22,7 +22,7 @@ from avmae.models.autoencoder import MaskedAutoencoder, normalize_patches
 from avmae.models.masking import Mask
 from avmae.models.tokens import gather_tokens, scatter_tokens
 
-OVER_BOTH = ["avmae_concat cross", "avmae joint", "avmae cross"]
+OVER_BOTH = ["avmae_concat cross", "avmae joint", "avmae cross", "avmae aligned"]
 """Systems whose decoder sees both modalities."""
 OTHER_DECODERS = ["imagemae cross", "videomae joint", "videomae cross", *OVER_BOTH]
 every_system = pytest.mark.parametrize("system", [*SYSTEMS, *OTHER_DECODERS])
@@ -370,8 +370,9 @@ class TestDecodersOverBothModalities:
         own, other = model(clips, masks), model(clips | {"audio": clips["audio"] + 1}, masks)
         assert torch.equal(own.predictions["video"], other.predictions["video"])
 
-    def test_of_masked_tokens_that_see_visible_ones_alone_a_part_can_be_decoded(self) -> None:
-        model, clips = disturbed("avmae cross").eval(), batch()
+    @pytest.mark.parametrize("system", ["avmae cross", "avmae aligned"])
+    def test_of_masked_tokens_that_see_visible_ones_alone_a_part_can_be_decoded(self, system: str) -> None:
+        model, clips = disturbed(system).eval(), batch()
         masks = draw(model)
         whole = model(clips, masks).predictions
         half = {name: mask._replace(masked=mask.masked[:, ::2]) for name, mask in masks.items()}

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import permutations
 from typing import Any, cast
 
 from torch import nn
@@ -10,7 +11,7 @@ from avmae.clip import HOP_SECONDS, ClipSpec
 from avmae.errors import InputError
 from avmae.models.autoencoder import MaskedAutoencoder
 from avmae.models.classifier import Classifier
-from avmae.models.decoder import CrossBlock, CrossBlocks, Decoder, SharedDecoder
+from avmae.models.decoder import CrossBlock, CrossBlocks, Decoder, Moment, SharedDecoder
 from avmae.models.encoder import Encoder, ModalityEncoder, Transformer
 from avmae.models.fusion import ConcatFusion, JointCrossAttention, NoFusion
 from avmae.models.masking import Masking
@@ -27,7 +28,8 @@ class ModelSpec:
         fusion: `none`, `concat` or `cross_attention`.
         fusion_depth: layers of cross-attention.
         decoder: what masked tokens attend to: `self`, the tokens of their own modality, as VideoMAE's weights need it;
-            `joint`, all tokens of all modalities; or `cross`, the visible tokens of all modalities.
+            `joint`, all tokens of all modalities; `cross`, the visible tokens of all modalities; or `aligned`, as
+            `cross`, starting from what the other modality shows at their moment.
         positions: `flat`, as VideoMAE's weights need it, `axes` or `clock`; see `grid_positions`.
         video_patch: frames, height, width of a tubelet.
         audio_patch: spectrogram frames and mel bins of a patch.
@@ -69,8 +71,8 @@ class ModelSpec:
             raise InputError(f"model.modalities must be [video] or [video, audio], not {list(self.modalities)}")
         if self.fusion not in ("none", "concat", "cross_attention"):
             raise InputError(f"model.fusion={self.fusion} is unknown; choose from none, concat, cross_attention")
-        if self.decoder not in ("self", "joint", "cross"):
-            raise InputError(f"model.decoder={self.decoder} is unknown; choose self, joint or cross")
+        if self.decoder not in ("self", "joint", "cross", "aligned"):
+            raise InputError(f"model.decoder={self.decoder} is unknown; choose self, joint, cross or aligned")
         if self.positions not in ("flat", "axes", "clock"):
             raise InputError(f"model.positions={self.positions} is unknown; choose flat, axes or clock")
         if "audio" not in self.may_lack or not {"audio", "video"} >= set(self.may_lack):
@@ -175,9 +177,12 @@ def build_autoencoder(clip: ClipSpec, model: ModelSpec, size: SizeSpec, mask: Ma
     shared = None
     if model.decoder == "joint":
         shared = SharedDecoder(Transformer(*block_sizes, norm_eps=model.norm_eps))
-    elif model.decoder == "cross":
+    elif model.decoder in ("cross", "aligned"):
         blocks = (CrossBlock(size.decoder_dim, size.decoder_heads, model.norm_eps) for _ in range(size.decoder_depth))
-        shared = SharedDecoder(CrossBlocks(blocks))
+        grids = {name: modality.grid for name, modality in encoder.modalities.items()}
+        pairs = permutations(grids, 2) if model.decoder == "aligned" else ()
+        moments = {name: Moment(grids[name], grids[other], size.decoder_dim) for name, other in pairs}
+        shared = SharedDecoder(CrossBlocks(blocks), moments)
     decoders = {
         name: Decoder(
             modality.grid,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from avmae.models.encoder import Transformer
 from avmae.models.masking import Mask
-from avmae.models.tokens import Grid, grid_positions
+from avmae.models.tokens import Grid, gather_tokens, grid_positions
 
 
 class CrossBlock(nn.Module):
@@ -113,24 +113,70 @@ class Decoder(nn.Module):
         return self.predict(attend(self.blocks, *self.embed(tokens, mask)))
 
 
+class Moment(nn.Module):
+    """What one modality shows around the moment of each token of another: a depthwise convolution over its tokens.
+
+    Attention has to learn which tokens belong together before it can use any; here those of the same time are taken
+    from the first step. A masked token counts as zero.
+
+    Args:
+        own: grid of the tokens that look.
+        other: grid of the tokens that are looked at.
+        dim: of the tokens.
+    """
+
+    near: Tensor
+
+    def __init__(self, own: Grid, other: Grid, dim: int) -> None:
+        super().__init__()
+        self.own, self.other = own, other
+        times, others = own.size[0], other.size[0]
+        # As many of the other's times as begin within one of ours, so many before, and so many after.
+        reach = 3 * max(1, round(others / times))
+        first = ((torch.arange(times) + 0.5) * others / times - reach / 2).round().long()
+        near = first[:, None] + torch.arange(reach)
+        # Beyond both ends, the number of a time that is always zero.
+        near = near.where((near >= 0) & (near < others), others) * reach + torch.arange(reach)
+        self.register_buffer("near", near, persistent=False)
+        self.project = nn.Linear(dim, dim)
+        places = other.tokens // others
+        self.weights = nn.Parameter(torch.full((reach, places, dim), 1 / (reach * places)))
+
+    def forward(self, looking: Mask, tokens: Tensor, mask: Mask) -> Tensor:
+        """For the masked tokens of `looking` (B, M), from visible tokens (B, V, dim) under their mask: (B, M, dim)."""
+        shown, index = self.project(tokens), mask.visible[..., None].expand(-1, -1, tokens.shape[-1])
+        whole = shown.new_zeros(len(shown), self.other.tokens, shown.shape[-1]).scatter(1, index, shown)
+        by_time = whole.unflatten(1, (self.other.size[0], -1))
+        weighted = torch.einsum("btpc,rpc->btrc", by_time, self.weights.to(whole.dtype))
+        moments = F.pad(weighted, (0, 0, 0, 0, 0, 1)).flatten(1, 2)[:, self.near].sum(2)
+        return gather_tokens(moments, looking.masked // (self.own.tokens // self.own.size[0]))
+
+
 class SharedDecoder(nn.Module):
     """Blocks that decode the masked tokens of all modalities together, so that each is predicted from both.
 
     Args:
         blocks: `Transformer`, where all tokens attend to each other, or `CrossBlocks`, where masked ones attend to
             visible ones.
+        moments: by modality the `Moment` that its masked tokens start from; none where they only have their mask token.
     """
 
-    def __init__(self, blocks: Transformer | CrossBlocks) -> None:
+    def __init__(self, blocks: Transformer | CrossBlocks, moments: Mapping[str, Moment] | None = None) -> None:
         super().__init__()
         self.blocks = blocks
+        self.moments = nn.ModuleDict(moments or {})
 
     def forward(
         self, decoders: Mapping[str, Decoder], tokens: Mapping[str, Tensor], masks: Mapping[str, Mask]
     ) -> dict[str, Tensor]:
         """Predict the masked patches (B, M, P, C) of each modality from the fused tokens (B, V, encoder_dim) of all."""
-        embedded = [decoder.embed(tokens[name], masks[name]) for name, decoder in decoders.items()]
-        masked, visible = (torch.cat(parts, 1) for parts in zip(*embedded, strict=True))
-        counts = [part.shape[1] for part, _ in embedded]
-        decoded = attend(self.blocks, masked, visible).split(counts, 1)
+        masked, visible = {}, {}
+        for name, decoder in decoders.items():
+            masked[name], visible[name] = decoder.embed(tokens[name], masks[name])
+        for name, moment in self.moments.items():
+            (other,) = visible.keys() - {name}
+            masked[name] = masked[name] + moment(masks[name], visible[other], masks[other])
+        counts = [part.shape[1] for part in masked.values()]
+        together = [torch.cat(list(parts.values()), 1) for parts in (masked, visible)]
+        decoded = attend(self.blocks, *together).split(counts, 1)
         return {name: decoder.predict(part) for (name, decoder), part in zip(decoders.items(), decoded, strict=True)}
