@@ -43,8 +43,21 @@ class KaldiMel(nn.Module):
         windows = torch.cat([first.flip(1), waveform, last.flip(1)], 1).unfold(1, self.win_length, self.hop_length)
         windows = windows - windows.mean(2, keepdim=True)
         windows = windows - PREEMPHASIS * torch.cat([windows[..., :1], windows[..., :-1]], 2)
-        power = torch.fft.rfft(windows * self.window, self.n_fft).abs().square()
+        power = squared(torch.fft.rfft(windows * self.window, self.n_fft))
         return self.bands @ power.transpose(1, 2)
+
+
+def squared(spectrum: Tensor) -> Tensor:
+    """Power of complex amplitudes; their roots, as `abs` takes them, cost a CPU as much as the transform."""
+    return spectrum.real.square().add_(spectrum.imag.square())
+
+
+class Mel(MelSpectrogram):
+    """torchaudio's, of complex spectra (`power=None`)."""
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """(B, samples) float32 to (B, F, L) float32."""
+        return self.mel_scale(squared(self.spectrogram(waveform)))
 
 
 class LogMel(nn.Module):
@@ -54,7 +67,7 @@ class LogMel(nn.Module):
     hold no frequency at all. With `kaldi` it is what AudioMAE was trained on.
     """
 
-    mel: KaldiMel | MelSpectrogram
+    mel: KaldiMel | Mel
 
     def __init__(self, clip: ClipSpec) -> None:
         super().__init__()
@@ -64,7 +77,7 @@ class LogMel(nn.Module):
             self.mel = KaldiMel(clip)
         else:
             how = {"n_fft": 4 * window, "win_length": window, "hop_length": round(HOP_SECONDS * clip.sample_rate)}
-            self.mel = MelSpectrogram(clip.sample_rate, n_mels=clip.mel_bins, pad_mode="constant", **how)
+            self.mel = Mel(clip.sample_rate, n_mels=clip.mel_bins, pad_mode="constant", power=None, **how)
 
     def forward(self, waveform: Tensor) -> Tensor:
         """(B, samples) float32 in [-1, 1] to (B, 1, L, F) float32: L spectrogram frames of F mel bins."""
