@@ -30,14 +30,14 @@ def study(output: str | Path, settings: Mapping[str, Any], data: Sequence[str], 
     plan = Study(Path(output), spec(StudySpec, "study", settings), data, how.pop("accelerator", "auto"))
     if plan.units():
         require_test_clips(data)
-    plan.begin()
     plan.run(**how)
     rows, controlled = plan.rows(), plan.output / "controls.json"
     if not controlled.is_file():
-        trained = read_checkpoint(next(plan.output.glob("*/seed*/finetune_1/checkpoints/last.ckpt"))).config
+        trained = read_checkpoint(next(plan.output.glob("*/seed*/finetune_1*/checkpoints/last.ckpt"))).config
         tested = evaluation_data(trained, {"segments": 1, "crops": 1}, ["video", "audio"])
         write_json(controlled, controls(tested, how.get("progress", False)))
-    content = {"study": asdict(plan.spec), "controls": json.loads(controlled.read_text(encoding="utf-8")), "rows": rows}
+    known = json.loads(controlled.read_text(encoding="utf-8"))
+    content = {"study": asdict(plan.spec), "controls": known, "paired": plan.paired(), "rows": rows}
     write_json(plan.output / "study.json", content)
     for metric, start in {"top1": "pretrained", "hidden_mse": "pretraining"}.items():
         chosen = [row for row in rows if (row["start"], row["labels"], row["subset"]) == (start, 1.0, "sound")]
@@ -52,7 +52,7 @@ def main(config: dict[str, Any]) -> None:
     output = config["output"] or f"logs/study_{config['study']['name']}{'_quick' * bool(config['study']['quick'])}"
     how = {"accelerator": config["accelerator"], "jobs": config["jobs"], "progress": True}
     content = study(output, config["study"], data_overrides(), **how)
-    print_tables(study_tables(content["study"]["systems"], content["rows"], content["controls"]))
+    print_tables(study_tables(content["study"]["systems"], content["rows"], content["controls"], content["paired"]))
     print(f"wrote {output}: study.json, top1.png, hidden_mse.png")
 
 

@@ -89,9 +89,9 @@ class ClipDataModule(L.LightningDataModule):
         """Names by label."""
         return self.splits.classes
 
-    def _dataset(self, entries: list[ClipEntry], augment: AugmentSpec | None, *views: Any) -> ClipDataset:
+    def _dataset(self, entries: list[ClipEntry], augment: AugmentSpec | None, **views: Any) -> ClipDataset:
         cache = Path(self.loading.cache).expanduser() if self.loading.cache else None
-        return ClipDataset(entries, self.clip, self.audio, augment, *views, cache=cache)
+        return ClipDataset(entries, self.clip, self.audio, augment, cache=cache, **views)
 
     def _loader(self, dataset: ClipDataset, sampler: TrainSampler | EvalSampler) -> DataLoader:
         number = self.loading.workers
@@ -180,7 +180,7 @@ class ClipDataModule(L.LightningDataModule):
         batch_size: int | None = None,
     ) -> DataLoader:
         """Segments x crops of each of some clips; `partners`: see `ClipDataset`."""
-        dataset = self._dataset(entries, None, segments, crops, partners)
+        dataset = self._dataset(entries, None, segments=segments, crops=crops, partners=partners)
         batch_size = batch_size or self.loading.batch_size
         return self._loader(dataset, EvalSampler(len(entries), segments, batch_size, self.seed, *self._place()))
 

@@ -47,8 +47,9 @@ class ClipDataset(Dataset[Sample]):
     In training, where `augment` says how, the window is placed at random and its boxes are drawn; a clip that cannot be
     read is replaced by another and named in the sample. At test time so many segments, windows of a clip, are evenly
     spaced, with so many boxes or crops, and a clip that cannot be read comes back empty with ``clip_id`` -1. With each
-    clip that has audio that of another is read for each of the `partners`, some of `OF_OTHERS`. With a `cache` files are
-    decoded once, into that folder.
+    clip that has audio that of another is read for each of the `partners`, some of `OF_OTHERS`.
+
+    With a `cache` files are decoded once, into that folder.
 
     Attributes:
         readings: where reading processes note what they read, if there are any.

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from math import comb
 from statistics import mean, stdev
 
 
@@ -26,3 +27,9 @@ def spread_text(name: str, values: Sequence[float]) -> str:
     if std is None:
         return metric_text(name, middle)
     return f"{metric_text(name, middle)} ± {metric_text(name, std) if is_share(name) else format(std, '.2g')}"
+
+
+def sign_test(first: int, second: int) -> float:
+    """Two-sided p of so many cases for either side, if both were equally likely (McNemar's exact test)."""
+    cases, fewer = first + second, min(first, second)
+    return min(1.0, 2 * sum(comb(cases, k) for k in range(fewer + 1)) / 2**cases)

@@ -68,7 +68,10 @@ def score_model(
 
 
 def classification(found: Results, datamodule: ClipDataModule) -> Results:
-    """Accuracies as shares of 1, over all clips, over those with and without audio, and by class, from `ClipScores`."""
+    """Accuracies as shares of 1, over all clips, over those with and without audio, and by class, from `ClipScores`.
+
+    And each test clip's class as predicted, -1 where it has no score, and as labelled.
+    """
     figures = {k: float(v) if "top" in k else int(v) for k, v in found.items() if k not in ("predictions", "has_audio")}
     labels, classes = [entry.label for entry in datamodule.splits.test], datamodule.classes
     counts = confusion(found["predictions"], labels, len(classes))
@@ -79,7 +82,8 @@ def classification(found: Results, datamodule: ClipDataModule) -> Results:
     for name, chosen in (("sound_classes", most), ("silent_classes", ~most & (clips > 0))):
         if chosen.any():
             figures[f"{name}/top1"] = float(hits[chosen].sum() / clips[chosen].sum())
-    return {**figures, "per_class": per_class(counts, classes), "classes": classes, "confusion": counts.tolist()}
+    by_class = {"per_class": per_class(counts, classes), "classes": classes, "confusion": counts.tolist()}
+    return {**figures, **by_class, "predictions": found["predictions"].tolist(), "labels": labels}
 
 
 def retrieval(embeddings: Embeddings) -> Results:
