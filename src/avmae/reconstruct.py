@@ -14,9 +14,8 @@ def reconstruct(
     ckpt: str | Path | Sequence[str | Path],
     input: str | Path,
     output: str | Path,
-    position: float = 0.5,
-    seed: int = 0,
     mask: Mapping[str, Any] | None = None,
+    **how: Any,
 ) -> dict[Path, dict[str, dict[str, float | None]] | MediaError]:
     """Mask most of one window of each video, reconstruct it, and write videos, contact sheets and metrics.
 
@@ -24,9 +23,8 @@ def reconstruct(
         ckpt: of pretraining, or several to compare under the same mask.
         input: a video, or a folder of them.
         output: folder to write to; of a folder of videos, each gets a folder below it.
-        position: of the window, from 0 for the first to 1 for the last that fits.
-        seed: of the masks.
         mask: settings of `MaskSpec`; None and those left out are as in training.
+        how: `position`, `seed` and `without_audio` of `reconstruct_files`.
 
     Returns:
         By file, the metrics by system, or why a file of the folder cannot be read.
@@ -40,7 +38,7 @@ def reconstruct(
     chosen = {key: value for key, value in (mask or {}).items() if value is not None}
     spec(MaskSpec, "mask", chosen)
     systems = load_systems([ckpt] if isinstance(ckpt, str | Path) else ckpt, chosen)
-    return reconstruct_files(Path(input).expanduser(), systems, Path(output).expanduser(), position, seed)
+    return reconstruct_files(Path(input).expanduser(), systems, Path(output).expanduser(), **how)
 
 
 @command("reconstruct")

@@ -19,7 +19,7 @@ from avmae.data.read import window_batch
 from avmae.errors import InputError, MediaError
 from avmae.models.build import build_classifier
 from avmae.viewing.images import heat
-from avmae.viewing.reconstruction import compare
+from avmae.viewing.reconstruction import VIEWS, compare
 from avmae.viewing.serving import serve
 from avmae.viewing.viewer import View, Viewer
 
@@ -66,6 +66,18 @@ def test_masks_that_differ_are_all_shown(tmp_path: Path) -> None:
     tubes, apart = (frames == 128 for frames in masked.values())
     assert (tubes == tubes[0]).all()
     assert not (apart == apart[0]).all()
+
+
+def test_a_window_is_also_reconstructed_without_its_audio(tmp_path: Path) -> None:
+    window = read_window(write_media(tmp_path / "a.mp4", frames=50), CLIP, 0.5, CLIP.canvas)
+    systems = {system: autoencoder(system, decoder="aligned").eval() for system in ("videomae", "avmae")}
+    found = compare(systems, window, seed=0, without_audio=True)
+    labels = [label for label in found.videos if VIEWS["true"] in label]
+    assert [label.split(", with ")[0] for label in labels] == ["videomae", "avmae", "avmae, without audio"]
+    heard, unheard = (found.videos[label] for label in labels[1:])
+    assert (heard != unheard).any()
+    assert found.metrics["avmae, without audio"]["audio/masked_mse"] is None
+    assert found.metrics["avmae"]["audio/masked_mse"] is not None
 
 
 class TestView:

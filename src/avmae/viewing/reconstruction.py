@@ -157,7 +157,9 @@ def video_metrics(frames: Frames, truth: Frames, masked: Tensor) -> dict[str, fl
     }
 
 
-def compare(systems: Mapping[str, MaskedAutoencoder], window: Window, seed: int) -> Comparison:
+def compare(
+    systems: Mapping[str, MaskedAutoencoder], window: Window, seed: int, without_audio: bool = False
+) -> Comparison:
     """Reconstruct one window, the same share of it masked, by every system.
 
     The mask is the same for systems with the same patches; other masks are shown as well.
@@ -166,9 +168,15 @@ def compare(systems: Mapping[str, MaskedAutoencoder], window: Window, seed: int)
         systems: by label, in evaluation mode and all of the same clip shape, on any device.
         window: its centre square is shown.
         seed: of the masks.
+        without_audio: reconstruct it also without its audio, by systems that take any: what does the audio tell?
     """
     clip = next(iter(systems.values())).clip
     batch = window_batch(window, clip)
+    cases: dict[str, tuple[MaskedAutoencoder, Mapping[str, Any]]] = {}
+    for system, model in systems.items():
+        cases[system] = model, batch
+        if without_audio and window.has_audio and "audio" in model.encoder.modalities:
+            cases[f"{system}, without audio"] = model, {**batch, "has_audio": torch.zeros_like(batch["has_audio"])}
 
     def frames(versions: Mapping[str, Any]) -> Frames:
         return pixels(versions["video"][0].numpy(), clip.pixel_mean, clip.pixel_std)
@@ -176,11 +184,11 @@ def compare(systems: Mapping[str, MaskedAutoencoder], window: Window, seed: int)
     videos, errors, metrics = {"original": frames(batch)}, {}, {}
     audio = {"original": batch["audio"]} if window.has_audio else {}
     patterns: list[Tensor] = []
-    for system, model in systems.items():
-        visible, views, losses = reconstruct_window(model, batch, seed)
-        masked = visible["video"].isnan()
-        found = {f"{x}/masked_mse": loss if x == "video" or window.has_audio else None for x, loss in losses.items()}
-        if "audio" in visible and window.has_audio:
+    for system, (model, given) in cases.items():
+        visible, views, losses = reconstruct_window(model, given, seed)
+        masked, heard = visible["video"].isnan(), bool(given["has_audio"])
+        found = {f"{x}/masked_mse": loss if x == "video" or heard else None for x, loss in losses.items()}
+        if "audio" in visible and heard:
             audio.setdefault("masked", visible["audio"])
         if not any(torch.equal(masked, other) for other in patterns):
             label = f"masked, {float(masked.float().mean()):.0%}"
@@ -188,13 +196,13 @@ def compare(systems: Mapping[str, MaskedAutoencoder], window: Window, seed: int)
             patterns.append(masked)
         for view, whole in views.items():
             note = f", {VIEWS[view]}" if model.normalize_target else ""
-            label = f"{system}{note}" if len(systems) > 1 else VIEWS[view] if note else "reconstructed"
+            label = f"{system}{note}" if len(cases) > 1 else VIEWS[view] if note else "reconstructed"
             videos[label] = frames(whole)
             errors[label] = error_frames(videos[label], videos["original"])
             suffix = f"_{view}_statistics" if model.normalize_target else ""
             for name, value in video_metrics(videos[label], videos["original"], masked[0]).items():
                 found[f"video/{name}{suffix}"] = value
-            if "audio" in whole and window.has_audio:
+            if "audio" in whole and heard:
                 audio[label] = whole["audio"]
         metrics[system] = found
     note = NOTE if any(model.normalize_target for model in systems.values()) else ""

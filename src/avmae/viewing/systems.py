@@ -78,9 +78,22 @@ def load_systems(paths: Sequence[str | Path], mask: Mapping[str, Any]) -> list[S
 
 
 def reconstruct_files(
-    source: Path, systems: Sequence[System], output: Path, position: float, seed: int
+    source: Path,
+    systems: Sequence[System],
+    output: Path,
+    position: float = 0.5,
+    seed: int = 0,
+    without_audio: bool = False,
 ) -> dict[Path, dict[str, dict[str, float | None]] | MediaError]:
-    """Reconstruct a video, or all in a folder, and write what `Comparison.write` does and `metrics.json`.
+    """Reconstruct a video, or all in a folder; write what `Comparison.write` does and `metrics.json`.
+
+    Args:
+        source: a video, or a folder of them.
+        systems: what `load_systems` loaded.
+        output: folder to write to; of a folder of videos, each gets a folder below it.
+        position: of the window, from 0 for the first to 1 for the last that fits.
+        seed: of the masks.
+        without_audio: see `compare`.
 
     Returns:
         By file, the metrics by system; of a file in a folder that cannot be read, why.
@@ -96,7 +109,7 @@ def reconstruct_files(
         except MediaError as error:
             found[file] = error
             continue
-        comparison = compare({system.label: system.model for system in systems}, window, seed)
+        comparison = compare({system.label: system.model for system in systems}, window, seed, without_audio)
         found[file] = comparison.metrics
         content = {"input": str(file), "mask": systems[0].mask, "seed": seed, "systems": comparison.metrics}
         write_json(folder / "metrics.json", content)
