@@ -1,5 +1,6 @@
 """Commands and Python in README and the pages work as written, and what the pages quote of the code is there."""
 
+import functools
 import re
 import shlex
 import tomllib
@@ -40,7 +41,9 @@ def commands(page: Path) -> Iterator[list[str]]:
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     for span in re.findall(r"`([^`\n]+)`", text):
         if re.match(r"(python -m avmae|python benchmarks/|python tests/|make )", span) and "..." not in span:
-            yield shlex.split(span)
+            words = shlex.split(span)
+            # A name alone speaks of the command.
+            yield [*words, "-h"] if words[:2] == ["python", "-m"] and len(words) == 3 else words
 
 
 @Page
@@ -71,7 +74,7 @@ def check(words: list[str]) -> None:
             check_settings(name, *arguments[2:])
         else:
             assert module in ("avmae", "pytest")
-            assert all((ROOT / file).exists() for file in arguments[2:])
+            assert all((ROOT / file).exists() for file in arguments[2:] if file != "-h")
     elif program == "python":
         text = (ROOT / arguments[0]).read_text(encoding="utf-8")
         assert all(f'"{option}"' in text for option in arguments[1:] if re.match(r"--\w", option))
@@ -89,9 +92,12 @@ def check(words: list[str]) -> None:
         assert program in ("export", "source", "pre-commit"), "no test knows this program"
 
 
+@functools.cache
 def check_settings(name: str, *overrides: str) -> None:
     """Raise if a command of avmae does not take these settings, of a sweep the first of each."""
     assert name in COMMANDS
+    if "-h" in overrides:
+        return
     # Ray's launcher does not install beside the versions that are pinned here.
     settings = [o for o in overrides if not o.startswith("-") and o != "cluster=ray" and "launcher.ray" not in o]
     if "-m" in overrides:
