@@ -18,6 +18,7 @@ from avmae.cli.config import CONF, plain
 from avmae.clip import ClipSpec
 from avmae.data.augment import AugmentSpec
 from avmae.errors import InputError
+from avmae.evaluation import batches
 from avmae.models.build import MaskSpec, ModelSpec, SizeSpec
 from avmae.runs.settings import spec
 from avmae.training.build import OURS
@@ -163,9 +164,32 @@ def test_a_gpu_that_only_emulates_bf16_computes_in_full(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
+    monkeypatch.setattr(batches, "_cpu_computes_in_bf16", lambda: False)
     trainer = composed()["trainer"]
-    assert precision(trainer) == expected
-    assert precision(trainer | {"accelerator": "cpu"}) == "32-true"
+    assert precision(trainer, dim=48) == expected
+    assert precision(trainer | {"accelerator": "cpu"}, dim=768) == "32-true"
+
+
+@pytest.mark.parametrize(
+    ("amx", "avx", "onednn", "expected"),
+    [
+        (True, False, True, "bf16-mixed"),
+        (False, True, True, "bf16-mixed"),
+        (False, False, True, "32-true"),
+        (True, True, False, "32-true"),
+    ],
+)
+def test_a_cpu_computes_in_bf16_where_it_can_and_the_model_is_wide(
+    amx: bool, avx: bool, onednn: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: onednn)
+    trainer = composed()["trainer"] | {"accelerator": "cpu"}
+    assert precision(trainer, dim=768) == expected
+    assert precision(trainer, dim=128) == "32-true"
+    assert precision(trainer | {"precision": "bf16-mixed"}, dim=128) == "bf16-mixed"
+    assert precision(trainer | {"precision": "32-true"}, dim=768) == "32-true"
 
 
 def test_the_papers_recipe() -> None:

@@ -1,8 +1,15 @@
 """One compilation a run: whatever is hidden, heard or dropped, the shapes stay."""
 
+import copy
+import dataclasses
+import os
+import shutil
+
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from torch._inductor import config as inductor
+from torch._inductor.utils import run_and_get_code
 
 from avmae.clip import ClipSpec
 from avmae.models.build import MaskSpec, ModelSpec, SizeSpec, build_autoencoder, build_classifier
@@ -43,3 +50,31 @@ def test_other_masks_and_silent_clips_compile_nothing_new(system: str) -> None:
                 network(batch(step)).sum().backward()
             graphs.append((counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())))
     assert graphs == [(1, 0)] * 8
+
+
+@pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "g++")) is None, reason="inductor needs a C++ compiler: g++, or what CXX names"
+)
+def test_inductor_compiles_once_cuts_patches_once_and_computes_as_without_it() -> None:
+    torch._dynamo.reset()
+    counters.clear()
+    eager = build_autoencoder(CLIP, SYSTEMS["videomae"], dataclasses.replace(SIZE, depth=1), MaskSpec())
+    compiled = copy.deepcopy(eager)
+    compiled.compile()
+
+    def step(network: torch.nn.Module, number: int) -> torch.Tensor:
+        network.zero_grad()
+        loss = network(batch(number), eager.draw_masks(2, torch.Generator().manual_seed(number))).loss
+        loss.backward()
+        return loss.detach()
+
+    # Its pool of compiling processes would outlast the test.
+    with inductor.patch(compile_threads=1, fx_graph_cache=False):
+        _, code = run_and_get_code(step, compiled, 0)
+    for number in (1, 2):
+        torch.testing.assert_close(step(compiled, number), step(eager, number), rtol=1e-5, atol=0)
+        for (name, expected), found in zip(eager.named_parameters(), compiled.parameters(), strict=True):
+            torch.testing.assert_close(found.grad, expected.grad, rtol=1e-3, atol=1e-5, msg=name)
+    assert (counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())) == (1, 0)
+    # Where a masked token lies in the frames takes divisions, which would be made for every number that is read.
+    assert not any("div_floor_integer(static_cast<int64_t>(tmp" in kernel for kernel in code)

@@ -16,14 +16,33 @@ from avmae.errors import InputError, printable
 Item = TypeVar("Item")
 LINE_SECONDS = 15
 """Between lines of progress in a log file."""
+BF16_DIM = 192
+"""Width of the encoder's tokens from which bf16 is faster on CPUs that compute in it."""
 
 
-def settled_precision(precision: str, accelerator: str) -> str:
-    """What `auto` is: bf16 autocast on GPUs that compute in it (not on V100 and T4, which emulate it), else full."""
+def settled_precision(precision: str, accelerator: str, dim: int) -> str:
+    """What `auto` is: bf16 autocast on devices that compute in it and do not emulate it, else full precision.
+
+    V100 and T4 emulate it, as CPUs without AVX-512 BF16 and AMX do. On CPUs, narrow models are no faster in it.
+
+    Args:
+        precision: `auto`, or what is asked for.
+        accelerator: `cpu`, or else a GPU where there is one.
+        dim: of the encoder's tokens.
+    """
     if precision != "auto":
         return precision
-    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
-    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    if accelerator != "cpu" and torch.cuda.is_available():
+        computes = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        computes = dim >= BF16_DIM and _cpu_computes_in_bf16()
+    return "bf16-mixed" if computes else "32-true"
+
+
+def _cpu_computes_in_bf16() -> bool:
+    supported = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    # By itself, the former is true of all processors with AVX-512, of which the older emulate it.
+    return supported and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 @dataclass(frozen=True)
@@ -55,9 +74,9 @@ class Inference:
     def device(self) -> torch.device:
         return torch.device("cuda" if self.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
 
-    def autocast(self) -> torch.autocast:
-        """The context in which the network computes."""
-        rounded = settled_precision(self.precision, self.accelerator) == "bf16-mixed"
+    def autocast(self, dim: int) -> torch.autocast:
+        """The context in which a network whose encoder has tokens of ``dim`` computes."""
+        rounded = settled_precision(self.precision, self.accelerator, dim) == "bf16-mixed"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=rounded)
 
     def batches(

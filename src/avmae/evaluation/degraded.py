@@ -94,12 +94,12 @@ def measure(
             alone.setdefault(kind, set()).update(sample["clip_id"][without].tolist())
         for condition, score in zip(conditions, scores, strict=True):
             batch: Batch = clean if condition is None else datamodule.transform(sample, condition)
-            with inference.autocast():
+            with inference.autocast(model.encoder.dim):
                 found = model(batch) if isinstance(model, Classifier) else masked_errors(model, batch, clean)
             # Whether a clip counts as one with audio is what its file says, whatever was done to it.
             score.update(found, clean)
         if embedder is not None:
-            with inference.autocast():
+            with inference.autocast(model.encoder.dim):
                 embedder.update(model, clean)
     for kind, numbers in alone.items():
         if numbers:

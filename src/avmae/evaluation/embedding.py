@@ -70,7 +70,7 @@ def embed(
     model.encoder.to(inference.device)
     embedder = Embedder(len(getattr(datamodule.splits, part)))
     for _, batch in inference.batches(datamodule, part):
-        with inference.autocast():
+        with inference.autocast(model.encoder.dim):
             embedder.update(model, batch)
     return embedder.compute()
 

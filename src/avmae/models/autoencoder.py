@@ -111,7 +111,8 @@ class MaskedAutoencoder(nn.Module):
             shown: by modality (B,) bool; elsewhere all of its patches are kept from the encoder and the masked ones
                 of the mask have to be predicted from the other modality (inpainting).
         """
-        patches = self.encoder.patchify(batch)
+        # A view by strides makes inductor write the patches once; it would cut them anew wherever a number is read.
+        patches = {name: x.as_strided(x.shape, x.stride()) for name, x in self.encoder.patchify(batch).items()}
         shown = shown or {}
         present = {**shown, "audio": batch["has_audio"] & shown.get("audio", batch["has_audio"])}
         apart = self.encoder.encode_apart(patches, present, {name: mask.visible for name, mask in masks.items()})

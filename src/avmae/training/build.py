@@ -134,7 +134,7 @@ def build_trainer(
         for key, value in config["trainer"].items()
         if key not in OURS
     }
-    given["precision"] = precision(config["trainer"])
+    given["precision"] = precision(config["trainer"], config["size"]["dim"])
     given["accumulate_grad_batches"] = accumulation(config["trainer"], config["data"]["batch_size"])
     if unknown := given.keys() - inspect.signature(L.Trainer).parameters.keys():
         raise InputError(f"unknown key trainer.{min(unknown)}; trainer has {', '.join(OURS)}, and lightning.Trainer's")

@@ -36,8 +36,8 @@ def settle_processes(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, "trainer": trainer | {"devices": devices, "num_nodes": nodes}}
 
 
-def precision(trainer: Mapping[str, Any]) -> str:
-    """`trainer.precision`; see `settled_precision`.
+def precision(trainer: Mapping[str, Any], dim: int) -> str:
+    """`trainer.precision` for an encoder with tokens of ``dim``; see `settled_precision`.
 
     Raises:
         InputError: half precision is asked for.
@@ -50,7 +50,7 @@ def precision(trainer: Mapping[str, Any]) -> str:
             f"trainer.precision={trainer['precision']} needs a scaled loss, with which gradients are neither measured "
             "nor clipped rightly here; choose bf16-mixed or 32-true"
         )
-    return settled_precision(trainer["precision"], trainer["accelerator"])
+    return settled_precision(trainer["precision"], trainer["accelerator"], dim)
 
 
 def accumulation(trainer: Mapping[str, Any], batch: int) -> int:
