@@ -23,8 +23,8 @@ from avmae.runs.environment import record_environment
 from avmae.runs.folder import settle_run
 from avmae.runs.history import flat
 from avmae.runs.launch import first_process, on_first_process
+from avmae.runs.settings import CONF
 
-CONF = str(Path(__file__).parents[1] / "conf")
 GLOBAL = "# @package _global_\n"
 
 

@@ -1,13 +1,43 @@
-"""Plain values to classes of settings."""
+"""The values of the config files, and plain values to classes of settings."""
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from inspect import Parameter, signature
+from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar, get_args
+
+import yaml
 
 from avmae.errors import InputError
 
 Spec = TypeVar("Spec")
+CONF = str(Path(__file__).parents[1] / "conf")
+"""The folder of all config files."""
+
+
+def choices(group: str) -> list[str]:
+    """What ``GROUP=`` can be."""
+    return sorted(file.stem for file in Path(CONF, group).glob("*.yaml"))
+
+
+def read_choice(group: str, name: str) -> dict[str, Any]:
+    """The settings of ``GROUP=NAME``, for groups whose files start from no other group.
+
+    Raises:
+        InputError: there is no such choice.
+    """
+    if name not in (known := choices(group)):
+        raise InputError(f"{group}={name} is unknown; {did_you_mean(str(name), known)}choose from {', '.join(known)}")
+    own = yaml.safe_load(Path(CONF, group, f"{name}.yaml").read_text(encoding="utf-8"))
+    bases = own.pop("defaults", [])
+    return {key: value for base in bases for key, value in read_choice(group, base).items()} | own
+
+
+def did_you_mean(typed: str, known: Iterable[str]) -> str:
+    """``did you mean NAME? `` for the nearest of what is known, if one is near; else nothing."""
+    near = difflib.get_close_matches(typed, list(known), 1)
+    return f"did you mean {near[0]}? " if near else ""
 
 
 def spec(cls: type[Spec], key: str, values: Mapping[str, Any]) -> Spec:
