@@ -69,6 +69,10 @@ def test_every_system_trains(system: str, miniature: Path, tmp_path: Path) -> No
     printed = train(f"model={system}", "trainer.max_steps=1", cwd=tmp_path, miniature=miniature)
     assert "train/loss" in printed
     assert ("train/loss_audio" in printed) == (system == "avmae_concat")
+    (folder,) = (tmp_path / f"logs/pretrain_{system}").glob("[0-9]*")
+    assert printed.startswith(f"run folder: {folder}\n")
+    assert (folder.parent / "latest").resolve() == folder.resolve()
+    assert [row["step"] for row in metrics(folder) if row["train/loss"]] == ["0"], "of ten steps, each would be logged"
 
 
 @pytest.mark.parametrize(
@@ -97,13 +101,14 @@ def test_every_system_trains(system: str, miniature: Path, tmp_path: Path) -> No
 def test_bad_settings_are_named(overrides: list[str], named: str, miniature: Path, tmp_path: Path) -> None:
     printed = train(*overrides, "trainer.max_steps=1", cwd=tmp_path, miniature=miniature, ok=False)
     assert named in error(printed)
+    assert not list(tmp_path.iterdir()), "what is refused leaves no folder"
 
 
 def test_a_missing_root_and_a_typo(tmp_path: Path) -> None:
     assert "data.root" in error(train("data=ucf101", cwd=tmp_path, ok=False))
     assert "nowhere" in error(train("data=ucf101", "data.root=nowhere", cwd=tmp_path, ok=False))
     printed = train("mask.ration=0.5", cwd=tmp_path, ok=False)
-    assert "ration" in printed
+    assert "unknown key mask.ration; did you mean mask.ratio?" in error(printed)
     assert "demo_pretrain" in train("experiment=demo_pretrian", cwd=tmp_path, ok=False), "it must name what there is"
     assert "Traceback" not in printed
 

@@ -55,6 +55,13 @@ def main(config: dict[str, Any]) -> None:
     if architecture:
         print(f"transformers reads it: {architecture}.from_pretrained({str(config['output'])!r})")
     print(f"wrote {config['output']}: {', '.join(files)}")
+    if config["push"]:
+        from avmae.models.hub import push
+        from avmae.viewing.card import prepare_for_hub
+
+        folder = Path(config["output"]).expanduser()
+        prepare_for_hub(folder, config["ckpt"], config["push"])
+        print(f"pushed to {push(folder, config['push'])}")
 
 
 if __name__ == "__main__":

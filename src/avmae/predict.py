@@ -1,59 +1,61 @@
-"""`python -m avmae.predict ckpt=PATH input=FILE`: the most probable classes of a video."""
+"""`python -m avmae.predict ckpt=PATH input=FILE`: the most probable classes of a video, or of all in a folder."""
 
-import dataclasses
 import json
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from avmae.cli.command import command
-from avmae.cli.table import print_table
-from avmae.errors import InputError, printable
+from avmae.cli.config import check_writable
+from avmae.cli.table import bar, print_table
+from avmae.errors import InputError, MediaError, printable
+
+if TYPE_CHECKING:
+    from avmae.viewing.prediction import Prediction
 
 
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """What a classifier says of a video: `class`, `label` and `score` of the first classes, best first."""
-
-    has_audio: bool
-    classes: list[dict[str, Any]]
-
-
-def predict(ckpt: str | Path, input: str | Path, *, top: int = 5, segments: int = 5, crops: int = 3) -> Prediction:
-    """Average the class probabilities over evenly spaced windows and squares of each; return the first few.
+def predict(ckpt: str | Path, input: str | Path, *, top: int = 5, segments: int = 5, crops: int = 3) -> "Prediction":
+    """Average a video's class probabilities over evenly spaced windows and squares of each; return the first few.
 
     Raises:
         InputError: a number is out of range, the checkpoint is no classifier, or the video cannot be read.
     """
-    for key, value in {"top": top, "segments": segments, "crops": crops}.items():
-        if not isinstance(value, int) or value < 1:
-            raise InputError(f"{key}={value} must be a whole number from 1")
-    import torch
+    from avmae.viewing.prediction import predict_files
 
-    from avmae.data.decode.window import read_window
-    from avmae.data.read import window_batch
-    from avmae.viewing.systems import load_classifier, top_classes
-
-    model, settings = load_classifier(ckpt)
-    probabilities, has_audio = [], False
-    for position in torch.linspace(0, 1, segments).tolist() if segments > 1 else [0.5]:
-        window = read_window(input, model.clip, position, model.clip.canvas)
-        has_audio |= window.has_audio
-        with torch.inference_mode():
-            probabilities.append(model(window_batch(window, model.clip, crops)).softmax(-1).mean(0))
-    return Prediction(has_audio, top_classes(torch.stack(probabilities).mean(0), settings["class_names"], top))
+    (_, said), *_ = predict_files(ckpt, [Path(input)], top, segments, crops)
+    if isinstance(said, MediaError):
+        raise said
+    return said
 
 
 @command("predict")
 def main(config: dict[str, Any]) -> None:
-    """Predict, and print a table or JSON."""
+    """Predict; print a table or JSON, and write CSV or JSON."""
+    from avmae.viewing import prediction
+
     if config["format"] not in ("table", "json"):
         raise InputError(f"format={config['format']} is unknown; choose table or json")
-    found = predict(**{key: config[key] for key in ("ckpt", "input", "top", "segments", "crops")})
+    source, output = Path(config["input"]).expanduser(), config["output"] and Path(config["output"]).expanduser()
+    if output:
+        prediction.check_format(output)
+        check_writable(output)
+    files, how = prediction.videos_of(source), [config[key] for key in ("top", "segments", "crops")]
+    said = prediction.predict_files(config["ckpt"], files, *how)
+    found = dict(bar("predicting", said, len(files)) if len(files) > 1 else said)
+    unread = [answer for answer in found.values() if isinstance(answer, MediaError)]
+    if len(unread) == len(found):
+        raise unread[0]
+    for error in unread:
+        print(f"left out: {printable(error)}", file=sys.stderr)
     if config["format"] == "json":
-        print(json.dumps({"input": str(config["input"]), **dataclasses.asdict(found)}, indent=2))
-    else:
-        print(f"{printable(config['input'])} ({'with audio' if found.has_audio else 'silent'})")
-        print_table(["class", "score"], [[row["class"], f"{row['score']:.3f}"] for row in found.classes])
+        entries = prediction.as_json(found)
+        print(json.dumps(entries if source.is_dir() else entries[0], indent=2))
+    for title, header, rows in prediction.tables(found, source) if config["format"] == "table" else ():
+        print(printable(title))
+        print_table(header, rows)
+    if output:
+        prediction.write_predictions(found, output)
+        print(f"wrote {output}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from avmae.cli.command import command
 from avmae.cli.config import composed
-from avmae.cli.training import launch_training
+from avmae.cli.training import launch_training, printing
 from avmae.errors import InputError
 
 
@@ -27,7 +27,8 @@ def train(*overrides: str, verbose: bool = False) -> Trained:
         InputError: a setting cannot be, or training failed in a way that the user can mend.
         Interrupted: a signal ended it.
     """
-    config = composed("train", overrides)
+    with printing(verbose):
+        config = composed("train", overrides)
     return Trained(Path(config["run_dir"]), launch_training(config, verbose))
 
 

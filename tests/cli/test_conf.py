@@ -256,6 +256,8 @@ def test_an_installed_wheel_runs_from_any_folder(tmp_path: Path) -> None:
     )
     with zipfile.ZipFile(built.stdout.splitlines()[-1]) as wheel:
         wheel.extractall(tmp_path / "site")
+    (scripts,) = (tmp_path / "site").glob("avmae-*.dist-info/entry_points.txt")
+    assert "avmae = avmae.__main__:main" in scripts.read_text()
     shown = subprocess.run(
         [sys.executable, "-m", "avmae.train", "--cfg", "job", "experiment=pretrain_ucf101", "data.root=DIR"],
         cwd=tmp_path,

@@ -10,7 +10,8 @@ from run_files import checkpoint, load
 from avmae.errors import InputError
 from avmae.runs import folder as run_folders
 from avmae.runs.environment import record_environment
-from avmae.runs.folder import LAST, PREVIOUS, settle_run
+from avmae.runs.folder import LAST, LATEST, PREVIOUS, discard_unused, link_latest, settle_run
+from avmae.runs.history import find_runs
 from avmae.training.checkpoints import SafeCheckpointIO
 
 
@@ -107,3 +108,51 @@ def test_resume_takes_the_checkpoint_before_a_damaged_one_and_says_so(
     spoil(folder / PREVIOUS, how)
     with pytest.raises(InputError, match="no checkpoint"):
         settle_run(str(tmp_path), "run", "last")
+
+
+class TestLatest:
+    def test_leads_to_the_newest_run_and_is_none_itself(self, tmp_path: Path) -> None:
+        logs = str(tmp_path)
+        for number in (1, 2):
+            run, _ = settle_run(logs, "run")
+            SafeCheckpointIO().save_checkpoint(checkpoint(number), Path(run, "checkpoints", LAST))
+            link_latest(run, logs, "run")
+        link = tmp_path / "run" / LATEST
+        assert link.readlink() == Path(Path(run).name)
+        assert settle_run(logs, "run", "last") == (run, f"{run}/checkpoints/{LAST}")
+        assert settle_run(logs, "run", f"{link}/checkpoints/{LAST}") == (run, f"{run}/checkpoints/{LAST}")
+        assert sorted(find_runs(tmp_path)) == []
+        Path(run, "metrics.csv").touch()
+        assert find_runs(tmp_path) == [Path(run)]
+
+    def test_is_not_made_of_folders_elsewhere_or_in_place_of_something_else(self, tmp_path: Path) -> None:
+        run, _ = settle_run(str(tmp_path / "logs"), "run", run_dir=str(tmp_path / "own"))
+        link_latest(run, str(tmp_path / "logs"), "run")
+        assert not (tmp_path / "logs").exists()
+        (tmp_path / "logs/run" / LATEST).mkdir(parents=True)
+        run, _ = settle_run(str(tmp_path / "logs"), "run")
+        link_latest(run, str(tmp_path / "logs"), "run")
+        assert {path.name for path in (tmp_path / "logs/run").iterdir()} == {LATEST, Path(run).name}
+
+
+class TestRefusedRuns:
+    def test_leave_nothing(self, tmp_path: Path) -> None:
+        run, _ = settle_run(str(tmp_path / "logs"), "run")
+        record_environment(run, None)
+        Path(run, "checkpoints").mkdir()
+        link_latest(run, str(tmp_path / "logs"), "run")
+        discard_unused(run, str(tmp_path / "logs"), "run")
+        assert not list(tmp_path.iterdir())
+
+    def test_leave_what_others_or_they_themselves_have_written(self, tmp_path: Path) -> None:
+        logs = str(tmp_path / "logs")
+        first, _ = settle_run(logs, "run")
+        Path(first, "metrics.csv").touch()
+        link_latest(first, logs, "run")
+        second, _ = settle_run(logs, "run")
+        for run in (second, first):
+            discard_unused(run, logs, "run")
+        assert {path.name for path in Path(logs, "run").iterdir()} == {LATEST, Path(first).name}
+        own, _ = settle_run(logs, "run", run_dir=str(tmp_path / "above/own"))
+        discard_unused(own, logs, "run")
+        assert [path.name for path in (tmp_path / "above").iterdir()] == []

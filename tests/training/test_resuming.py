@@ -15,7 +15,14 @@ from avmae.data.sampling import TrainSampler
 from avmae.runs.folder import LAST
 
 
-@pytest.mark.parametrize(("changed", "was"), [("seed=1", "seed=0"), ("data.val_groups=0", "data.val_groups=1")])
+@pytest.mark.parametrize(
+    ("changed", "was"),
+    [
+        ("seed=1", "seed=0 (now 1); add seed=0 to the command"),
+        ("data.val_groups=0", "data.val_groups=1"),
+        ("size=base", "size=tiny to the command"),
+    ],
+)
 def test_a_run_goes_on_only_as_what_it_was(
     changed: str, was: str, whole: Path, miniature: Path, tmp_path: Path
 ) -> None:
@@ -67,10 +74,10 @@ def test_killed_and_resumed_equals_uninterrupted_to_the_bit(every: int, miniatur
     keep = (f"callbacks.last.every_n_train_steps={every}", "callbacks.last.every_n_epochs=null")
     arguments = ("name=run", "trainer.max_epochs=8", "trainer.log_every_n_steps=1", "model.drop_path=0.5", *keep)
     train(*arguments, "logs=whole", cwd=tmp_path, miniature=miniature)
-    (whole,) = (tmp_path / "whole/run").iterdir()
+    (whole,) = (tmp_path / "whole/run").glob("[0-9]*")
 
     process = start_train(*arguments, "logs=cut", cwd=tmp_path, miniature=miniature)
-    while not (found := list((tmp_path / "cut/run").glob("*/checkpoints/last.ckpt"))):
+    while not (found := list((tmp_path / "cut/run").glob("[0-9]*/checkpoints/last.ckpt"))):
         assert process.poll() is None, "the run ended before its first checkpoint"
         time.sleep(0.005)
     process.kill()
@@ -78,7 +85,7 @@ def test_killed_and_resumed_equals_uninterrupted_to_the_bit(every: int, miniatur
     assert load(found[0])["global_step"] < load(whole / "checkpoints/last.ckpt")["global_step"]
 
     train(*arguments, "logs=cut", "resume=last", cwd=tmp_path, miniature=miniature)
-    (cut,) = (tmp_path / "cut/run").iterdir()
+    (cut,) = (tmp_path / "cut/run").glob("[0-9]*")
     assert cut == found[0].parent.parent, "a resumed run goes on in its own folder"
     assert_same_run(whole / "checkpoints/last.ckpt", cut / "checkpoints/last.ckpt")
     losses = [{row["step"]: row["train/loss"] for row in metrics(run) if row["train/loss"]} for run in (whole, cut)]
@@ -93,7 +100,7 @@ def test_resuming_says_where_and_what_has_changed_and_follows_it(miniature: Path
     train(*arguments, "trainer.max_steps=3", cwd=tmp_path, miniature=miniature)
     changed = ("trainer.max_steps=6", "resume=last", "optim.base_lr=1", "data.batch_size=2")
     printed = train(*arguments, *changed, cwd=tmp_path, miniature=miniature)
-    (run_dir,) = (tmp_path / "logs/run").iterdir()
+    (run_dir,) = (tmp_path / "logs/run").glob("[0-9]*")
     assert f"resuming {run_dir}/checkpoints/last.ckpt after step 3" in printed
     for line in ("optim.base_lr: 0.0003 -> 1", "data.batch_size: 4 -> 2", "trainer.max_steps: 3 -> 6"):
         assert f"changed: {line}\n" in printed
@@ -108,7 +115,7 @@ def test_resuming_says_where_and_what_has_changed_and_follows_it(miniature: Path
 def test_a_checkpoint_that_does_not_say_what_was_loaded_goes_on(miniature: Path, tmp_path: Path) -> None:
     how = {"cwd": tmp_path, "miniature": miniature}
     train("name=run", "trainer.max_epochs=1", **how)
-    (file,) = tmp_path.glob("logs/run/*/checkpoints/last.ckpt")
+    (file,) = tmp_path.glob("logs/run/[0-9]*/checkpoints/last.ckpt")
     older = torch.load(file, weights_only=True)
     del older["loaded"]
     torch.save(older, file)

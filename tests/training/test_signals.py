@@ -28,7 +28,7 @@ def test_a_signalled_run_saves_within_the_step_and_goes_on_to_the_bit_whatever_t
         os.kill(pid, signal.SIGTERM)
     assert process.wait(120) == 128 + sent, output.read_text()
     assert f"{sent.name}: step" in output.read_text()
-    (folder,) = (tmp_path / "logs/run").iterdir()
+    (folder,) = (tmp_path / "logs/run").glob("[0-9]*")
     step = load(folder / "checkpoints" / LAST)["global_step"]
     assert 0 < step < 40
     assert [int(row["step"]) for row in metrics(folder) if row["train/loss"]] == list(range(step))
@@ -39,7 +39,7 @@ def test_a_signalled_run_saves_within_the_step_and_goes_on_to_the_bit_whatever_t
         assert again.wait(120) == 0, output.read_text()
     else:
         train(*arguments, "resume=last", cwd=tmp_path, miniature=miniature)
-    assert list((tmp_path / "logs/run").iterdir()) == [folder], "it goes on in its own folder"
+    assert list((tmp_path / "logs/run").glob("[0-9]*")) == [folder], "it goes on in its own folder"
     assert_same_run(whole / "checkpoints" / LAST, folder / "checkpoints" / LAST)
     rows = [[(r["step"], r["train/loss"]) for r in metrics(run) if r["train/loss"]] for run in (whole, folder)]
     assert rows[0] == rows[1], "nothing is missing from the curve either"
@@ -87,7 +87,7 @@ def test_a_signal_in_validation_ends_the_epoch_and_the_run_goes_on_to_the_bit(
     assert process.wait(120) == 128 + signal.SIGTERM, (tmp_path / "printed.txt").read_text()
     assert "SIGTERM: step 20 is saved" in (tmp_path / "printed.txt").read_text()
     train(*ARGUMENTS, "resume=last", cwd=tmp_path, miniature=miniature)
-    (folder,) = (tmp_path / "logs/run").iterdir()
+    (folder,) = (tmp_path / "logs/run").glob("[0-9]*")
     assert_same_run(whole / "checkpoints" / LAST, folder / "checkpoints" / LAST)
     rows = [[(r["step"], r["val/loss"]) for r in metrics(run) if r["val/loss"]] for run in (whole, folder)]
     assert rows[0] == rows[1], "that validation counts"
@@ -105,7 +105,7 @@ def test_a_signal_in_the_last_validation_ends_the_run_before_its_test(
     assert process.wait(120) == 128 + signal.SIGUSR1, output.read_text()
     assert "SIGUSR1: step 4 is saved" in output.read_text()
     assert (tmp_path / "asked").read_text() == "requeue 17\n"
-    (folder,) = (tmp_path / "logs/run").iterdir()
+    (folder,) = (tmp_path / "logs/run").glob("[0-9]*")
     assert not (folder / "summary.json").exists()
     assert load(folder / "checkpoints" / LAST)["global_step"] == 4
     steps = [load(path)["global_step"] for path in (folder / "checkpoints").glob(PREVIOUS)]
@@ -129,7 +129,7 @@ def test_a_signal_in_the_test_queues_the_job_again_for_the_test_alone(
     assert process.wait(120) == 128 + signal.SIGUSR1, output.read_text()
     assert f"SIGUSR1: step {steps} is saved" in output.read_text()
     assert (tmp_path / "asked").read_text() == "requeue 17\n"
-    (folder,) = (tmp_path / "logs/run").iterdir()
+    (folder,) = (tmp_path / "logs/run").glob("[0-9]*")
     assert not (folder / "summary.json").exists()
     # Neither the place nor what saves memory makes it another run.
     folder = folder.rename(folder.with_name("moved"))

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, read_write
 from avmae.cli.config import CONF, settings
 from avmae.cli.help import page
 from avmae.cli.table import SweepTable
+from avmae.cli.typos import refuse_typos
 from avmae.errors import InputError, printable
 from avmae.runs.folder import settle_sweep
 from avmae.runs.launch import first_process
@@ -86,7 +87,10 @@ def _start(main: Callable[[], Any], config_name: str) -> Any:
             fail(error)
         return None
     try:
+        refuse_typos(config_name, sys.argv[1:])
         return main()
+    except InputError as error:
+        fail(error)
     except (KeyboardInterrupt, SystemExit) as error:
         # Lightning makes an exit with 1 of Ctrl-C.
         if not isinstance(error.__context__ if isinstance(error, SystemExit) else error, KeyboardInterrupt):

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -18,13 +18,17 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from avmae.clip import ClipSpec
-from avmae.errors import InputError
+from avmae.errors import InputError, printable
 from avmae.runs.environment import record_environment
 from avmae.runs.folder import settle_run
 from avmae.runs.history import flat
 from avmae.runs.launch import first_process, on_first_process
+from avmae.runs.settings import CONF, arguments, did_you_mean
 
-CONF = str(Path(__file__).parents[1] / "conf")
+TAKEN = ("model", "size", "clip")
+"""Groups of settings that fine-tuning takes from the checkpoint that it starts from."""
+RECIPE = ("model.drop_path", "model.checkpointing", "model.loss_weights")
+"""Settings in these that are how it trains, not what the model is."""
 GLOBAL = "# @package _global_\n"
 
 
@@ -60,13 +64,45 @@ def settings(cfg: DictConfig, config_name: str) -> dict[str, Any]:
     own: Any = OmegaConf.load(Path(CONF, f"{config_name}.yaml"))
     groups = {str(key) for default in own.get("defaults", []) if isinstance(default, DictConfig) for key in default}
     if unknown := sorted(set(map(str, cfg)) - set(own) - {name.removeprefix("optional ") for name in groups}):
-        raise InputError(f"unknown key {unknown[0]}; the keys are {', '.join(sorted(map(str, cfg)))}")
+        raise InputError(f"unknown key {unknown[0]}; {did_you_mean(unknown[0], set(own) - {unknown[0]})}the keys are {', '.join(sorted(map(str, cfg)))}")
+    if "run_dir" in cfg:
+        take_from_checkpoint(cfg, HydraConfig.get().overrides.task)
     config = plain(cfg)
     refuse_words(config, config_name, HydraConfig.get().runtime.choices)
     if "run_dir" not in config:
         return config
     _settle(cfg)
     return plain(cfg)
+
+
+def take_from_checkpoint(cfg: DictConfig, typed: Sequence[str]) -> None:
+    """Give a classifier the model, size and clip of the checkpoint of ours that it starts from; print what that changes.
+
+    Args:
+        cfg: of a training, changed in place. A resumed run may do without the file.
+        typed: overrides of the command line, which count more.
+
+    Raises:
+        InputError: the checkpoint cannot be read.
+    """
+    ckpt = OmegaConf.select(cfg, "ckpt")
+    resumed = OmegaConf.select(cfg, "resume") is not None
+    if not ckpt or cfg.task.name == "pretrain" or (resumed and "://" not in ckpt and not Path(ckpt).expanduser().exists()):
+        return
+    # Here, for the help of the commands need not load torch.
+    from avmae.models.weights import read_checkpoint
+
+    checkpoint = read_checkpoint(ckpt)
+    if checkpoint.layout != "avmae":
+        return
+    keys = {text.lstrip("+~").partition("=")[0].partition("@")[0] for text in typed}
+    then = flat({group: checkpoint.config[group] for group in TAKEN if group not in keys})
+    now = flat(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False)))
+    taken = [k for k, value in then.items() if k not in keys and not k.startswith(RECIPE) and now.get(k) != value]
+    for key in taken:
+        OmegaConf.update(cfg, key, then[key], force_add=True)
+    if taken and first_process():
+        print(f"as in {printable(ckpt)}: {arguments(then, now, taken)}", flush=True)
 
 
 def _settle(cfg: DictConfig) -> None:

@@ -10,7 +10,8 @@ from avmae.cli.command import quiet_libraries
 from avmae.cli.config import instantiate
 from avmae.cli.table import print_table
 from avmae.errors import InputError, printable
-from avmae.runs.launch import launch
+from avmae.runs.folder import discard_unused, link_latest
+from avmae.runs.launch import first_process, launch
 from avmae.training.hardware import settle_processes
 
 WRITTEN = ["checkpoints/last.ckpt", "checkpoints/best.ckpt", "metrics.csv", "summary.json", "reconstructions"]
@@ -24,14 +25,22 @@ def launch_training(config: dict[str, Any], verbose: bool) -> dict[str, float]:
         config: of `conf/train.yaml`, resolved, with ``run_dir``.
         verbose: print what is trained, how far it is, and what comes of it.
     """
-    if not isinstance(config["seed"], int) or config["seed"] < 0:
-        raise InputError(f"seed={config['seed']} must be a whole number from 0")
-    with _printing(verbose):
-        config = settle_processes(config)
-        return launch(_run, config | {"verbose": verbose}, config["trainer"]["devices"])
+    with printing(verbose):
+        if first_process():
+            print(f"run folder: {printable(config['run_dir'])}", flush=True)
+        try:
+            if not isinstance(config["seed"], int) or config["seed"] < 0:
+                raise InputError(f"seed={config['seed']} must be a whole number from 0")
+            config = settle_processes(config)
+            return launch(_run, config | {"verbose": verbose}, config["trainer"]["devices"])
+        except InputError:
+            if first_process():
+                discard_unused(config["run_dir"], config["logs"], config["name"])
+            raise
 
 
-def _printing(verbose: bool) -> AbstractContextManager[Any]:
+def printing(verbose: bool) -> AbstractContextManager[Any]:
+    """A context in which what is printed is thrown away, unless `verbose`."""
     return nullcontext() if verbose else redirect_stdout(io.StringIO())
 
 
@@ -39,12 +48,13 @@ def _run(config: dict[str, Any]) -> dict[str, float]:
     """Train in this process, which may be one of several."""
     # Here, for the help of the commands need not load torch.
     from avmae.data.build import build_data
+    from avmae.evaluation.metrics import metric_text
     from avmae.training.build import build_task, build_trainer, fit_and_test, read_specs
     from avmae.training.loggers import finish, log_run
 
     quiet_libraries()
     specs = read_specs(config)
-    with _printing(config["verbose"]):
+    with printing(config["verbose"]):
         data = build_data(config["data"], specs.clip, "audio" in specs.model.modalities, specs.augment, config["seed"])
         if str(config["objective"]).startswith("val/") and not data.splits.val:
             raise InputError(f"objective={config['objective']} needs validation clips, such as data.val_groups=2 gives")
@@ -53,6 +63,7 @@ def _run(config: dict[str, Any]) -> dict[str, float]:
         first, failed = trainer.is_global_zero, True
         try:
             if first:
+                link_latest(config["run_dir"], config["logs"], config["name"])
                 _describe(config, task, trainer, data.splits)
                 log_run(trainer.loggers, config, task.network)
             metrics = fit_and_test(trainer, task, data, config["resume"])
@@ -62,7 +73,7 @@ def _run(config: dict[str, Any]) -> dict[str, float]:
         if first:
             folder = Path(config["run_dir"])
             (folder / "summary.json").write_text(json.dumps(metrics, indent=2, sort_keys=True))
-            print_table(["metric", "value"], [[name, f"{value:.4g}"] for name, value in sorted(metrics.items())])
+            print_table(["metric", "value"], [[name, metric_text(name, value)] for name, value in sorted(metrics.items())])
             print(f"wrote {folder}: {', '.join(name for name in WRITTEN if (folder / name).exists())}")
     return metrics
 

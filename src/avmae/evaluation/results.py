@@ -19,6 +19,7 @@ from avmae.evaluation.scores import confusion, per_class
 from avmae.models.autoencoder import MaskedAutoencoder
 from avmae.models.classifier import Classifier
 from avmae.models.contrast import recall
+from avmae.models.hub import on_hub
 from avmae.runs.files import write_json
 
 Results = dict[str, Any]
@@ -117,6 +118,8 @@ def result_files(ckpts: Sequence[str], output: str | None) -> tuple[list[Path], 
 
 def _run_of(ckpt: str) -> Path:
     """The folder of a checkpoint's run; of one that is in none, the folder that it is or is in."""
+    if on_hub(ckpt):
+        return Path.cwd()
     path = Path(ckpt).expanduser().absolute()
     if path.parent.name == "checkpoints":
         return path.parent.parent

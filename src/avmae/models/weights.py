@@ -25,6 +25,7 @@ from avmae.models.build import build_from_config
 from avmae.models.classifier import Classifier
 from avmae.models.describe import describe
 from avmae.models.fit import fit
+from avmae.models.hub import fetch, on_hub
 from avmae.models.layouts import rename
 from avmae.runs.folder import SHARDED
 
@@ -58,6 +59,8 @@ class Checkpoint:
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint of ours, an exported folder, or one of the foreign layouts of `avmae.models.layouts`.
 
+    ``hf://ORG/NAME`` is such a folder on the Hugging Face Hub; see `avmae.models.hub.fetch`.
+
     What it is follows from the content: a folder with ``config.json`` and ``model.safetensors`` (or, of transformers,
     ``pytorch_model.bin``), a folder of shards, a safetensors file, or a file of ``torch.save`` with the weights on top
     or under ``model``, ``module`` or ``state_dict``.
@@ -65,7 +68,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         InputError: the file is missing, is no checkpoint, would run code, or has no layout that is known.
     """
-    path = Path(path).expanduser()
+    path = fetch(path) if on_hub(path) else Path(path).expanduser()
     if path.is_dir() and not (path / SHARDED).is_file():
         return _read_folder(path)
     if not path.is_dir() and not path.is_file():

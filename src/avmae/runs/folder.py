@@ -1,19 +1,24 @@
 """The folder of a run: where it lies, and which of its checkpoints the run resumes from."""
 
+import os
+import shutil
 import sys
 import zipfile
 import zlib
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import datetime
 from itertools import chain, count
 from pathlib import Path
 
 from avmae.errors import InputError
-from avmae.runs.environment import command_line, starts
+from avmae.runs.environment import ENVIRONMENT, command_line, starts
 from avmae.runs.scheduler import job_id, queued_again, slurm_step, torchrun_id
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 """The newest checkpoint, and the one that it replaced."""
+LATEST = "latest"
+"""Symbolic link beside the runs of a name, to the newest that began to train."""
 SHARDED = "meta.pt"
 """What a sharded checkpoint, a folder, has beside its shards."""
 
@@ -127,6 +132,40 @@ def _make(folder: Path) -> bool:
     return True
 
 
+def link_latest(run_dir: str, logs: str, name: str) -> None:
+    """Have LOGS/NAME/latest lead to a run's folder, if it lies there and the file system has symbolic links."""
+    folder, link = Path(run_dir), Path(logs, name, LATEST).absolute()
+    if folder.parent != link.parent:
+        return
+    new = link.with_name(f".{LATEST}.{os.getpid()}")
+    with suppress(OSError):
+        new.symlink_to(folder.name)
+        new.replace(link)
+    # It is left where something else has the name.
+    with suppress(OSError):
+        new.unlink()
+
+
+def discard_unused(run_dir: str, logs: str, name: str) -> None:
+    """Delete the folder of a run that was refused before it left anything there but how it was started.
+
+    LOGS/NAME and LOGS go with it, if they are then empty.
+    """
+    folder = Path(run_dir)
+    files = [file.relative_to(folder) for file in folder.rglob("*") if not file.is_dir()]
+    if any(file.parts[0] != ".hydra" and file.name != ENVIRONMENT for file in files):
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    above = Path(logs, name).absolute()
+    if folder.parent != above:
+        return
+    with suppress(OSError):
+        if (above / LATEST).is_symlink() and not (above / LATEST).exists():
+            (above / LATEST).unlink()
+        above.rmdir()
+        Path(logs).absolute().rmdir()
+
+
 def newest_intact(run_dir: Path) -> Path | None:
     """The newest checkpoint in a run's folder that is not damaged; of those that are, it is said."""
     for path in _kept(run_dir):
@@ -154,12 +193,14 @@ def _given(resume: str) -> Path:
         )
     if wrong := damage(path):
         raise InputError(f"resume={resume} is damaged ({wrong}); resume=last takes the newest that is intact")
-    return path.absolute()
+    folder = path.absolute().parents[1]
+    # The run is to continue in its own folder, whatever the link leads to by then.
+    return (folder.resolve() if folder.name == LATEST else folder) / "checkpoints" / path.name
 
 
 def _newest(logs: str, name: str) -> Path:
     """The folder of the run of a name that has the newest checkpoint."""
-    if (newest := _newest_of(Path(logs, name).glob("*"))) is None:
+    if (newest := _newest_of(_runs(logs, name))) is None:
         swept = any(Path(logs, name).glob(f"*_sweep*/*/checkpoints/{LAST}"))
         hint = "its jobs are a sweep's, which is resumed with -m" if swept else "start without resume="
         raise InputError(f"resume=last: no checkpoint of a run under {logs}/{name}; {hint}, or give a path")
@@ -172,8 +213,12 @@ def _left_by_this_job(logs: str, name: str) -> Path | None:
         return None
     # A job may train several times under one name, as for each fold.
     this = (job_id(), command_line())
-    found = Path(logs, name).glob("*")
+    found = _runs(logs, name)
     return _newest_of(f for f in found if this in [(start["slurm_job"], start["command"]) for start in starts(f)])
+
+
+def _runs(logs: str, name: str) -> list[Path]:
+    return [folder for folder in Path(logs, name).glob("*") if folder.name != LATEST]
 
 
 def _newest_of(run_dirs: Iterable[Path]) -> Path | None:

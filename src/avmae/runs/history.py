@@ -15,6 +15,7 @@ import yaml
 
 from avmae.errors import InputError
 from avmae.runs.environment import ENVIRONMENT
+from avmae.runs.folder import LATEST
 
 RUN_FILES = (".hydra/config.yaml", "metrics.csv", "summary.json")
 PACKAGES = ("avmae", "torch", "torchaudio", "torchvision", "lightning", "timm", "av")
@@ -85,7 +86,7 @@ def find_runs(folder: Path, depth: int = 3) -> list[Path]:
     if any((folder / name).is_file() for name in RUN_FILES):
         return [folder]
     try:
-        below = [child for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")]
+        below = [child for child in folder.iterdir() if child.is_dir() and child.name[0] != "." and child.name != LATEST]
     except OSError as error:
         raise InputError(f"{folder} cannot be read: {error.strerror}") from error
     below.sort(key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", path.name)])

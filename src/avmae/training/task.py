@@ -21,6 +21,7 @@ from avmae.models.classifier import Classifier
 from avmae.models.decoder import CrossBlock
 from avmae.models.start import Match
 from avmae.runs.history import flat
+from avmae.runs.settings import arguments
 from avmae.training.nonfinite import skip_if
 from avmae.training.optim import OptimSpec, build_optimizer, warmup_cosine
 from avmae.training.report import StepReport
@@ -149,6 +150,8 @@ class Task(L.LightningModule):
         steps = min((end for end in ends if end > 0), default=0)
         if not steps:
             raise InputError("trainer.max_epochs or trainer.max_steps must say when training ends")
+        # So that the curves of a short run have ten points, too.
+        trainer.log_every_n_steps = min(trainer.log_every_n_steps, max(1, steps // 10))
         if isinstance(trainer.strategy, ModelParallelStrategy) and self.optim.kind == "muon":
             raise InputError("optim.kind=muon needs whole matrices, and strategy=fsdp shards them; choose adamw or ddp")
         optimizer = build_optimizer(self.network, self.optim, effective, self.loaded)
@@ -194,13 +197,13 @@ class Task(L.LightningModule):
         """
         before, now = (flat({**config, **config.get("recipe", {})}) for config in (checkpoint["config"], self.config))
         changed = [key for key in before if key in now and before[key] != now[key]]
-        for key in changed:
-            # Recomputing activations changes no result.
-            if FIXED.match(key) and key != "model.checkpointing":
-                raise InputError(
-                    f"resume= continues a run of {key}={before[key]}, and now it is {now[key]}; give what it was, "
-                    "or start a new run from its weights with ckpt="
-                )
+        # Recomputing activations changes no result.
+        if wrong := [key for key in changed if FIXED.match(key) and key != "model.checkpointing"]:
+            differing = ", ".join(f"{key}={before[key]} (now {now[key]})" for key in wrong)
+            raise InputError(
+                f"resume= continues a run of {differing}; add {arguments(before, now, wrong)} to the command, "
+                "or start a new run from its weights with ckpt="
+            )
         self.resumed_metrics = checkpoint.get("metrics", {})
         if self.trainer.state.fn == TrainerFn.FITTING:
             self.print(f"resuming {self.trainer.ckpt_path} after step {checkpoint['global_step']}")
