@@ -37,8 +37,14 @@ def source(request: pytest.FixtureRequest) -> MaskedAutoencoder | Classifier:
 
 
 class TestOfficial:
-    @pytest.mark.parametrize("container", ["model", "module", "state_dict", None])
-    @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "backbone."])
+    # Containers are opened and prefixes dropped apart from each other.
+    @pytest.mark.parametrize(
+        ("container", "prefix"),
+        [
+            *((container, "module.") for container in ("model", "module", "state_dict", None)),
+            *(("model", prefix) for prefix in ("", "_orig_mod.", "module._orig_mod.", "backbone.")),
+        ],
+    )
     def test_weights_come_back_to_the_bit_however_they_are_wrapped(
         self, source: MaskedAutoencoder | Classifier, container: str | None, prefix: str, tmp_path: Path
     ) -> None:
