@@ -19,7 +19,7 @@ class Prediction:
 
 
 def predict(ckpt: str | Path, input: str | Path, *, top: int = 5, segments: int = 5, crops: int = 3) -> Prediction:
-    """Average the class probabilities over evenly spaced windows and squares of each; return the first few.
+    """Average the class probabilities over evenly spaced windows and square crops of each; return the first few.
 
     Raises:
         InputError: a number is out of range, the checkpoint is no classifier, or the video cannot be read.
