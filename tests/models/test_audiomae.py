@@ -22,7 +22,7 @@ def spectrogram_vit(frames: int = 96) -> VisionTransformer:
     return vit(img_size=(frames, 128), patch_size=16, in_chans=1, depth=SIZE.audio_depth)
 
 
-class TestSound:
+class TestAudioMAE:
     def test_an_audiomae_fills_the_sound_encoder_and_nothing_else(self, tmp_path: Path) -> None:
         clip = dataclasses.replace(CLIP, mel_bins=128, **AUDIOMAE)
         theirs, network = spectrogram_vit(), build_autoencoder(clip, SYSTEMS["avmae"], SIZE, MASK).eval()

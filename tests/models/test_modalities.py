@@ -54,17 +54,17 @@ class TestSilentClips:
         assert not torch.allclose(first, second, atol=1e-4)
 
 
-class TestStartsFromPictures:
+class TestStartsFromVideo:
     @pytest.mark.parametrize("system", HEARING)
     @pytest.mark.parametrize("fusion_depth", [1, 2])
     def test_equals_videomae_at_step_0_whatever_the_sound(self, system: str, fusion_depth: int) -> None:
-        pictures = disturbed("videomae").eval()
+        videomae = disturbed("videomae").eval()
         model = autoencoder(system, seed=5, fusion_depth=fusion_depth).eval()
-        assert model.load_state_dict(pictures.state_dict(), strict=False).unexpected_keys == []
+        assert model.load_state_dict(videomae.state_dict(), strict=False).unexpected_keys == []
         clips = batch()
         masks = draw(model)
         alone = {key: value for key, value in clips.items() if key != "audio"}
-        expected = pictures(alone, {"video": masks["video"]})
+        expected = videomae(alone, {"video": masks["video"]})
         for heard in (clips, other_sound(clips)):
             result = model(heard, masks)
             assert torch.equal(result.predictions["video"], expected.predictions["video"])
