@@ -19,7 +19,8 @@ from avmae.data.sources.ucf101 import read_ucf101
 
 
 def prepare(root: Path, *overrides: str, **kwargs) -> str:
-    return run("prepare", "data=ucf101", f"data.root={root}", *overrides, cwd=root, **kwargs)
+    # In the process itself, but where it is several that are tested.
+    return run("prepare", "data=ucf101", f"data.root={root}", "processes=1", *overrides, cwd=root, **kwargs)
 
 
 class TestPrepare:
@@ -127,7 +128,7 @@ def test_own_files_that_cannot_be_read_stay_in_the_manifest_and_out_of_training(
         ("data=csv", root, f"data.train={tmp_path}/list.txt"),
         ("data=csv", "data.root=videos", f"data.train={tmp_path}/absolute.txt"),
     ):
-        run("prepare", *arguments, cwd=tmp_path)
+        run("prepare", *arguments, "processes=1", cwd=tmp_path)
         assert sorted(read_manifest(tmp_path / "videos" / NAME)) == list(map(str, listed))
     lists = ("data=csv", f"data.train={tmp_path}/absolute.txt")
     said = error(run("prepare", *lists, "data.root=videos/a", cwd=tmp_path, ok=False))

@@ -29,15 +29,13 @@ def evaluate(
     """
     from avmae.evaluation.batches import Inference
     from avmae.evaluation.data import evaluation_data
-    from avmae.evaluation.embedding import frozen_probes
     from avmae.evaluation.results import score_model
-    from avmae.models.weights import load_model, read_checkpoint
+    from avmae.models.weights import load_with_config
 
-    inference, model, trained = Inference(**how), load_model(ckpt), read_checkpoint(ckpt).config
+    inference, (model, trained) = Inference(**how), load_with_config(ckpt)
     # Audio is read whatever the system, for results are told apart by whether a clip has it.
     read = evaluation_data(trained, data or {}, ["video", "audio"], ckpt, typed, test_only=not probe)
-    probes = frozen_probes(model, read, inference) if probe else {}
-    return {"ckpt": str(ckpt), **score_model(model, read, degrade, inference, probe), **probes}
+    return {"ckpt": str(ckpt), **score_model(model, read, degrade, inference, probe)}
 
 
 @command("evaluate")

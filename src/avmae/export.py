@@ -19,10 +19,11 @@ def export(ckpt: str | Path, output: str | Path) -> tuple[list[str], str | None]
     from avmae.models.classifier import Classifier
     from avmae.models.describe import transformers_config
     from avmae.models.layouts import to_transformers
+    from avmae.models.program import to_program
     from avmae.models.tokens import grid_positions
-    from avmae.models.weights import load_model, read_checkpoint, write_safetensors
+    from avmae.models.weights import load_with_config, write_safetensors
 
-    config, model, folder = read_checkpoint(ckpt).config, load_model(ckpt), Path(output).expanduser()
+    (model, config), folder = load_with_config(ckpt), Path(output).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"output={output} is not an empty folder; choose a new one")
     weights, theirs, video = model.state_dict(), transformers_config(config), model.encoder.modalities["video"]
@@ -37,14 +38,10 @@ def export(ckpt: str | Path, output: str | Path) -> tuple[list[str], str | None]
         (folder / "config.json").write_text(json.dumps((theirs or {}) | {"avmae": config}, indent=2) + "\n", "utf-8")
     except OSError as error:
         raise InputError(f"output={output} cannot be written: {error.strerror}") from error
+    files = ["model.safetensors", "config.json"]
     if isinstance(model, Classifier):
-        # Two clips, for of one the program would be for one clip alone.
-        grids = {name: encoder.grid for name, encoder in model.encoder.modalities.items()}
-        clips = {n: torch.zeros(2, g.channels, g.stack * g.shape[0], *g.shape[1:]) for n, g in grids.items()}
-        clips["has_audio"] = torch.ones(2, dtype=torch.bool)
-        shapes = {name: {0: torch.export.Dim("clips", min=1)} for name in clips}
-        torch.export.save(torch.export.export(model, (clips,), dynamic_shapes=(shapes,)), folder / "classifier.pt2")
-    files = ["model.safetensors", "config.json", *["classifier.pt2"] * isinstance(model, Classifier)]
+        torch.export.save(to_program(model), folder / "classifier.pt2")
+        files.append("classifier.pt2")
     return files, theirs["architectures"][0] if theirs else None
 
 

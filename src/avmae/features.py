@@ -27,10 +27,10 @@ def features(
     from avmae.evaluation.batches import Inference
     from avmae.evaluation.data import evaluation_data
     from avmae.evaluation.embedding import embed_parts
-    from avmae.models.weights import load_model, read_checkpoint
+    from avmae.models.weights import load_with_config
 
-    inference, model, settings = Inference(**how), load_model(ckpt), read_checkpoint(ckpt).config
-    return embed_parts(model, evaluation_data(settings, data or {}, model.encoder.modalities, ckpt, typed), inference)
+    inference, (model, trained) = Inference(**how), load_with_config(ckpt)
+    return embed_parts(model, evaluation_data(trained, data or {}, model.encoder.modalities, ckpt, typed), inference)
 
 
 @command("features")

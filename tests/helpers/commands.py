@@ -101,13 +101,18 @@ def _preloaded() -> subprocess.Popen:
     return server
 
 
-def run(command: str, *overrides: str, cwd: Path, ok: bool = True, timeout: float = 240, **how) -> str:
-    """Run `python -m avmae.COMMAND` and return what it printed; it must end well, or badly with ok=False."""
+def python(*arguments: str, cwd: Path, ok: bool = True, timeout: float = 240, **how) -> str:
+    """Run Python and return what it printed; it must end well, or badly with ok=False."""
     with tempfile.NamedTemporaryFile("r", errors="replace") as output:
-        code = Process("-m", f"avmae.{command}", *overrides, cwd=cwd, output=Path(output.name), **how).wait(timeout)
+        code = Process(*arguments, cwd=cwd, output=Path(output.name), **how).wait(timeout)
         printed = output.read()
     assert (code == 0) == ok, printed
     return printed
+
+
+def run(command: str, *overrides: str, **how) -> str:
+    """Run `python -m avmae.COMMAND`; see `python`."""
+    return python("-m", f"avmae.{command}", *overrides, **how)
 
 
 def train(*overrides: str, cwd: Path, miniature: Path | None = None, **kwargs) -> str:

@@ -1,12 +1,12 @@
 import shutil
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from commands import CALLBACKS, ENVIRONMENT, error, run, start_train, tiny_arguments, train
+from commands import CALLBACKS, error, python, run, start_train, tiny_arguments, train
+from once import once
 from run_files import assert_same_weights, logged, metrics, weights
 from torch import nn
 
@@ -48,18 +48,16 @@ KEEP = (
 @pytest.fixture(scope="module")
 def alone(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One process."""
-    folder = tmp_path_factory.mktemp("alone")
-    train(*RUN, "hydra.run.dir=run", cwd=folder, miniature=miniature)
-    return folder / "run"
+    make = partial(train, *RUN, "hydra.run.dir=run", miniature=miniature)
+    return once(tmp_path_factory, "alone", lambda folder: make(cwd=folder)) / "run"
 
 
 @pytest.fixture(scope="module")
 def sharded(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two processes, each of which writes the part it has."""
-    folder = tmp_path_factory.mktemp("sharded")
     two = ("strategy=fsdp", "strategy.sharded=true", "trainer.devices=2", "data.batch_size=2")
-    train(*RUN, KEEP, *two, "hydra.run.dir=run", cwd=folder, miniature=miniature)
-    return folder / "run"
+    make = partial(train, *RUN, KEEP, *two, "hydra.run.dir=run", miniature=miniature)
+    return once(tmp_path_factory, "sharded", lambda folder: make(cwd=folder)) / "run"
 
 
 def test_accumulated_and_compiled_on_two_processes_equals_one(alone: Path, miniature: Path, tmp_path: Path) -> None:
@@ -180,12 +178,9 @@ def test_an_average_of_weights_that_are_sharded_is_refused(miniature: Path, tmp_
 
 
 def torchrun(processes: int, *overrides: str, cwd: Path, miniature: Path) -> str:
-    launcher = ["torch.distributed.run", f"--nproc-per-node={processes}", "--rdzv-id=elastic", "--rdzv-backend=c10d"]
-    command = [sys.executable, "-m", *launcher, "--rdzv-endpoint=localhost:0", "-m", "avmae.train"]
-    arguments = [*command, *tiny_arguments(overrides, miniature)]
-    done = subprocess.run(arguments, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    where = ("--rdzv-id=elastic", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0")
+    launcher = ("-m", "torch.distributed.run", f"--nproc-per-node={processes}", *where)
+    return python(*launcher, "-m", "avmae.train", *tiny_arguments(overrides, miniature), cwd=cwd)
 
 
 def test_torchruns_run_goes_on_with_another_number_of_processes_and_in_bf16(
@@ -197,7 +192,9 @@ def test_torchruns_run_goes_on_with_another_number_of_processes_and_in_bf16(
     assert len(logged(folder, "train/grad_norm")) == 2
     printed = torchrun(1, *how, "data.batch_size=2", cwd=tmp_path, miniature=miniature)
     assert "1 process " in printed
-    assert [path.name for path in folder.parent.iterdir() if not path.is_symlink()] == ["elastic"], "a restart goes on in the same folder"
+    assert [path.name for path in folder.parent.iterdir() if not path.is_symlink()] == ["elastic"], (
+        "a restart goes on in the same folder"
+    )
     # Of a step, whether two processes or two batches share its clips; the learning rates are too small to matter.
     assert logged(folder, "train/grad_norm") == pytest.approx(logged(alone, "train/grad_norm"), rel=1e-2)
 

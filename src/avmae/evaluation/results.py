@@ -13,7 +13,7 @@ from avmae.data.degrade import Degradation, all_degradations
 from avmae.errors import InputError
 from avmae.evaluation.batches import Inference
 from avmae.evaluation.degraded import condition_name, degraded_rows, measure
-from avmae.evaluation.embedding import Embedder, Embeddings
+from avmae.evaluation.embedding import Embedder, Embeddings, frozen_probes
 from avmae.evaluation.metrics import metric_text
 from avmae.evaluation.scores import confusion, per_class
 from avmae.models.autoencoder import MaskedAutoencoder
@@ -32,7 +32,7 @@ def score_model(
     datamodule: ClipDataModule,
     degrade: str | Sequence[str],
     inference: Inference,
-    probed: bool = False,
+    probe: bool = False,
 ) -> Results:
     """A classifier's accuracy, or an autoencoder's retrieval between video and audio; and either on degraded clips.
 
@@ -41,11 +41,11 @@ def score_model(
         datamodule: its test clips, segments and crops.
         degrade: `all`, or some as `blur:8`; `clean` for the error of masked patches of an autoencoder on clean clips.
         inference: device, precision, progress.
-        probed: there are results already, so it is no error if there are none here.
+        probe: also score `frozen_probes`, which read the training clips.
 
     Raises:
         InputError: there are no test clips, or not of the model's classes; too many cannot be read; an autoencoder has
-            nothing to retrieve and no degradation is asked for.
+            nothing to retrieve, and neither degradations nor probes are asked for.
     """
     asked = [degrade] if isinstance(degrade, str) else [str(text) for text in degrade]
     degradations = all_degradations() if "all" in asked else [Degradation.parse(x) for x in asked if x != "clean"]
@@ -58,14 +58,15 @@ def score_model(
             f"the data set has {len(datamodule.classes)} classes, the classifier {model.classes}; "
             "fine-tune on this data set first, or evaluate on the one it was trained on"
         )
-    if not conditions and embedder is None and not probed:
+    if not conditions and embedder is None and not probe:
         raise InputError(
             "a pretraining checkpoint of video alone knows no classes; fine-tune it first, or give degrade= or "
             "probe=true"
         )
     found = measure(model, datamodule, conditions, inference, embedder) if conditions or embedder else []
     results = classification(found[0], datamodule) if classifies else retrieval(embedder.compute()) if embedder else {}
-    return results | ({"degraded": degraded_rows(conditions, found)} if asked else {})
+    results |= {"degraded": degraded_rows(conditions, found)} if asked else {}
+    return results | (frozen_probes(model, datamodule, inference) if probe else {})
 
 
 def classification(found: Results, datamodule: ClipDataModule) -> Results:

@@ -225,7 +225,12 @@ def _pixel_statistics(path: Path, config: Mapping[str, Any] | None) -> dict[str,
 
 
 def load_model(path: str | Path) -> MaskedAutoencoder | Classifier:
-    """Build the model that a checkpoint describes, with its weights, in evaluation mode on the CPU.
+    """Build the model that a checkpoint describes, with its weights; see `load_with_config`."""
+    return load_with_config(path)[0]
+
+
+def load_with_config(path: str | Path) -> tuple[MaskedAutoencoder | Classifier, dict[str, Any]]:
+    """Build the model that a checkpoint describes, with its weights, in evaluation mode on the CPU; and its config.
 
     Args:
         path: anything that `read_checkpoint` reads and that holds a whole model.
@@ -260,4 +265,4 @@ def load_model(path: str | Path) -> MaskedAutoencoder | Classifier:
             f"{path} does not fit its own description in this version of avmae: {', '.join(wrong[:3])}{more}"
         )
     model.load_state_dict(weights, strict=False)
-    return model.eval()
+    return model.eval(), checkpoint.config

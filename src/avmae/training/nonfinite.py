@@ -98,5 +98,5 @@ class NonFiniteSteps(Callback):
                 f"loss or gradient were not finite in {self._row} steps in a row, up to step {step}; none of them "
                 f"changed a weight, and the last checkpoint is kept. {file} names their clips. Try a lower "
                 "optim.base_lr, optim.clip_norm=1, or trainer.precision=32-true, and continue with resume=last; "
-                "callbacks.nonfinite.limit is how many are borne"
+                "callbacks.nonfinite.limit is how many are allowed"
             )

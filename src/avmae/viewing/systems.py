@@ -14,7 +14,7 @@ from avmae.errors import InputError, MediaError
 from avmae.models.autoencoder import MaskedAutoencoder
 from avmae.models.build import MaskSpec, build_maskings
 from avmae.models.classifier import Classifier
-from avmae.models.weights import load_model, read_checkpoint
+from avmae.models.weights import load_with_config
 from avmae.runs.files import write_json
 from avmae.viewing.reconstruction import compare
 
@@ -31,21 +31,21 @@ class System:
 
 def load_autoencoder(path: str | Path) -> tuple[MaskedAutoencoder, dict[str, Any]]:
     """The model of a pretraining checkpoint, and its config; an InputError says that it is none."""
-    model = load_model(path)
+    model, config = load_with_config(path)
     if not isinstance(model, MaskedAutoencoder):
         raise InputError(f"{path} is a classifier, which has no decoder; give the checkpoint it was fine-tuned from")
-    return model, read_checkpoint(path).config
+    return model, config
 
 
 def load_classifier(path: str | Path) -> tuple[Classifier, dict[str, Any]]:
     """The model of a fine-tuned checkpoint, and its config; an InputError says that it is none."""
-    model = load_model(path)
+    model, config = load_with_config(path)
     if not isinstance(model, Classifier):
         raise InputError(
             f"{path} is a pretraining checkpoint and knows no classes; fine-tune it first: "
             "python -m avmae.train experiment=finetune_ucf101 ckpt=..."
         )
-    return model, read_checkpoint(path).config
+    return model, config
 
 
 def load_systems(paths: Sequence[str | Path], mask: Mapping[str, Any]) -> list[System]:
