@@ -38,7 +38,10 @@ def test_a_folder_is_predicted_and_written(ending: str, folder: Path, finetuned:
     else:
         rows = list(csv.DictReader(text.splitlines()))
         assert [(Path(row["file"]).name, row["rank"]) for row in rows] == [
-            ("a.avi", "1"), ("a.avi", "2"), ("b.avi", "1"), ("b.avi", "2")
+            ("a.avi", "1"),
+            ("a.avi", "2"),
+            ("b.avi", "1"),
+            ("b.avi", "2"),
         ]
 
 

@@ -71,7 +71,9 @@ class TestReading:
         assert same(load_model("hf://org/model"), network)
 
     def test_a_missing_repository_revision_and_file_are_named(self, hub: Hub, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match=r"hf://org/gone: config.json: there is no such repository, or it is private"):
+        with pytest.raises(
+            InputError, match=r"hf://org/gone: config.json: there is no such repository, or it is private"
+        ):
             load_model("hf://org/gone")
         publish(hub, exported(autoencoder("videomae"), "videomae", tmp_path))
         with pytest.raises(InputError, match="the repository has no such revision"):
@@ -152,7 +154,9 @@ class TestPushing:
         assert "not recorded" in text
         assert "soundtrack" not in text
 
-    @pytest.mark.parametrize(("token", "said"), [(None, "nobody is logged in"), ("hf_wrong", "not allowed; log in with")])
+    @pytest.mark.parametrize(
+        ("token", "said"), [(None, "nobody is logged in"), ("hf_wrong", "not allowed; log in with")]
+    )
     def test_without_a_login_it_says_how(
         self, token: str | None, said: str, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

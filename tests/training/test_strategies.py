@@ -197,7 +197,9 @@ def test_torchruns_run_goes_on_with_another_number_of_processes_and_in_bf16(
     assert len(logged(folder, "train/grad_norm")) == 2
     printed = torchrun(1, *how, "data.batch_size=2", cwd=tmp_path, miniature=miniature)
     assert "1 process " in printed
-    assert [path.name for path in folder.parent.iterdir() if not path.is_symlink()] == ["elastic"], "a restart goes on in the same folder"
+    assert [path.name for path in folder.parent.iterdir() if not path.is_symlink()] == ["elastic"], (
+        "a restart goes on in the same folder"
+    )
     # Of a step, whether two processes or two batches share its clips; the learning rates are too small to matter.
     assert logged(folder, "train/grad_norm") == pytest.approx(logged(alone, "train/grad_norm"), rel=1e-2)
 
