@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from avmae.cli.command import command
 from avmae.cli.config import check_writable
-from avmae.cli.table import bar, print_table
+from avmae.cli.table import bar, print_tables
 from avmae.errors import InputError, MediaError, printable
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ def main(config: dict[str, Any]) -> None:
     if output:
         prediction.check_format(output)
         check_writable(output)
-    files, how = prediction.videos_of(source), [config[key] for key in ("top", "segments", "crops")]
-    said = prediction.predict_files(config["ckpt"], files, *how)
+    files = prediction.videos_of(source)
+    said = prediction.predict_files(config["ckpt"], files, *(config[key] for key in ("top", "segments", "crops")))
     found = dict(bar("predicting", said, len(files)) if len(files) > 1 else said)
     unread = [answer for answer in found.values() if isinstance(answer, MediaError)]
     if len(unread) == len(found):
@@ -48,11 +48,9 @@ def main(config: dict[str, Any]) -> None:
     for error in unread:
         print(f"left out: {printable(error)}", file=sys.stderr)
     if config["format"] == "json":
-        entries = prediction.as_json(found)
-        print(json.dumps(entries if source.is_dir() else entries[0], indent=2))
-    for title, header, rows in prediction.tables(found, source) if config["format"] == "table" else ():
-        print(printable(title))
-        print_table(header, rows)
+        print(json.dumps(prediction.as_json(found, source), indent=2))
+    else:
+        print_tables(prediction.tables(found, source))
     if output:
         prediction.write_predictions(found, output)
         print(f"wrote {output}")

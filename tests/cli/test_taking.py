@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from commands import run
 from files import official, save
 from systems import CLIP, SIZE, autoencoder
 
-import torch
 from avmae.cli.config import composed
 from avmae.errors import InputError
 
@@ -55,7 +55,7 @@ def test_pretraining_and_weights_of_others_change_no_setting(
 
 
 def test_a_file_that_is_gone_is_needed_only_to_begin(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="gone.ckpt does not exist"):
+    with pytest.raises(InputError, match=r"gone\.ckpt does not exist"):
         settings(tmp_path, *CLASSIFY, "ckpt=gone.ckpt")
     assert not (tmp_path / "logs").exists()
     with pytest.raises(InputError, match="resume=last: no checkpoint"):

@@ -51,7 +51,7 @@ def test_what_is_right_passes(arguments: list[str]) -> None:
 
 def test_what_a_multirun_sweeps_over_passes() -> None:
     refuse_typos("train", ["-m", "mask.ratio=0.5,0.75", "model=avmae,videomae"])
-    with pytest.raises(InputError, match="trainer.max_epochs"):
+    with pytest.raises(InputError, match=r"trainer\.max_epochs"):
         refuse_typos("train", ["-m", "mask.ratio=0.5,0.75", "trainer.max_epoch=3"])
 
 

@@ -81,9 +81,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.path.startswith("/api/validate-yaml"):
             self._json({"errors": [], "warnings": []})
         elif "preupload" in parts:
-            files = [
-                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]
-            ]
+            uploads = {"uploadMode": "regular", "shouldIgnore": False}
+            files = [{"path": file["path"], **uploads} for file in json.loads(body)["files"]]
             self._json({"files": files})
         elif "commit" in parts:
             repository = "/".join(parts[2:4])

@@ -140,6 +140,7 @@ class TestRefusedRuns:
         run, _ = settle_run(str(tmp_path / "logs"), "run")
         record_environment(run, None)
         Path(run, "checkpoints").mkdir()
+        Path(run, "hparams.yaml").touch()
         link_latest(run, str(tmp_path / "logs"), "run")
         discard_unused(run, str(tmp_path / "logs"), "run")
         assert not list(tmp_path.iterdir())

@@ -64,7 +64,8 @@ def settings(cfg: DictConfig, config_name: str) -> dict[str, Any]:
     own: Any = OmegaConf.load(Path(CONF, f"{config_name}.yaml"))
     groups = {str(key) for default in own.get("defaults", []) if isinstance(default, DictConfig) for key in default}
     if unknown := sorted(set(map(str, cfg)) - set(own) - {name.removeprefix("optional ") for name in groups}):
-        raise InputError(f"unknown key {unknown[0]}; {did_you_mean(unknown[0], set(own) - {unknown[0]})}the keys are {', '.join(sorted(map(str, cfg)))}")
+        hint = did_you_mean(unknown[0], set(own) - {unknown[0]})
+        raise InputError(f"unknown key {unknown[0]}; {hint}the keys are {', '.join(sorted(map(str, cfg)))}")
     if "run_dir" in cfg:
         take_from_checkpoint(cfg, HydraConfig.get().overrides.task)
     config = plain(cfg)
@@ -76,18 +77,20 @@ def settings(cfg: DictConfig, config_name: str) -> dict[str, Any]:
 
 
 def take_from_checkpoint(cfg: DictConfig, typed: Sequence[str]) -> None:
-    """Give a classifier the model, size and clip of the checkpoint of ours that it starts from; print what that changes.
+    """Give a classifier the model, size and clip of the checkpoint that it starts from; print what that changes.
 
     Args:
-        cfg: of a training, changed in place. A resumed run may do without the file.
+        cfg: of a training, changed in place. A resumed run may do without the file. Weights in others' layouts, which
+            may be of one modality alone, change nothing.
         typed: overrides of the command line, which count more.
 
     Raises:
         InputError: the checkpoint cannot be read.
     """
     ckpt = OmegaConf.select(cfg, "ckpt")
-    resumed = OmegaConf.select(cfg, "resume") is not None
-    if not ckpt or cfg.task.name == "pretrain" or (resumed and "://" not in ckpt and not Path(ckpt).expanduser().exists()):
+    if not ckpt or cfg.task.name == "pretrain":
+        return
+    if OmegaConf.select(cfg, "resume") is not None and "://" not in ckpt and not Path(ckpt).expanduser().exists():
         return
     # Here, for the help of the commands need not load torch.
     from avmae.models.weights import read_checkpoint

@@ -73,7 +73,9 @@ def _run(config: dict[str, Any]) -> dict[str, float]:
         if first:
             folder = Path(config["run_dir"])
             (folder / "summary.json").write_text(json.dumps(metrics, indent=2, sort_keys=True))
-            print_table(["metric", "value"], [[name, metric_text(name, value)] for name, value in sorted(metrics.items())])
+            print_table(
+                ["metric", "value"], [[name, metric_text(name, value)] for name, value in sorted(metrics.items())]
+            )
             print(f"wrote {folder}: {', '.join(name for name in WRITTEN if (folder / name).exists())}")
     return metrics
 

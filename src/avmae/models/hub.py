@@ -43,7 +43,9 @@ def fetch(reference: str | Path) -> Path:
     with file.open("rb") as stream:
         head = stream.read(9)
     if head[8:] != b"{":
-        raise InputError(f"{reference}: model.safetensors is no safetensors file; avmae reads nothing else from the Hub")
+        raise InputError(
+            f"{reference}: model.safetensors is no safetensors file; avmae reads nothing else from the Hub"
+        )
     return file.parent
 
 
@@ -58,9 +60,7 @@ def push(folder: Path, repository: str) -> str:
         api.whoami()
         address = str(api.create_repo(repository, exist_ok=True))
         message = "Upload a model of avmae"
-        api.upload_folder(
-            repo_id=repository, folder_path=folder, allow_patterns=[*FILES, CARD], commit_message=message
-        )
+        api.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=[*FILES, CARD], commit_message=message)
     return address
 
 
@@ -92,11 +92,15 @@ def _explained(what: str) -> Iterator[None]:
     except errors.RevisionNotFoundError as error:
         raise InputError(f"{what}: the repository has no such revision") from error
     except errors.RepositoryNotFoundError as error:
-        raise InputError(f"{what}: there is no such repository, or it is private: check its name, or {login}") from error
+        raise InputError(
+            f"{what}: there is no such repository, or it is private: check its name, or {login}"
+        ) from error
     except errors.LocalEntryNotFoundError as error:
         raise InputError(f"{what}: the server cannot be reached, and the file is not in the cache") from error
     except errors.EntryNotFoundError as error:
-        raise InputError(f"{what} is not in the repository; avmae reads {' and '.join(FILES)}, nothing pickled") from error
+        raise InputError(
+            f"{what} is not in the repository; avmae reads {' and '.join(FILES)}, nothing pickled"
+        ) from error
     except errors.HFValidationError as error:
         raise InputError(f"{what}: {str(error).splitlines()[0]}") from error
     except errors.HfHubHTTPError as error:

@@ -19,6 +19,8 @@ LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 """The newest checkpoint, and the one that it replaced."""
 LATEST = "latest"
 """Symbolic link beside the runs of a name, to the newest that began to train."""
+AT_START = (ENVIRONMENT, "hparams.yaml")
+"""Files that say how a run was started, beside `.hydra/`."""
 SHARDED = "meta.pt"
 """What a sharded checkpoint, a folder, has beside its shards."""
 
@@ -153,7 +155,7 @@ def discard_unused(run_dir: str, logs: str, name: str) -> None:
     """
     folder = Path(run_dir)
     files = [file.relative_to(folder) for file in folder.rglob("*") if not file.is_dir()]
-    if any(file.parts[0] != ".hydra" and file.name != ENVIRONMENT for file in files):
+    if any(file.parts[0] not in (".hydra", *AT_START) for file in files):
         return
     shutil.rmtree(folder, ignore_errors=True)
     above = Path(logs, name).absolute()

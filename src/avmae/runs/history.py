@@ -86,9 +86,10 @@ def find_runs(folder: Path, depth: int = 3) -> list[Path]:
     if any((folder / name).is_file() for name in RUN_FILES):
         return [folder]
     try:
-        below = [child for child in folder.iterdir() if child.is_dir() and child.name[0] != "." and child.name != LATEST]
+        below = [child for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")]
     except OSError as error:
         raise InputError(f"{folder} cannot be read: {error.strerror}") from error
+    below = [child for child in below if child.name != LATEST]
     below.sort(key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", path.name)])
     return [run for child in below for run in find_runs(child, depth - 1)] if depth else []
 

@@ -50,6 +50,7 @@ def card(config: Mapping[str, Any], scores: Mapping[str, float], repository: str
     seconds = clip["frames"] * clip["stride"] / clip["fps"]
     data = config.get("data", {})
     source = data.get("source", "not recorded")
+    chosen = ", ".join(f"{key}={value}" for key, value in data.items() if value is not None and key != "source")
     recipe = flat({key: value for key, value in config.get("recipe", {}).items() if key != "mask" or not classifies})
     lines = [
         f"# {repository.rpartition('/')[2]}",
@@ -67,7 +68,7 @@ def card(config: Mapping[str, Any], scores: Mapping[str, float], repository: str
         "",
         "## Data",
         "",
-        f"Trained on `{source}`: " + (", ".join(f"{k}={v}" for k, v in data.items() if v is not None and k != "source")),
+        f"Trained on `{source}`: {chosen}" if chosen else f"Trained on: {source}",
     ]
     if classifies:
         lines += ["", f"{config['classes']} classes: {', '.join(map(str, config['class_names']))}."]

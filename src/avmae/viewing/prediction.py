@@ -12,7 +12,7 @@ import torch
 
 from avmae.data.decode.window import read_window
 from avmae.data.read import window_batch
-from avmae.errors import InputError, MediaError
+from avmae.errors import InputError, MediaError, printable
 from avmae.runs.files import write_text
 from avmae.viewing.systems import folders_of, load_classifier, top_classes
 
@@ -75,12 +75,13 @@ def predict_files(
             yield file, Prediction(has_audio, top_classes(mean, settings["class_names"], top))
 
 
-def as_json(found: Predictions) -> list[dict[str, Any]]:
-    """An entry for each video; one that cannot be read has an `error`."""
-    return [
+def as_json(found: Predictions, source: Path | None = None) -> Any:
+    """An entry for each video, or the one that is the source itself; with an `error` if it cannot be read."""
+    entries = [
         {"input": str(file)} | ({"error": str(said)} if isinstance(said, MediaError) else asdict(said))
         for file, said in found.items()
     ]
+    return entries if source is None or source.is_dir() else entries[0]
 
 
 def check_format(output: Path) -> None:
@@ -98,10 +99,10 @@ def tables(found: Predictions, source: Path) -> Iterator[tuple[str, list[str], l
             for file, said in read.items()
             for best in said.classes[:1]
         ]
-        yield f"{len(read)} videos in {source}", ["file", "", "class", "score"], rows
+        yield printable(f"{len(read)} videos in {source}"), ["file", "", "class", "score"], rows
         return
     for file, said in read.items():
-        title = f"{file} ({'with audio' if said.has_audio else 'silent'})"
+        title = f"{printable(file)} ({'with audio' if said.has_audio else 'silent'})"
         yield title, ["class", "score"], [[row["class"], _score(row)] for row in said.classes]
 
 
