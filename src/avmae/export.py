@@ -26,23 +26,23 @@ def export(ckpt: str | Path, output: str | Path) -> tuple[list[str], str | None]
     (model, config), folder = load_with_config(ckpt), Path(output).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"output={output} is not an empty folder; choose a new one")
-    weights, theirs, video = model.state_dict(), transformers_config(config), model.encoder.modalities["video"]
+    theirs, video, own = transformers_config(config), model.encoder.modalities["video"], model.state_dict()
     if not torch.allclose(video.positions, grid_positions(video.grid, model.encoder.dim), atol=1e-5):
         # transformers computes its table; this one came from an image model.
         theirs = None
-    if theirs:
-        weights = to_transformers(weights, config["model"]["video_patch"])
+    weights = to_transformers(own, config["model"]["video_patch"]) if theirs else own
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_safetensors(weights, folder / "model.safetensors", {"format": "pt"})
         (folder / "config.json").write_text(json.dumps((theirs or {}) | {"avmae": config}, indent=2) + "\n", "utf-8")
     except OSError as error:
         raise InputError(f"output={output} cannot be written: {error.strerror}") from error
-    files = ["model.safetensors", "config.json"]
-    if isinstance(model, Classifier):
+    classifies = isinstance(model, Classifier)
+    if classifies:
         torch.export.save(to_program(model), folder / "classifier.pt2")
-        files.append("classifier.pt2")
-    return files, theirs["architectures"][0] if theirs else None
+    return ["model.safetensors", "config.json", *["classifier.pt2"] * classifies], theirs["architectures"][
+        0
+    ] if theirs else None
 
 
 @command("export")
@@ -53,12 +53,9 @@ def main(config: dict[str, Any]) -> None:
         print(f"transformers reads it: {architecture}.from_pretrained({str(config['output'])!r})")
     print(f"wrote {config['output']}: {', '.join(files)}")
     if config["push"]:
-        from avmae.models.hub import push
-        from avmae.viewing.card import prepare_for_hub
+        from avmae.viewing.card import publish
 
-        folder = Path(config["output"]).expanduser()
-        prepare_for_hub(folder, config["ckpt"], config["push"])
-        print(f"pushed to {push(folder, config['push'])}")
+        print(f"pushed to {publish(Path(config['output']).expanduser(), config['ckpt'], config['push'])}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from avmae.evaluation.results import result_files
 from avmae.export import export
 from avmae.models.hub import CARD, FILES, push
 from avmae.models.weights import read_checkpoint
-from avmae.viewing.card import prepare_for_hub
+from avmae.viewing.card import publish
 
 
 @pytest.fixture
@@ -134,8 +134,7 @@ class TestPushing:
         data = {"source": "ucf101", "root": "/home/me/UCF", "fold": 2, "manifest": None}
         folder = exported(network, "avmae", tmp_path, data=data, recipe={"optim": {"base_lr": 0.001}})
         (tmp_path / "results.json").write_text('{"top1": 0.3214, "clips": 28, "classes": []}')
-        prepare_for_hub(folder, tmp_path / "last.ckpt", "org/model")
-        assert push(folder, "org/model") == f"{hub.endpoint}/org/model"
+        assert publish(folder, tmp_path / "last.ckpt", "org/model") == f"{hub.endpoint}/org/model"
         files = hub.repositories["org/model"]
         assert set(files) == {*FILES, CARD}
         assert b"/home/me" not in b"".join(files.values())
@@ -146,9 +145,10 @@ class TestPushing:
         assert same(load_model("hf://org/model"), network)
         assert json.loads(files["config.json"])["avmae"]["data"]["root"] is None
 
-    def test_a_card_says_what_is_not_known(self, tmp_path: Path) -> None:
+    def test_a_card_says_what_is_not_known(self, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
         folder = exported(autoencoder("videomae"), "videomae", tmp_path)
-        prepare_for_hub(folder, tmp_path / "last.ckpt", "org/model")
+        publish(folder, tmp_path / "last.ckpt", "org/model")
         text = (folder / CARD).read_text()
         assert "None were recorded" in text
         assert "not recorded" in text

@@ -54,9 +54,8 @@ def create_model(
     for override, value in overrides.items():
         group, key = _place(override, parts)
         parts[group][key] = value
-    clip, model, dims = (
-        spec(cls, key, parts[key]) for key, cls in {"clip": ClipSpec, "model": ModelSpec, "size": SizeSpec}.items()
-    )
+    clip, model = spec(ClipSpec, "clip", parts["clip"]), spec(ModelSpec, "model", parts["model"])
+    dims = spec(SizeSpec, "size", parts["size"])
     network: MaskedAutoencoder | Classifier
     if task == "pretrain":
         if classes is not None:

@@ -9,20 +9,26 @@ import yaml
 
 from avmae.data.paths import PATHS
 from avmae.evaluation.metrics import metric_text
-from avmae.models.hub import CARD, on_hub
+from avmae.models.hub import CARD, on_hub, push
 from avmae.runs.history import flat
 
 SCORES = ("results.json", "summary.json")
 """What a run leaves that has scores, the best first."""
 
 
-def prepare_for_hub(folder: Path, ckpt: str | Path, repository: str) -> None:
-    """Write the card of an exported folder, and take the paths of this machine out of its config.
+def publish(folder: Path, ckpt: str | Path, repository: str) -> str:
+    """Write the card of an exported folder, take the paths of this machine out of its config, and push it to the Hub.
 
     Args:
         folder: that `avmae.export` wrote; changed in place.
         ckpt: that it was exported from, in whose run's folder the scores lie.
         repository: its name on the Hub.
+
+    Returns:
+        Its address.
+
+    Raises:
+        InputError: see `avmae.models.hub.push`.
     """
     file = folder / "config.json"
     content = json.loads(file.read_text(encoding="utf-8"))
@@ -31,6 +37,7 @@ def prepare_for_hub(folder: Path, ckpt: str | Path, repository: str) -> None:
         config["data"] = {key: None if key in (*PATHS, "manifest") else value for key, value in config["data"].items()}
     file.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     (folder / CARD).write_text(card(config, _scores(ckpt), repository), "utf-8")
+    return push(folder, repository)
 
 
 def card(config: Mapping[str, Any], scores: Mapping[str, float], repository: str) -> str:

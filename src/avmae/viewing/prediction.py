@@ -123,6 +123,8 @@ def write_predictions(found: Predictions, output: Path) -> None:
     writer = csv.writer(text)
     writer.writerow(COLUMNS)
     for file, said in found.items():
-        for rank, row in enumerate(said.classes if isinstance(said, Prediction) else (), 1):
+        if isinstance(said, MediaError):
+            continue
+        for rank, row in enumerate(said.classes, 1):
             writer.writerow([file, said.has_audio, rank, row["class"], row["label"], f"{row['score']:.6f}"])
     write_text(output, text.getvalue())
