@@ -37,12 +37,11 @@ def export(ckpt: str | Path, output: str | Path) -> tuple[list[str], str | None]
         (folder / "config.json").write_text(json.dumps((theirs or {}) | {"avmae": config}, indent=2) + "\n", "utf-8")
     except OSError as error:
         raise InputError(f"output={output} cannot be written: {error.strerror}") from error
-    classifies = isinstance(model, Classifier)
-    if classifies:
+    files = ["model.safetensors", "config.json"]
+    if isinstance(model, Classifier):
         torch.export.save(to_program(model), folder / "classifier.pt2")
-    return ["model.safetensors", "config.json", *["classifier.pt2"] * classifies], theirs["architectures"][
-        0
-    ] if theirs else None
+        files.append("classifier.pt2")
+    return files, (theirs["architectures"][0] if theirs else None)
 
 
 @command("export")

@@ -22,7 +22,7 @@ from avmae.evaluation.results import result_files
 from avmae.export import export
 from avmae.models.hub import CARD, FILES, push
 from avmae.models.weights import read_checkpoint
-from avmae.viewing.card import publish
+from avmae.viewing.card import publish as publish_export
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ class TestPushing:
         data = {"source": "ucf101", "root": "/home/me/UCF", "fold": 2, "manifest": None}
         folder = exported(network, "avmae", tmp_path, data=data, recipe={"optim": {"base_lr": 0.001}})
         (tmp_path / "results.json").write_text('{"top1": 0.3214, "clips": 28, "classes": []}')
-        assert publish(folder, tmp_path / "last.ckpt", "org/model") == f"{hub.endpoint}/org/model"
+        assert publish_export(folder, tmp_path / "last.ckpt", "org/model") == f"{hub.endpoint}/org/model"
         files = hub.repositories["org/model"]
         assert set(files) == {*FILES, CARD}
         assert b"/home/me" not in b"".join(files.values())
@@ -148,7 +148,7 @@ class TestPushing:
     def test_a_card_says_what_is_not_known(self, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         folder = exported(autoencoder("videomae"), "videomae", tmp_path)
-        publish(folder, tmp_path / "last.ckpt", "org/model")
+        publish_export(folder, tmp_path / "last.ckpt", "org/model")
         text = (folder / CARD).read_text()
         assert "None were recorded" in text
         assert "not recorded" in text
