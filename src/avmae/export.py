@@ -11,8 +11,7 @@ from avmae.errors import InputError
 def export(ckpt: str | Path, output: str | Path) -> tuple[list[str], str | None]:
     """Write weights and config, and a classifier's program, to a new or empty folder.
 
-    Returns:
-        Names of the files, and the class of transformers that reads them, if there is one.
+    Returns the files' names, and the class of transformers that reads them, if there is one.
     """
     import torch
 
