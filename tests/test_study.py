@@ -71,16 +71,16 @@ def test_a_second_run_trains_nothing_and_other_settings_are_refused(
 
 def test_a_training_that_fails_ends_the_study_and_says_why(arguments: list[str], tmp_path: Path) -> None:
     wrong = [a for a in arguments if not a.startswith("study.overrides")] + ["study.overrides=['trainer.epochs=1']"]
-    said = error(run("study", *wrong, cwd=tmp_path, ok=False))
+    said = run("study", *wrong, cwd=tmp_path, ok=False)
     assert "output.txt" in said
-    assert "trainer.epochs" in said or "'epochs'" in said
+    assert "unknown key trainer.epochs; did you mean trainer.max_epochs?" in said
     # What is mended goes on in the same folder only with the same settings.
     assert not list(tmp_path.glob("out/*/*/rows.json"))
     assert "another overrides" in error(run("study", *arguments, cwd=tmp_path, ok=False))
 
 
 def test_a_study_that_is_ended_ends_its_trainings_and_goes_on_with_them(arguments: list[str], tmp_path: Path) -> None:
-    longer = [a.replace("trainer.max_epochs=1", "trainer.max_epochs=20") for a in arguments if "systems" not in a]
+    longer = [a.replace("trainer.max_epochs=1", "trainer.max_epochs=60") for a in arguments if "systems" not in a]
     longer += ["study.systems=[videomae,avmae]", "jobs=1"]
     last, printed = tmp_path / "out/avmae/seed0/pretrain/checkpoints/last.ckpt", tmp_path / "printed.txt"
     said = last.parents[1] / "output.txt"

@@ -69,14 +69,14 @@ def test_every_choice_composes_into_settings_that_are_understood(choice: str) ->
 def test_every_experiment_composes_and_asks_for_what_it_or_a_choice_of_it_makes_mandatory(experiment: str) -> None:
     """OmegaConf keeps null where ??? is merged over it, so ??? in a recipe may say what nobody enforces."""
     config = composed(f"experiment={experiment}", "data.root=DIR", "ckpt=PATH")
-    assert config["name"] != "" if experiment == "demo_base" else config["name"] == experiment
+    assert config["name"] != "" if experiment in ("demo_base", "duets_base") else config["name"] == experiment
     written: Any = OmegaConf.to_container(OmegaConf.load(f"{CONF}/experiment/{experiment}.yaml"))
     leaves = [(key, value) for key, value in written.items() if not isinstance(value, dict)]
     leaves += [(f"{k}.{key}", v) for k, node in written.items() if isinstance(node, dict) for key, v in node.items()]
     needed = [key for key, value in leaves if value == "???"] + list(written.get("requires", []))
     if "ucf101" in experiment:
         needed.append("data.root")
-    if experiment in ("probe_ucf101", "finetune_ucf101_k400"):
+    if experiment in ("probe_ucf101", "finetune_ucf101_k400", "duets_probe"):
         needed.append("ckpt")
     if not needed:
         composed(f"experiment={experiment}")

@@ -73,7 +73,7 @@ def test_averaged_weights_are_what_is_tested(groups: int, name: str, miniature: 
         how = {"cwd": tmp_path, "miniature": miniature, "output": output, "env": CALLBACKS}
         assert start_train(*arguments, f"resume={resume}", **how).wait(120) == 0, output.read_text()
         assert "Warning" not in output.read_text()
-        (file,) = (tmp_path / "logs/run").glob(f"*/checkpoints/{name}.ckpt")
+        (file,) = (tmp_path / "logs/run").glob(f"2*/checkpoints/{name}.ckpt")
         saved, tested = torch.load(file, weights_only=True), torch.load(tmp_path / "tested.pt", weights_only=True)
         assert all(torch.equal(value, tested[key]) for key, value in saved["state_dict"].items())
         assert not all(torch.equal(value, tested[key]) for key, value in saved["current_model_state"].items())
@@ -105,7 +105,7 @@ def test_layer_decay_is_of_what_was_loaded_and_a_resumed_run_knows_it(miniature:
     finetune = ("name=run", "task=classify", "optim=finetune")
     ckpt = f"ckpt={tmp_path}/pictures/checkpoints/last.ckpt"
     assert "layer decay 0.7 of what was loaded" in train(*finetune, ckpt, "trainer.max_epochs=1", **how)
-    (file,) = tmp_path.glob("logs/run/*/checkpoints/last.ckpt")
+    (file,) = tmp_path.glob("logs/run/2*/checkpoints/last.ckpt")
     before = torch.load(file, weights_only=True)
     assert {name for name in before["loaded"] if name.startswith("encoder.modalities.video.blocks")}
     assert not {name for name in before["loaded"] if "audio" in name}

@@ -213,7 +213,7 @@ def test_what_is_printed_is_what_one_needs(pretrained: Path) -> None:
     lines = (pretrained / "printed.txt").read_text().splitlines()
     foreign = ("wandb:", "Lightning", "lightning", "Warning", "WARNING", "Tip", "HYDRA", "rank_zero")
     assert not [line for line in lines if any(word in line for word in foreign)]
-    assert "GFLOP a clip" in lines[1]
+    assert any("GFLOP a clip" in line for line in lines[:3])
     last = next(line for line in lines if line.startswith("epoch 2/2  step 4/4"))
     for figure in ("left 0 s", "loss ", "clips/s", "data wait", "val/loss"):
         assert figure in last

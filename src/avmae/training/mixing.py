@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from avmae.data.datamodule import Batch
@@ -53,7 +52,8 @@ def mix(batch: Batch, classes: int, spec: MixSpec, rng: np.random.Generator, mel
     Returns:
         The batch with other video and audio, and the target (B, classes) float32, a distribution.
     """
-    target = F.one_hot(batch["label"], classes).float()
+    # Not one_hot, which reads the labels back on a CPU.
+    target = (batch["label"][:, None] == torch.arange(classes, device=batch["label"].device)).float()
     if not (spec.mixup or spec.cutmix):
         return batch, target
     cut = bool(spec.cutmix) and (not spec.mixup or rng.random() < spec.switch)
