@@ -102,7 +102,7 @@ def test_what_starts_from_weights_does_not_start_from_nothing(recipe: str, minia
 def test_layer_decay_is_of_what_was_loaded_and_a_resumed_run_knows_it(miniature: Path, tmp_path: Path) -> None:
     how = {"cwd": tmp_path, "miniature": miniature}
     train("hydra.run.dir=pictures", "model=videomae", "trainer.max_epochs=1", **how)
-    finetune = ("name=run", "task=classify", "optim=finetune")
+    finetune = ("name=run", "model=avmae", "task=classify", "optim=finetune")
     ckpt = f"ckpt={tmp_path}/pictures/checkpoints/last.ckpt"
     assert "layer decay 0.7 of what was loaded" in train(*finetune, ckpt, "trainer.max_epochs=1", **how)
     (file,) = tmp_path.glob("logs/run/2*/checkpoints/last.ckpt")
