@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from avmae.models.decoder import Moment
+from avmae.models.decoder import CrossBlock, Moment
 from avmae.models.masking import Mask
 from avmae.models.tokens import Grid
 
@@ -50,3 +50,14 @@ def test_masked_tokens_of_the_other_modality_count_as_zero() -> None:
     whole = moment(looking, tokens, Mask(every, every[:, :0]))
     halves = [moment(looking, tokens[:, part], Mask(every[:, part], every)) for part in (slice(0, 9), slice(9, None))]
     torch.testing.assert_close(halves[0] + halves[1], whole)
+
+
+def test_a_bias_of_keys_that_earlier_versions_kept_is_left_out() -> None:
+    torch.manual_seed(0)
+    block, masked, visible = CrossBlock(8, 2), torch.randn(2, 3, 8), torch.randn(2, 5, 8)
+    block.value_bias.data.normal_()
+    earlier = block.state_dict()
+    earlier["key_value.bias"] = torch.cat([torch.randn(8), earlier.pop("value_bias")])
+    again = CrossBlock(8, 2)
+    again.load_state_dict(earlier)
+    assert torch.equal(again(masked, visible), block(masked, visible))

@@ -28,12 +28,22 @@ class CrossBlock(nn.Module):
         norm = partial(nn.LayerNorm, dim, eps=norm_eps)
         self.heads = heads
         self.norm1, self.norm2, self.visible_norm = norm(), norm(), norm()
-        self.query, self.key_value, self.proj = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
+        self.query, self.proj = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        # Keys have no bias, for the reason that `PartialBlock` gives.
+        self.key_value, self.value_bias = nn.Linear(dim, 2 * dim, bias=False), nn.Parameter(torch.zeros(dim))
         self.mlp = Mlp(dim, 4 * dim)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # Earlier versions had the bias of keys, too, which changes nothing.
+        if (bias := state_dict.pop(f"{prefix}key_value.bias", None)) is not None:
+            state_dict[f"{prefix}value_bias"] = bias[len(bias) // 2 :]
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(self, masked: Tensor, visible: Tensor) -> Tensor:
         """(B, M, dim) masked and (B, V, dim) visible tokens to (B, M, dim)."""
-        key, value = self.key_value(self.visible_norm(visible)).unflatten(-1, (2, self.heads, -1)).unbind(2)
+        bias = torch.cat([torch.zeros_like(self.value_bias), self.value_bias])
+        both = F.linear(self.visible_norm(visible), self.key_value.weight, bias)
+        key, value = both.unflatten(-1, (2, self.heads, -1)).unbind(2)
         query = self.query(self.norm1(masked)).unflatten(-1, (self.heads, -1))
         attended = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (query, key, value)))
         masked = masked + self.proj(attended.transpose(1, 2).flatten(2))
