@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def predict(ckpt: str | Path, input: str | Path, *, top: int = 5, segments: int = 5, crops: int = 3) -> "Prediction":
-    """Average a video's class probabilities over evenly spaced windows and squares of each; return the first few.
+    """Average a video's class probabilities over evenly spaced windows and crops of each; return the first few.
 
     Raises:
         InputError: a number is out of range, the checkpoint is no classifier, or the video cannot be read.

@@ -150,7 +150,7 @@ class Study:
 
         Returns:
             `system`, `labels`, `pretrained` and `scratch`, how many clips only these classify rightly, and `p`, of the
-            sign test that both are equally good (McNemar's exact test).
+            sign test that both are equally good (McNemar's exact test); as if each seed had clips of its own.
         """
         found = []
         for system, share in product(self.spec.systems, () if self.spec.quick else self.spec.labels):

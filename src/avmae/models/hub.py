@@ -83,24 +83,23 @@ def _explained(what: str) -> Iterator[None]:
     from huggingface_hub import errors
 
     login = "log in with: hf auth login, or set HF_TOKEN"
+    # Those that others are kinds of come last.
+    reasons: dict[type[Exception], str] = {
+        errors.LocalTokenNotFoundError: f"{what}: nobody is logged in; {login}",
+        errors.GatedRepoError: f"{what}: its owners ask for access first; ask on its page, then {login}",
+        errors.RevisionNotFoundError: f"{what}: the repository has no such revision",
+        errors.RepositoryNotFoundError: (
+            f"{what}: there is no such repository, or it is private: check its name, or {login}"
+        ),
+        errors.LocalEntryNotFoundError: f"{what}: the server cannot be reached, and the file is not in the cache",
+        errors.EntryNotFoundError: (
+            f"{what} is not in the repository; avmae reads {' and '.join(FILES)}, nothing pickled"
+        ),
+    }
     try:
         yield
-    except errors.LocalTokenNotFoundError as error:
-        raise InputError(f"{what}: nobody is logged in; {login}") from error
-    except errors.GatedRepoError as error:
-        raise InputError(f"{what}: its owners ask for access first; ask on its page, then {login}") from error
-    except errors.RevisionNotFoundError as error:
-        raise InputError(f"{what}: the repository has no such revision") from error
-    except errors.RepositoryNotFoundError as error:
-        raise InputError(
-            f"{what}: there is no such repository, or it is private: check its name, or {login}"
-        ) from error
-    except errors.LocalEntryNotFoundError as error:
-        raise InputError(f"{what}: the server cannot be reached, and the file is not in the cache") from error
-    except errors.EntryNotFoundError as error:
-        raise InputError(
-            f"{what} is not in the repository; avmae reads {' and '.join(FILES)}, nothing pickled"
-        ) from error
+    except tuple(reasons) as error:
+        raise InputError(next(text for kind, text in reasons.items() if isinstance(error, kind))) from error
     except errors.HFValidationError as error:
         raise InputError(f"{what}: {str(error).splitlines()[0]}") from error
     except errors.HfHubHTTPError as error:

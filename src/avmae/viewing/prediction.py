@@ -44,14 +44,14 @@ def videos_of(source: Path) -> list[Path]:
 def predict_files(
     ckpt: str | Path, files: Iterable[Path], top: int = 5, segments: int = 5, crops: int = 3
 ) -> Iterator[tuple[Path, Prediction | MediaError]]:
-    """Average the class probabilities of each video over evenly spaced windows and squares of each.
+    """Average the class probabilities of each video over evenly spaced windows and crops of each.
 
     Args:
         ckpt: of a classifier.
         files: videos.
         top: how many classes are kept, the best first.
         segments: windows of each video.
-        crops: squares of each window.
+        crops: square crops of each window.
 
     Raises:
         InputError: a number is out of range, or the checkpoint is no classifier.
