@@ -14,6 +14,7 @@ from avmae.data.sources.shards import PackSpec, Row, pack
 from avmae.data.sources.ucf101 import CLASSES_WITH_SOUND, read_ucf101
 from avmae.data.splits import ClipEntry, Splits, keep_classes
 from avmae.errors import InputError
+from avmae.runs.launch import cores
 
 Parts = dict[str, list[ClipEntry]]
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
@@ -98,7 +99,7 @@ def take_inventory(
     paths = sorted(names)
     if outside := [names[path] for path in paths if path.startswith(os.pardir + os.sep)]:
         raise InputError(f"{outside[0]} is not under data.root={root}; choose a folder that holds all clips")
-    decoded = len([*progress(update_manifest(root, paths, file, processes or os.cpu_count() or 1), len(paths))])
+    decoded = len([*progress(update_manifest(root, paths, file, processes or cores()), len(paths))])
     return replace(inventory, records=read_manifest(file), decoded=decoded)
 
 
@@ -132,7 +133,7 @@ def pack_inventory(
             row = rows.setdefault((path, clip.label), Row(path, clip.label, clip.group, {}))
             row.parts.setdefault(fold, []).append(name)
     chosen = [rows[key] for key in sorted(rows)]
-    problems = pack(chosen, listed.classes, root, target, spec, processes or os.cpu_count() or 1, progress)
+    problems = pack(chosen, listed.classes, root, target, spec, processes or cores(), progress)
     before = sum((root / row.name).stat().st_size for row in chosen)
     after = sum(file.stat().st_size for file in target.iterdir())
     return len(chosen) - len(problems), before, after, problems

@@ -24,6 +24,11 @@ _calls = count()
 """Of `on_first_process`."""
 
 
+def cores() -> int:
+    """How many processors this process may use, which a scheduler may have made fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def launch(function: Callable[[dict[str, Any]], Any], config: dict[str, Any], processes: int) -> Any:
     """Run a function of a config in this process, or in several local ones that know each other; the first's result.
 
@@ -44,7 +49,7 @@ def launch(function: Callable[[dict[str, Any]], Any], config: dict[str, Any], pr
     def hand_on(number: int, frame: Any) -> NoReturn:
         raise SignalException(f"signal {number}", signal.Signals(number))
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
     # Seconds for a step and for writing the checkpoint, after a signal; then what is left is killed.
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
     # What it says of a failed process says less than our message.

@@ -12,7 +12,7 @@ from pathlib import Path
 from signal import SIGTERM
 
 from avmae.errors import InputError
-from avmae.runs.launch import end_with_parent
+from avmae.runs.launch import cores, end_with_parent
 
 Unit = Iterator[tuple[list[str], Path]]
 """Arguments of `python` and the log of its output, in turn: each is asked for when the one before is done."""
@@ -26,11 +26,10 @@ def places(jobs: int | None, accelerator: str) -> list[dict[str, str]]:
     if gpus and (visible := os.environ.get("CUDA_VISIBLE_DEVICES")):
         # Numbers or names of those that are ours, of all that the machine has.
         gpus = visible.split(",")[: len(gpus)]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jobs = jobs if jobs is not None else len(gpus) or min(4, cores)
+    jobs = jobs if jobs is not None else len(gpus) or min(4, cores())
     if jobs < 1:
         raise InputError(f"jobs={jobs} must be at least 1, or null")
-    threads = {"OMP_NUM_THREADS": str(max(1, cores // jobs))}
+    threads = {"OMP_NUM_THREADS": str(max(1, cores() // jobs))}
     return [threads | ({"CUDA_VISIBLE_DEVICES": gpus[job % len(gpus)]} if gpus else {}) for job in range(jobs)]
 
 
