@@ -9,7 +9,7 @@ from files import config_of, save
 from systems import CLIP, SIZE, SYSTEMS, autoencoder, batch, classifier, disturb, draw
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
-from transformers import VideoMAEForPreTraining, VideoMAEForVideoClassification
+from transformers import VideoMAEForPreTraining, VideoMAEForVideoClassification, pipeline
 
 from avmae import load_model
 from avmae.errors import InputError
@@ -46,7 +46,8 @@ class TestEverySystem:
         result, expected = loaded(batch(), masks), network(batch(), masks)
         assert torch.equal(result.loss, expected.loss)
         assert all(torch.equal(result.predictions[name], x) for name, x in expected.predictions.items())
-        assert {file.name for file in (tmp_path / "out").iterdir()} == {"model.safetensors", "config.json"}
+        processor = {"preprocessor_config.json"} if system == "videomae" else set()
+        assert {file.name for file in (tmp_path / "out").iterdir()} == {"model.safetensors", "config.json"} | processor
 
     def test_a_classifier_comes_back_to_the_bit_and_as_a_program(self, system: str, tmp_path: Path) -> None:
         network = classifier(system)
@@ -86,6 +87,16 @@ class TestTransformers:
         with torch.no_grad():
             logits = theirs(clips["video"].transpose(1, 2)).logits
         torch.testing.assert_close(logits, network(clips), rtol=1e-4, atol=1e-4)
+
+    def test_prepares_frames_as_avmae_does(self, tmp_path: Path) -> None:
+        network = classifier("videomae")
+        output = export(saved(network, "videomae", tmp_path), tmp_path / "out")
+        theirs = pipeline("video-classification", model=str(output))
+        frames = torch.randint(0, 256, (CLIP.frames, 3, CLIP.size, 48), dtype=torch.uint8)
+        pixels = theirs.video_processor(frames, return_tensors="pt")["pixel_values"].transpose(1, 2)
+        mean, std = (torch.tensor(x).view(3, 1, 1, 1) for x in (CLIP.pixel_mean, CLIP.pixel_std))
+        middle = frames[..., 8:40].transpose(0, 1)[None] / 255
+        torch.testing.assert_close(pixels, (middle - mean) / std, rtol=1e-5, atol=1e-5)
 
     def test_reads_an_autoencoder(self, tmp_path: Path) -> None:
         network = autoencoder("videomae")
@@ -167,6 +178,6 @@ class TestOutput:
         (tmp_path / "out").mkdir()
         printed = run("export", f"ckpt={ckpt}", "output=out", cwd=tmp_path)
         assert "VideoMAEForVideoClassification.from_pretrained('out')" in printed
-        assert "wrote out: model.safetensors, config.json, classifier.pt2" in printed
+        assert "wrote out: model.safetensors, config.json, preprocessor_config.json, classifier.pt2" in printed
         assert_same(load_model(tmp_path / "out"), network)
         assert {path.name for path in tmp_path.iterdir()} == {"last.ckpt", "out"}

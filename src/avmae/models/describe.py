@@ -134,3 +134,20 @@ def transformers_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
             "label2id": {name: label for label, name in names.items()},
         }
     return theirs
+
+
+def transformers_processor(config: Mapping[str, Any]) -> dict[str, Any]:
+    """``preprocessor_config.json`` of transformers' VideoMAE: how frames become what a model of this config takes."""
+    clip = config["clip"]
+    return {
+        "image_processor_type": "VideoMAEImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": clip["size"]},
+        "do_center_crop": True,
+        "crop_size": {"height": clip["size"], "width": clip["size"]},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(clip["pixel_mean"]),
+        "image_std": list(clip["pixel_std"]),
+    }

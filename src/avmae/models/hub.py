@@ -10,6 +10,7 @@ from typing import Any
 from avmae.errors import InputError
 
 FILES = ("config.json", "model.safetensors")
+PROCESSOR = "preprocessor_config.json"
 CARD = "README.md"
 REFERENCE = re.compile(r"hf:/{1,2}(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
@@ -50,7 +51,7 @@ def fetch(reference: str | Path) -> Path:
 
 
 def push(folder: Path, repository: str) -> str:
-    """Upload `FILES` and the card of a folder to a repository, which is made if there is none; returns its address.
+    """Upload a folder's model and card to a repository, which is made if there is none; returns its address.
 
     Raises:
         InputError: nobody is logged in, or may not write there; the server cannot be reached; the name cannot be.
@@ -59,8 +60,8 @@ def push(folder: Path, repository: str) -> str:
     with _explained(f"push={repository}"):
         api.whoami()
         address = str(api.create_repo(repository, exist_ok=True))
-        message = "Upload a model of avmae"
-        api.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=[*FILES, CARD], commit_message=message)
+        what = {"allow_patterns": [*FILES, PROCESSOR, CARD], "commit_message": "Upload a model of avmae"}
+        api.upload_folder(repo_id=repository, folder_path=folder, **what)
     return address
 
 

@@ -14,6 +14,12 @@ PROGRAMS = {"torch": "classifier.pt2", "onnx": "classifier.onnx"}
 """Names of files by format."""
 
 
+def check_format(format: str) -> None:
+    """Raise an InputError unless it is one of `PROGRAMS`."""
+    if format not in PROGRAMS:
+        raise InputError(f"format={format} is unknown; choose {' or '.join(PROGRAMS)}")
+
+
 def to_program(model: Classifier) -> ExportedProgram:
     """Trace a classifier for any number of clips, given as a dict of its modalities and ``has_audio``."""
     grids = {name: encoder.grid for name, encoder in model.encoder.modalities.items()}
@@ -58,18 +64,22 @@ class FromWindow(nn.Module):
         return self.model(batch).softmax(-1)
 
 
-def write_program(model: Classifier, spectrogram: nn.Module, file: Path) -> None:
-    """Write a classifier for any number of clips: `to_program` as .pt2, or `FromWindow` as .onnx.
+def write_program(model: Classifier, spectrogram: nn.Module, folder: Path, format: str) -> str:
+    """Write a classifier for any number of clips: `to_program` for torch, or `FromWindow` for ONNX.
 
     The latter's inputs are `frames` and, of systems with audio, `waveform` and `has_audio`; its output is
     `probabilities`.
 
+    Returns:
+        The file's name.
+
     Raises:
         InputError: the packages that ONNX needs are not installed.
     """
-    if file.suffix == ".pt2":
-        return torch.export.save(to_program(model), file)
-    clip = model.clip
+    clip, file = model.clip, folder / PROGRAMS[format]
+    if format == "torch":
+        torch.export.save(to_program(model), file)
+        return file.name
     windows = {"frames": torch.zeros(2, clip.frames, clip.size, clip.size, 3, dtype=torch.uint8)}
     if "audio" in model.encoder.modalities:
         windows |= {"waveform": torch.zeros(2, clip.samples), "has_audio": torch.ones(2, dtype=torch.bool)}
@@ -83,3 +93,4 @@ def write_program(model: Classifier, spectrogram: nn.Module, file: Path) -> None
         raise InputError("format=onnx needs more packages: pip install 'avmae[onnx]'") from error
     assert written is not None
     written.save(file)
+    return file.name
