@@ -76,7 +76,7 @@ def test_every_experiment_composes_and_asks_for_what_it_or_a_choice_of_it_makes_
     needed = [key for key, value in leaves if value == "???"] + list(written.get("requires", []))
     if "ucf101" in experiment:
         needed.append("data.root")
-    if experiment in ("probe_ucf101", "finetune_ucf101_k400", "duets_probe"):
+    if experiment in ("probe_ucf101", "finetune_ucf101_k400", "duets_probe", "actions_probe"):
         needed.append("ckpt")
     if not needed:
         composed(f"experiment={experiment}")
