@@ -132,10 +132,15 @@ class ClipDataset(Dataset[Sample]):
         return None
 
     def _read(self, index: int, position: float) -> Window:
+        entry = self.entries[index]
         with self.readings.of(index) if self.readings else nullcontext():
-            if self.cache is not None:
-                return read_decoded(self.cache, self.entries[index].path, self.clip, position, self.audio)
-            return read_window(self.entries[index].path, self.clip, position, self.clip.canvas, self.audio)
+            try:
+                if self.cache is not None:
+                    return read_decoded(self.cache, entry.path, self.clip, position, self.audio, entry.between)
+                return read_window(entry.path, self.clip, position, self.clip.canvas, self.audio, entry.between)
+            except MediaError as error:
+                # Of a file's clips, each is named and counted.
+                raise MediaError(str(error).replace(str(entry.path), str(entry), 1)) from error
 
 
 def make_sample(

@@ -123,16 +123,17 @@ def pack_inventory(
     listed, root = inventory.listed, inventory.root
     folded = any(part.startswith("fold ") for part in inventory.parts)
     # A clip may be in several lists, and have another label in each.
-    rows: dict[tuple[str, int], Row] = {}
+    rows: dict[tuple[str, tuple[float, float], int], Row] = {}
     # The manifest is of all classes, the copy of those alone that `only` keeps.
     for part, clips in (folds(root, listed.classes) if folded else inventory.parts).items():
         _, fold, name = part.split() if folded else ("", "0", part)
         for clip in clips:
             path = inventory.path(clip)
-            row = rows.setdefault((path, clip.label), Row(path, clip.label, clip.group, {}))
+            new = Row(path, clip.label, clip.group, {}, clip.start, clip.end)
+            row = rows.setdefault((path, clip.between, clip.label), new)
             row.parts.setdefault(fold, []).append(name)
     chosen = [rows[key] for key in sorted(rows)]
-    problems = pack(chosen, listed.classes, root, target, spec, processes or os.cpu_count() or 1, progress)
-    before = sum((root / row.name).stat().st_size for row in chosen)
+    packed, problems = pack(chosen, listed.classes, root, target, spec, processes or os.cpu_count() or 1, progress)
+    before = sum((root / name).stat().st_size for name in {row.name for row in chosen})
     after = sum(file.stat().st_size for file in target.iterdir())
-    return len(chosen) - len(problems), before, after, problems
+    return packed, before, after, problems

@@ -1,5 +1,6 @@
 """Which clips a data set has, and which are for training, validation and test."""
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,12 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from avmae.data.decode.container import Source
+from avmae.data.decode.window import Span
 from avmae.errors import InputError
 
 
 @dataclass(frozen=True)
 class ClipEntry:
-    """One file of a data set, its class from 0, and what it shares its source with.
+    """One clip of a data set: a file or a part of one, its class from 0, and what it shares its source with.
 
     Clips of one group must not be split between training and validation.
     """
@@ -20,6 +22,19 @@ class ClipEntry:
     path: Source
     label: int
     group: str = ""
+    start: float | None = None  # in seconds from the file's first frame; None for that
+    end: float | None = None  # None for the file's end
+
+    @property
+    def between(self) -> Span:
+        """From when to when it lasts, as `read_window` takes it."""
+        return self.start or 0.0, math.inf if self.end is None else self.end
+
+    def __str__(self) -> str:
+        """Its file, and of a part of one from when to when, as a media fragment URI has it (W3C): `a.mp4#t=1.5,4`."""
+        if (self.start, self.end) == (None, None):
+            return str(self.path)
+        return f"{self.path}#t={self.start or 0:.10g}{'' if self.end is None else f',{self.end:.10g}'}"
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ class Features:
     Args:
         tensors: `PART/features` (N, D) float32, see `Embeddings.fused`, and `PART/labels` (N,) int64, for those of the
             parts train, val and test that have clips.
-        clips: paths by part.
+        clips: by part, their files, as `ClipEntry` names them.
         classes: names.
     """
 
@@ -146,5 +146,5 @@ def embed_parts(model: MaskedAutoencoder | Classifier, datamodule: ClipDataModul
             found = embed(model, datamodule, part, inference)
             tensors[f"{part}/features"] = found.fused[found.scored]
             tensors[f"{part}/labels"] = torch.tensor([entry.label for entry in entries])[found.scored]
-            clips[part] = [str(e.path) for e, kept in zip(entries, found.scored.tolist(), strict=True) if kept]
+            clips[part] = [str(e) for e, kept in zip(entries, found.scored.tolist(), strict=True) if kept]
     return Features(tensors, clips, list(datamodule.classes))

@@ -20,11 +20,13 @@ from avmae.clip import ClipSpec
 from avmae.data.decode.audio import Waveform, audio_stream, read_track
 from avmae.data.decode.container import EPSILON, Source, opened
 from avmae.data.decode.frames import Frames, VideoTrack
-from avmae.data.decode.window import Window, frame_size, read_frames
+from avmae.data.decode.window import WHOLE, Span, Window, frame_size, read_frames
 from avmae.errors import InputError, MediaError
 
 
-def read_decoded(folder: Path, path: Source, clip: ClipSpec, position: float, audio: bool = True) -> Window:
+def read_decoded(
+    folder: Path, path: Source, clip: ClipSpec, position: float, audio: bool = True, between: Span = WHOLE
+) -> Window:
     """As `read_window` with the canvas of `clip`, by way of the clip's decoded copy in the folder, made at first use.
 
     Copies are told apart by the file's path, length and time of change, and by size and rate of what they hold.
@@ -39,7 +41,7 @@ def read_decoded(folder: Path, path: Source, clip: ClipSpec, position: float, au
     try:
         with safe_open(copy, "np") as stored:
             track = DecodedTrack(stored)
-            stretch = read_frames(track, path, clip, position, clip.canvas)
+            stretch = read_frames(track, path, clip, position, clip.canvas, between)
             waveform = track.read_audio(stretch.start, stretch.samples, clip.sample_rate) if audio else None
     except (OSError, SafetensorError) as error:
         raise MediaError(f"{copy}: the decoded copy of {path} is damaged ({error}); delete it") from error
@@ -60,13 +62,13 @@ class DecodedTrack:
     def stated_duration(self) -> float:
         return self.stated
 
-    def read(self, times: NDArray[np.float64], size: tuple[int, int], to_end: bool) -> tuple[Frames, float | None]:
+    def read(self, times: NDArray[np.float64], size: tuple[int, int], until: float) -> tuple[Frames, float | None]:
         """The frames (len(times), *size, 3) on display at ascending times, and the end, if reading got there."""
         assert size == self.size
         shown = np.searchsorted(self.times, times + EPSILON, side="right") - 1
         first = int(shown[0])
         frames = self.frames[first : int(shown[-1]) + 1][shown - first]
-        return frames, self.end if to_end or shown[-1] == len(self.times) - 1 else None
+        return frames, self.end if until > self.times[-1] + EPSILON or shown[-1] == len(self.times) - 1 else None
 
     def read_audio(self, start: float, samples: int, sample_rate: int) -> Waveform | None:
         """As `avmae.data.decode.audio.read_audio`."""

@@ -66,6 +66,8 @@ class Row:
     label: int
     group: str  # see `ClipEntry`
     parts: dict[str, list[str]]  # lists of train, val and test, by fold; the fold is 0 where there is one division
+    start: float | None = None  # see `ClipEntry`
+    end: float | None = None
 
 
 def pack(
@@ -76,10 +78,13 @@ def pack(
     spec: PackSpec,
     workers: int,
     progress: Callable[[Iterable[Any], int], Iterable[Any]],
-) -> list[str]:
-    """Recode clips and write them in chunks with a table beside them; returns what could not be packed, and why.
+) -> tuple[int, list[str]]:
+    """Recode files, each once, and write them in chunks with a table of their clips beside them.
 
-    Rows are named from the root; `progress` wraps the clips as they are done, of so many.
+    Rows are named from the root; `progress` wraps the files as they are done, of so many.
+
+    Returns:
+        How many clips were packed, and which files could not be, and why.
 
     Raises:
         InputError: the target is not empty, or cannot be written.
@@ -90,28 +95,29 @@ def pack(
     from litdata.streaming.writer import BinaryWriter
 
     problems: list[str] = []
-    kept: list[Row] = []
+    names, items = list(dict.fromkeys(row.name for row in rows)), dict[str, int]()
     try:
         target.mkdir(parents=True, exist_ok=True)
         writer = BinaryWriter(str(target), chunk_bytes=CHUNK_BYTES)
         with worker_pool(workers) as pool:
-            packed = pool.map(functools.partial(_pack_one, root, spec), [row.name for row in rows])
-            for row, content in zip(rows, progress(packed, len(rows)), strict=True):
+            packed = pool.map(functools.partial(_pack_one, root, spec), names)
+            for name, content in zip(names, progress(packed, len(names)), strict=True):
                 if isinstance(content, bytes):
-                    writer.add_item(len(kept), {"video": content})
-                    kept.append(row)
+                    writer.add_item(len(items), {"video": content})
+                    items[name] = len(items)
                 else:
                     problems.append(content)
-        if kept:
+        if items:
             writer.done()
             writer.merge(1)
-        table = {"classes": classes, "clips": [asdict(row) for row in kept], "pack": asdict(spec)}
+        kept = [asdict(row) | {"item": items[row.name]} for row in rows if row.name in items]
+        table = {"classes": classes, "clips": kept, "pack": asdict(spec)}
         # Written last: a folder without it is not whole.
         (target / TABLE).write_text(json.dumps(table) + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(f"pack={target} cannot be written: {error.strerror}; choose another folder") from error
-    assert len(litdata.StreamingDataset(str(target))) == len(kept)
-    return problems
+    assert len(litdata.StreamingDataset(str(target))) == len(items)
+    return len(kept), problems
 
 
 def _pack_one(root: Path, spec: PackSpec, name: str) -> bytes | str:
@@ -141,7 +147,9 @@ def read_packed(root: str, fold: int = 1, val_groups: int = 2) -> Splits:
             raise InputError(f"data.fold={fold}: {root} has the folds {', '.join(row['parts'])}")
         # Older copies name one part instead of a list.
         for part in [listed] if isinstance(listed, str) else listed:
-            parts[part].append(ClipEntry(PackedClip(root, index, row["name"]), row["label"], row["group"]))
+            # In older copies every clip has a file of its own.
+            file = PackedClip(root, row.get("item", index), row["name"])
+            parts[part].append(ClipEntry(file, row["label"], row["group"], row.get("start"), row.get("end")))
     train, val, test = parts.values()
     if folded:
         train, val = hold_out(train, val_groups, fold)
