@@ -91,7 +91,8 @@ class ClipDataModule(L.LightningDataModule):
 
     def _dataset(self, entries: list[ClipEntry], augment: AugmentSpec | None, **views: Any) -> ClipDataset:
         cache = Path(self.loading.cache).expanduser() if self.loading.cache else None
-        return ClipDataset(entries, self.clip, self.audio, augment, cache=cache, **views)
+        many = len(self.classes) if self.splits.many_labels else None
+        return ClipDataset(entries, self.clip, self.audio, augment, cache=cache, many_labels=many, **views)
 
     def _loader(self, dataset: ClipDataset, sampler: TrainSampler | EvalSampler) -> DataLoader:
         number = self.loading.workers

@@ -65,7 +65,8 @@ class Inventory:
             How many of a class's clips have audio, and how many there are.
         """
         clips, audible = Counter[int](), Counter[int]()
-        for path, label in {(self.path(clip), clip.label) for part in self.parts.values() for clip in part}:
+        listed = {(self.path(clip), label) for part in self.parts.values() for clip in part for label in clip.labels}
+        for path, label in listed:
             clips[label] += 1
             audible[label] += self.records[path].has_audio
         return {
@@ -123,14 +124,15 @@ def pack_inventory(
     listed, root = inventory.listed, inventory.root
     folded = any(part.startswith("fold ") for part in inventory.parts)
     # A clip may be in several lists, and have another label in each.
-    rows: dict[tuple[str, tuple[float, float], int], Row] = {}
+    rows: dict[tuple[Any, ...], Row] = {}
     # The manifest is of all classes, the copy of those alone that `only` keeps.
     for part, clips in (folds(root, listed.classes) if folded else inventory.parts).items():
         _, fold, name = part.split() if folded else ("", "0", part)
         for clip in clips:
             path = inventory.path(clip)
-            new = Row(path, clip.label, clip.group, {}, clip.start, clip.end)
-            row = rows.setdefault((path, clip.between, clip.label), new)
+            audio = None if clip.audio is None else os.path.relpath(clip.audio, root)
+            new = Row(path, clip.label, clip.group, {}, clip.start, clip.end, audio)
+            row = rows.setdefault((path, clip.between, clip.labels, audio or ""), new)
             row.parts.setdefault(fold, []).append(name)
     chosen = [rows[key] for key in sorted(rows)]
     packed, problems = pack(chosen, listed.classes, root, target, spec, processes or os.cpu_count() or 1, progress)

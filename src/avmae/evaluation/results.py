@@ -75,7 +75,7 @@ def classification(found: Results, datamodule: ClipDataModule) -> Results:
     And each test clip's class as predicted, -1 where it has no score, and as labelled.
     """
     figures = {k: float(v) if "top" in k else int(v) for k, v in found.items() if k not in ("predictions", "has_audio")}
-    labels, classes = [entry.label for entry in datamodule.splits.test], datamodule.classes
+    labels, classes = datamodule.splits.targets("test").tolist(), datamodule.classes
     counts = confusion(found["predictions"], labels, len(classes))
     clips, hits = counts.sum(1), counts.diagonal()
     # Whole classes, of UCF101 the 51 with audio and the 50 without: a few silent clips do not leave their class.

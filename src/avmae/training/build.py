@@ -76,6 +76,8 @@ def build_task(config: Mapping[str, Any], data: ClipDataModule) -> Task:
             f"task={name} tells classes apart, and the data set has the one class {data.classes[0]}; put videos into a "
             "folder per class (data=folder) or list their labels (data=csv); task=pretrain needs none"
         )
+    elif data.splits.many_labels:
+        raise InputError(f"task={name} gives each clip one class, and clips of this data set have many, or none")
     else:
         head = [settings[key] for key in ("dropout", "pool", "frozen")]
         classifier = build_classifier(specs.clip, specs.model, specs.size, len(data.classes), *head)

@@ -22,7 +22,7 @@ class Confusion(Callback):
         from avmae.viewing.plots import confusion_figure, write_png
 
         data, folder = trainer.datamodule, Path(trainer.default_root_dir)
-        labels = [entry.label for entry in data.splits.test]
+        labels = data.splits.targets("test").tolist()
         counts = confusion(pl_module.results["predictions"], labels, len(data.classes))
         write_png(confusion_figure(counts.tolist(), data.classes), folder / "confusion.png")
         header = ["class", "top1", "clips"]

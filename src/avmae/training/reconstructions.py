@@ -107,7 +107,9 @@ class Reconstructions(Callback):
             name = path.stem + str(entry).removeprefix(str(path)).replace("#t=", "_")
             # Clips that cannot be read are named by the callback for them.
             try:
-                window = read_window(entry.path, clip, 0.5, clip.canvas, data.audio, entry.between)
+                window = read_window(
+                    entry.path, clip, 0.5, clip.canvas, data.audio and (entry.audio or True), entry.between
+                )
             except MediaError:
                 continue
             windows[name if name not in windows else f"{path.parent.name}_{name}"] = window

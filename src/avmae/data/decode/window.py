@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avmae.clip import ClipSpec
-from avmae.data.decode.audio import Waveform, audio_stream, read_audio
+from avmae.data.decode.audio import Waveform, audio_stream, opened_audio, read_audio
 from avmae.data.decode.container import EPSILON, Source, open_unchecked, opened, packets_of
 from avmae.data.decode.frames import Frames, VideoTrack
 from avmae.errors import InputError, MediaError
@@ -69,7 +69,7 @@ def read_window(
     clip: ClipSpec,
     position: float,
     canvas: tuple[int, ...] | None = None,
-    audio: bool = True,
+    audio: bool | Source = True,
     between: Span = WHOLE,
 ) -> Window:
     """Read the frames and the audio of one window.
@@ -83,19 +83,21 @@ def read_window(
         clip: length of the window, number of its frames, sample rate of its audio.
         position: of the window, from 0 for the first to 1 for the last that fits.
         canvas: see `ClipSpec`; None for the size as displayed.
-        audio: read the audio, too.
+        audio: read the audio, too; or a file of its own that it is in, and that starts with the first frame.
         between: from when to when the clip lasts; what the file has before and after it is not read.
 
     Raises:
         InputError: the position is not in [0, 1].
-        MediaError: the file is missing or no video that can be read, or it ends before the clip starts.
+        MediaError: the file is missing or no video that can be read, or it ends before the clip starts; or there is no
+            audio in a file of its own.
     """
     with opened(path) as container:
         video = VideoTrack(container, path)
         stretch = read_frames(video, path, clip, position, canvas, between)
         waveform = None
-        if audio and (stream := audio_stream(container)) is not None:
-            waveform = read_audio(video, stream, stretch.start, stretch.samples, clip.sample_rate)
+        with opened_audio(video, audio) as (track, stream):
+            if stream is not None:
+                waveform = read_audio(track, stream, stretch.start, stretch.samples, clip.sample_rate)
         return stretch.window(waveform, clip.samples, video.aspect)
 
 

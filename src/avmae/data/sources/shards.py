@@ -63,11 +63,12 @@ class Row:
     """One clip in the table of a packed data set."""
 
     name: str  # its path in the data set it was packed from
-    label: int
+    label: int | tuple[int, ...]
     group: str  # see `ClipEntry`
     parts: dict[str, list[str]]  # lists of train, val and test, by fold; the fold is 0 where there is one division
     start: float | None = None  # see `ClipEntry`
     end: float | None = None
+    audio: str | None = None  # from the root, the file that its audio was taken from
 
 
 def pack(
@@ -95,22 +96,23 @@ def pack(
     from litdata.streaming.writer import BinaryWriter
 
     problems: list[str] = []
-    names, items = list(dict.fromkeys(row.name for row in rows)), dict[str, int]()
+    files = list(dict.fromkeys((row.name, row.audio) for row in rows))
+    items: dict[tuple[str, str | None], int] = {}
     try:
         target.mkdir(parents=True, exist_ok=True)
         writer = BinaryWriter(str(target), chunk_bytes=CHUNK_BYTES)
         with worker_pool(workers) as pool:
-            packed = pool.map(functools.partial(_pack_one, root, spec), names)
-            for name, content in zip(names, progress(packed, len(names)), strict=True):
+            packed = pool.map(functools.partial(_pack_one, root, spec), files)
+            for file, content in zip(files, progress(packed, len(files)), strict=True):
                 if isinstance(content, bytes):
                     writer.add_item(len(items), {"video": content})
-                    items[name] = len(items)
+                    items[file] = len(items)
                 else:
                     problems.append(content)
         if items:
             writer.done()
             writer.merge(1)
-        kept = [asdict(row) | {"item": items[row.name]} for row in rows if row.name in items]
+        kept = [asdict(row) | {"item": items[file]} for row in rows if (file := (row.name, row.audio)) in items]
         table = {"classes": classes, "clips": kept, "pack": asdict(spec)}
         # Written last: a folder without it is not whole.
         (target / TABLE).write_text(json.dumps(table) + "\n", encoding="utf-8")
@@ -120,9 +122,11 @@ def pack(
     return len(kept), problems
 
 
-def _pack_one(root: Path, spec: PackSpec, name: str) -> bytes | str:
+def _pack_one(root: Path, spec: PackSpec, file: tuple[str, str | None]) -> bytes | str:
+    name, audio = file
     try:
-        return pack_video(root / name, spec.short_side, spec.quality, spec.sample_rate)
+        sound = None if audio is None else root / audio
+        return pack_video(root / name, spec.short_side, spec.quality, spec.sample_rate, sound)
     except MediaError as error:
         return str(error)
 
@@ -149,7 +153,8 @@ def read_packed(root: str, fold: int = 1, val_groups: int = 2) -> Splits:
         for part in [listed] if isinstance(listed, str) else listed:
             # In older copies every clip has a file of its own.
             file = PackedClip(root, row.get("item", index), row["name"])
-            parts[part].append(ClipEntry(file, row["label"], row["group"], row.get("start"), row.get("end")))
+            label = row["label"] if isinstance(row["label"], int) else tuple(row["label"])
+            parts[part].append(ClipEntry(file, label, row["group"], row.get("start"), row.get("end")))
     train, val, test = parts.values()
     if folded:
         train, val = hold_out(train, val_groups, fold)
