@@ -63,7 +63,7 @@ class BatchTransform(nn.Module):
             video=video,
             audio=self.spectrogram(waveform).repeat_interleave(repeats, 0),
             has_audio=has_audio.repeat_interleave(repeats),
-            label=sample["label"].repeat_interleave(repeats),
+            label=sample["label"].repeat_interleave(repeats, 0),
             clip_id=sample["clip_id"].repeat_interleave(repeats),
             view=view.flatten(),
             windows=len(view),
