@@ -59,9 +59,7 @@ def score_model(
             "fine-tune on this data set first, or evaluate on the one it was trained on"
         )
     if isinstance(model, Classifier) and datamodule.splits.many_labels and not model.many_labels:
-        raise InputError(
-            "the classifier gives each clip one class, and test clips have many labels, or none; train task=tag"
-        )
+        raise InputError("the classifier knows one class a clip, and test clips have many labels; train with task=tag")
     if not conditions and embedder is None and not probe:
         raise InputError(
             "a pretraining checkpoint of video alone knows no classes; fine-tune it first, or give degrade= or "

@@ -28,7 +28,6 @@ from avmae.training.mixing import MixSpec
 from avmae.training.optim import OptimSpec
 from avmae.training.pretraining import ObjectiveSpec, Pretraining
 from avmae.training.strategies import FSDP2Strategy
-from avmae.training.tagging import Tagging
 from avmae.training.task import Task
 
 RECIPE = ("mask", "augment", "optim", "task", "trainer")
@@ -85,9 +84,7 @@ def build_task(config: Mapping[str, Any], data: ClipDataModule) -> Task:
         head = {key: settings[key] for key in ("dropout", "pool", "frozen")} | {"many_labels": name == "tag"}
         classifier = build_classifier(specs.clip, specs.model, specs.size, len(data.classes), **head)
         chosen = {key: settings[key] for key in ("label_smoothing", "drop_audio", "swap_audio")}
-        task = (Tagging if name == "tag" else Classification)(
-            classifier, *how, mixing=spec(MixSpec, "task.mix", settings["mix"]), **chosen
-        )
+        task = Classification(classifier, *how, mixing=spec(MixSpec, "task.mix", settings["mix"]), **chosen)
     if config["resume"]:
         task.loaded = frozenset(loaded_at_first(config["resume"]))
     elif config["ckpt"]:

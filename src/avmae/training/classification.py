@@ -19,7 +19,7 @@ from avmae.training.task import Stream, Task
 
 
 class Classification(Task):
-    """Trains a `Classifier` of clips with one class each, and scores it by clip.
+    """Trains a `Classifier`, of clips with one class each or with many labels, and scores it by clip.
 
     Args:
         network, optim, config, seed, compile: see `Task`.
@@ -34,7 +34,6 @@ class Classification(Task):
     """
 
     network: Classifier
-    watched = ("val/top1", "max")
 
     def __init__(
         self,
@@ -57,6 +56,7 @@ class Classification(Task):
         if drop_audio + swap_audio and ("audio" not in modalities or modalities["audio"].absent is None):
             raise InputError("task.drop_audio and task.swap_audio need audio: model=avmae or model=avmae_concat")
         self.drop_audio, self.swap_audio = drop_audio, swap_audio
+        self.watched = ("val/mAP" if self.network.many_labels else "val/top1", "max")
         self.label_smoothing, self.mixing = label_smoothing, mixing or MixSpec()
         self.results: dict[str, Any] = {}
         """What the last test found, as `ClipScores.compute`."""
@@ -85,7 +85,13 @@ class Classification(Task):
         return loss
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy, of logits (B, classes) float32 and a distribution over classes (B, classes)."""
+        """Cross-entropy, of logits (B, classes) float32 and a distribution over classes, or with many labels shares.
+
+        With many labels it is binary, the mean over classes, and smoothing is timm's: towards 1 / classes, as without.
+        """
+        if self.network.many_labels:
+            smooth = target * (1 - self.label_smoothing) + self.label_smoothing / self.network.classes
+            return F.binary_cross_entropy_with_logits(logits, smooth)
         self.report.average("train/top1", (logits.argmax(-1) == target.argmax(-1)).float().sum(), len(logits))
         return F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
 

@@ -53,7 +53,7 @@ def test_what_excel_writes_is_read_and_what_a_header_lacks_is_named(folder: Path
         "path,label,start,end\na.mp4,0,1,x": r"list\.csv:2: end 'x' is no number of seconds",
         "path,start,end\n\na.mp4,3,2": r"list\.csv:3: from 3 to 2 s is no part of a file",
         "path,start\na.mp4,-1": r"list\.csv:2: from -1 to inf s",
-        "path,label\nwith, comma.mp4,0": r"list\.csv:2: has 3 cells, and the header 2; quote what holds ','",
+        "path,label\nwith, comma.mp4,0": r"list\.csv:2: has 3 cells, the header 2; quote what holds ','",
         "path,label\n,0": r"list\.csv:2: has no path",
         "path,video\na.mp4,a.mp4": r"list\.csv: two columns of its header",
         "path,audio\na.mp4,b.wav": r"list\.csv:2: .*b\.wav does not exist",
@@ -74,7 +74,7 @@ def test_parts_of_files_and_audio_of_its_own(folder: Path) -> None:
         read(folder, text, test=folder / "test.csv")
     (folder / "test.csv").write_text("path,label,start,end\na.mp4,0,4,5\n")
     (note,) = read(folder, text.replace("0,4,,", "0,5,,"), test=folder / "test.csv").notes
-    assert note == "1 files have clips in both data.train and data.test, which may show one scene"
+    assert note == "1 files have clips in data.train and in data.test, which may show one scene"
 
 
 def test_lists_without_labels_are_for_pretraining(folder: Path) -> None:

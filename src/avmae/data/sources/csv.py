@@ -84,14 +84,12 @@ def _labels(lines: Sequence[Line], classes: int | list[str] | str | None) -> tup
         first = next(place for place, found in given.items() if found)
         for place, found in given.items():
             if not known and found and bool(words[place]) != bool(words[first]):
-                raise InputError(
-                    f"{place}: the label '{found[0]}' is not of the kind of {first}; write numbers or names"
-                )
+                raise InputError(f"{place}: the label '{found[0]}' is not of the kind of {first}'s")
             if known and (unknown := [word for word in found if word not in known]):
                 raise InputError(f"{place}: '{unknown[0]}' is none of the {len(names)} classes of data.classes")
         names = names or sorted({*chain(*given.values())})
         known = known or {name: label for label, name in enumerate(names)}
-        if isinstance(classes, int) and classes != len(names):
+        if count not in (None, len(names)):
             raise InputError(f"data.classes={classes}, and the lists name {len(names)} classes: {some(names)}")
         numbers = {place: [known[word] for word in found] for place, found in given.items()}
     if any(len(set(labels)) != 1 for labels in numbers.values()):
@@ -118,9 +116,7 @@ def _entry(line: Line, label: Label, base: Path) -> ClipEntry:
     entry = ClipEntry(_file(line, line.path, base), label, start=times[0], end=times[1], audio=audio)
     begin, end = entry.between
     if not 0 <= begin < end:
-        raise InputError(
-            f"{line.place}: from {begin:g} to {end:g} s is no part of a file; times are seconds from its start"
-        )
+        raise InputError(f"{line.place}: from {begin:g} to {end:g} s is no part of a file; end must be after start")
     return entry
 
 
@@ -166,9 +162,7 @@ def _repetitions(parts: dict[str, list[ClipEntry]], lists: Mapping[str, str | Pa
                 raise InputError(f"{said}{some(both)}; take them off one of the lists")
             notes.append(f"{said}the best checkpoint is chosen by clips that test it")
         elif shared:
-            notes.append(
-                f"{len(shared)} files have clips in both data.{one} and data.{other}, which may show one scene"
-            )
+            notes.append(f"{len(shared)} files have clips in data.{one} and in data.{other}, which may show one scene")
     return notes
 
 

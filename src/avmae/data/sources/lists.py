@@ -89,9 +89,7 @@ def _rows(file: Path, text: str, base: Path) -> Iterator[Line]:
         raise InputError(f"{file}:{reader.line_num}: {error}; check its quotes") from error
     for place, row in rows[1:]:
         if len(row) > len(header):
-            raise InputError(
-                f"{place}: has {len(row)} cells, and the header {len(header)}; quote what holds '{delimiter}'"
-            )
+            raise InputError(f"{place}: has {len(row)} cells, the header {len(header)}; quote what holds '{delimiter}'")
         cells = {name: cell for name, cell in zip(header, row, strict=False) if name and (cell or name == "labels")}
         if "path" not in cells:
             raise InputError(f"{place}: has no path")
@@ -129,9 +127,7 @@ def _without_header(place: str, line: str, base: Path) -> tuple[str, str | None]
             )
         path, label = line[:end], line[end:].strip(", \t").strip('"')
     if "," in label and '"' not in line:
-        raise InputError(
-            f"{place}: '{label}' is more than a label; name the columns in a first line: path,label,start,end"
-        )
+        raise InputError(f"{place}: '{label}' is more than a label; name the columns in a first line")
     return path, label or None
 
 
