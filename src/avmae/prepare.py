@@ -43,7 +43,7 @@ def main(config: dict[str, Any]) -> None:
     how, target = spec(PackSpec, "packing", config["packing"]), Path(config["pack"]).expanduser()
     clips, before, after, problems = pack_inventory(found, target, how, processes, partial(bar, "Packing"))
     if problems:
-        print(f"{len(problems)} clips cannot be packed and are left out, the first: {printable(problems[0])}")
+        print(f"{len(problems)} files cannot be packed and are left out, the first: {printable(problems[0])}")
     ratio = f"{after / max(before, 1):.1f} times the source's size"
     print(
         f"wrote {target}: {clips} clips, {after / 1e6:.1f} MB, {ratio}\n"

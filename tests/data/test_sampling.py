@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avmae.data.sampling import EvalSampler, TrainSampler
+from avmae.data.sampling import EvalSampler, TrainSampler, balancing_weights
 from avmae.errors import InputError
 
 
@@ -59,3 +59,26 @@ def test_every_segment_of_every_clip_is_scored_once_in_batches_of_one_size(clips
     assert {len(b) for rank in ranks for b in rank} == {batch}
     scored = [(r.index, r.segment) for rank in ranks for b in rank for r in b if r.scored]
     assert sorted(scored) == [(clip, segment) for clip in range(clips) for segment in range(segments)]
+
+
+LABELS = [(0,)] * 30 + [(0, 1)] * 4 + [(2,)] * 2 + [()]
+WEIGHTS = balancing_weights(LABELS)
+
+
+def test_clips_are_drawn_so_that_classes_come_equally_often_each_time_in_another_window() -> None:
+    assert WEIGHTS[[0, 30, 34, 36]] == pytest.approx([1 / 34.01, 1 / 34.01 + 1 / 4.01, 1 / 2.01, 0])
+    epochs = [list(TrainSampler(37, 4, 0, epoch=epoch, weights=WEIGHTS)) for epoch in range(200)]
+    requests = [request for epoch in epochs for batch in epoch for request in batch]
+    assert len(requests) == 200 * 36
+    drawn = [sum(label in LABELS[request.index] for request in requests) / len(requests) for label in range(3)]
+    # Clips of the second class have the first one, too.
+    assert drawn == pytest.approx([2 / 3, 1 / 3 + 0.04, 1 / 3], abs=0.04)
+    assert all(LABELS[request.index] for request in requests)
+    assert len({request.seed for request in requests}) == len(requests)
+
+
+@given(batch=st.integers(1, 4), epoch=st.integers(0, 3), start=st.integers(0, 3))
+def test_drawn_batches_are_the_same_for_two_processes_and_after_resuming(batch, epoch, start) -> None:
+    one = list(TrainSampler(37, 2 * batch, 5, epoch=epoch, weights=WEIGHTS))
+    two = [list(TrainSampler(37, batch, 5, rank, 2, epoch, start, WEIGHTS)) for rank in range(2)]
+    assert [first + second for first, second in zip(*two, strict=True)] == one[start:]

@@ -170,3 +170,17 @@ def on_display(ticks: list[int], rate: Fraction | int, window: Window, clip: Cli
     period = float((ticks[-1] + 1) / Fraction(rate))
     times = window.start + np.arange(clip.frames) * clip.stride / clip.fps
     return [int(np.searchsorted(begins, (time + 1e-3) % period, side="right")) - 1 for time in times]
+
+
+def write_audio(path: Path, codec: str, seconds: float, sample_rate: int = 44_100) -> Path:
+    """Write the tone alone."""
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream(codec, sample_rate, layout="mono")
+        wave = tone(np.arange(round(seconds * sample_rate)) / sample_rate).astype(np.float32)
+        frame = av.AudioFrame.from_ndarray(wave[None], format="fltp", layout="mono")
+        frame.sample_rate, frame.time_base, frame.pts = sample_rate, Fraction(1, sample_rate), 0
+        resampler = av.AudioResampler(stream.format.name, "mono", sample_rate)
+        for part in resampler.resample(frame):
+            container.mux(stream.encode(part))
+        container.mux(stream.encode(None))
+    return path

@@ -14,7 +14,7 @@ from avmae.clip import ClipSpec
 from avmae.data.augment import AugmentSpec
 from avmae.data.dataset import ClipDataset, Sample, collate
 from avmae.data.manifest import without_unreadable
-from avmae.data.sampling import EvalSampler, TrainSampler
+from avmae.data.sampling import EvalSampler, TrainSampler, balancing_weights
 from avmae.data.sources.ucf101 import CLASSES_WITH_SOUND
 from avmae.data.splits import ClipEntry, Splits, few_labels, keep_classes
 from avmae.data.transform import Batch, BatchTransform
@@ -33,6 +33,7 @@ class Loading:
     manifest: str | None = None  # to leave out what cannot be read; None for the one in the data set's folder
     only: list[str] | str | None = None  # classes to keep, or `with_sound`: the 51 of UCF101 that have audio
     train_share: float = 1.0  # of each class's training clips, at least one; the rest is left out (few labels)
+    balanced: bool = False  # draw training clips so that all classes come equally often, rare ones again and again
     batch_size: int = 8  # windows per process and step
     workers: int = 2  # reading processes for each training process
     timeout: float = 180  # seconds to wait for a batch before the run ends, in case a worker hangs; 0 waits forever
@@ -91,7 +92,8 @@ class ClipDataModule(L.LightningDataModule):
 
     def _dataset(self, entries: list[ClipEntry], augment: AugmentSpec | None, **views: Any) -> ClipDataset:
         cache = Path(self.loading.cache).expanduser() if self.loading.cache else None
-        return ClipDataset(entries, self.clip, self.audio, augment, cache=cache, **views)
+        many = len(self.classes) if self.splits.many_labels else None
+        return ClipDataset(entries, self.clip, self.audio, augment, cache=cache, many_labels=many, **views)
 
     def _loader(self, dataset: ClipDataset, sampler: TrainSampler | EvalSampler) -> DataLoader:
         number = self.loading.workers
@@ -122,7 +124,10 @@ class ClipDataModule(L.LightningDataModule):
         """
         if not self.splits.train:
             raise InputError("the data set has no training clips; set data.train")
-        return TrainSampler(len(self.splits.train), self.loading.batch_size, self.seed, *self._place())
+        weights = balancing_weights([clip.labels for clip in self.splits.train]) if self.loading.balanced else None
+        if weights is not None and not weights.any():
+            raise InputError("data.balanced=true draws clips by their classes, and no training clip has any")
+        return TrainSampler(len(self.splits.train), self.loading.batch_size, self.seed, *self._place(), weights=weights)
 
     def _place(self) -> tuple[int, int]:
         """This process's number, and how many there are."""

@@ -32,7 +32,7 @@ class Sample(TypedDict):
     boxes: Tensor  # (R, 4) float32, as they lie in the frames
     portrait: Tensor  # () bool, whether frames and boxes lie on their side
     has_audio: Tensor  # () bool
-    label: Tensor  # () int64
+    label: Tensor  # () int64; of clips with many labels (classes,) int64, 1 for each of theirs
     clip_id: Tensor  # () int64, the clip's index in its part; -1 where it is not to be scored
     view: Tensor  # () int64, number of the first of the R views
     widths: list[int]  # of the frames, in pixels, without padding
@@ -49,7 +49,8 @@ class ClipDataset(Dataset[Sample]):
     spaced, with so many boxes or crops, and a clip that cannot be read comes back empty with ``clip_id`` -1. With each
     clip that has audio that of another is read for each of the `partners`, some of `OF_OTHERS`.
 
-    With a `cache` files are decoded once, into that folder.
+    With a `cache` files are decoded once, into that folder. With `many_labels`, of so many classes, labels
+    are vectors.
 
     Attributes:
         readings: where reading processes note what they read, if there are any.
@@ -65,9 +66,10 @@ class ClipDataset(Dataset[Sample]):
         crops: int = 1,
         partners: Collection[str] = (),
         cache: Path | None = None,
+        many_labels: int | None = None,
     ) -> None:
         self.entries, self.clip, self.audio, self.augment, self.cache = entries, clip, audio, augment, cache
-        self.segments, self.crops, self.partners = segments, crops, partners
+        self.segments, self.crops, self.partners, self.many_labels = segments, crops, partners, many_labels
         self._silent: set[tuple[int, float]] = set()
         self.readings: Readings | None = None
 
@@ -90,7 +92,7 @@ class ClipDataset(Dataset[Sample]):
             spec, short_side = self.augment, min(window.frames.shape[1:3])
             boxes = [training_box(rng, spec, window.aspect, short_side, self.clip.size) for _ in range(spec.repeats)]
             seeds = [int(seed) for seed in rng.integers(2**48, size=spec.repeats)]
-            return make_sample(window, boxes, self.entries[index].label, index, 0, unreadable, seeds)
+            return make_sample(window, boxes, self._label(index), index, 0, unreadable, seeds)
         raise MediaError(f"{TRIES} clips in a row cannot be read; the last: {last}")
 
     def _test_sample(self, request: Request) -> Sample:
@@ -104,7 +106,7 @@ class ClipDataset(Dataset[Sample]):
             frames = np.zeros((self.clip.frames, side, side, 3), np.uint8)
             window = Window(frames, np.zeros(self.clip.samples, np.float32), False, 0.0, 1.0)
         clip_id = request.index if request.scored and not unreadable else -1
-        boxes, label = center_boxes(window.aspect, self.crops), self.entries[request.index].label
+        boxes, label = center_boxes(window.aspect, self.crops), self._label(request.index)
         sample = make_sample(window, boxes, label, clip_id, request.segment * self.crops, unreadable)
         for kind in self.partners:
             other = self._partner(request.index, position, kind) if window.has_audio else None
@@ -121,7 +123,8 @@ class ClipDataset(Dataset[Sample]):
         for other in np.random.default_rng(index).permutation(len(self.entries)).tolist():
             entry = self.entries[other]
             same_scene = (entry.label, entry.group) == (own.label, own.group) and own.group and other != index
-            if not (same_scene if kind == "scene" else entry.label != own.label) or (other, position) in self._silent:
+            another_class = set(entry.labels).isdisjoint(own.labels)
+            if not (same_scene if kind == "scene" else another_class) or (other, position) in self._silent:
                 continue
             # What cannot be read has no audio either.
             with suppress(MediaError):
@@ -131,17 +134,27 @@ class ClipDataset(Dataset[Sample]):
             self._silent.add((other, position))
         return None
 
+    def _label(self, index: int) -> int | list[int]:
+        entry = self.entries[index]
+        return entry.labels[0] if self.many_labels is None else entry.many_hot(self.many_labels)
+
     def _read(self, index: int, position: float) -> Window:
+        entry = self.entries[index]
+        audio = self.audio and (entry.audio or True)
         with self.readings.of(index) if self.readings else nullcontext():
-            if self.cache is not None:
-                return read_decoded(self.cache, self.entries[index].path, self.clip, position, self.audio)
-            return read_window(self.entries[index].path, self.clip, position, self.clip.canvas, self.audio)
+            try:
+                if self.cache is not None:
+                    return read_decoded(self.cache, entry.path, self.clip, position, audio, entry.between)
+                return read_window(entry.path, self.clip, position, self.clip.canvas, audio, entry.between)
+            except MediaError as error:
+                # Of a file's clips, each is named and counted.
+                raise MediaError(str(error).replace(str(entry.path), str(entry), 1)) from error
 
 
 def make_sample(
     window: Window,
     boxes: list[Box],
-    label: int,
+    label: int | list[int],
     clip_id: int = 0,
     view: int = 0,
     unreadable: list[str] | None = None,

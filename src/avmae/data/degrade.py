@@ -144,9 +144,13 @@ def degrade_audio(
 
 
 def next_audible(has_audio: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """By clip, the next of the batch with audio (B,) bool and another label (B,) int64, and whether there is one."""
+    """By clip, the next of the batch with audio (B,) bool and another class, and whether there is one.
+
+    The label is (B,) int64, or (B, classes) of 0 and 1: there, another class is none that both have.
+    """
     number = torch.arange(len(label), device=label.device)
-    fits = has_audio[None] & (label[None] != label[:, None])
+    other = label[None] != label[:, None] if label.ndim == 1 else ~(label[None] & label[:, None]).any(2)
+    fits = has_audio[None] & other
     distance = (number[None] - number[:, None]) % len(label)
     return distance.masked_fill(~fits, len(label)).argmin(1), fits.any(1)
 

@@ -66,7 +66,8 @@ class Inventory:
             How many of a class's clips have audio, and how many there are.
         """
         clips, audible = Counter[int](), Counter[int]()
-        for path, label in {(self.path(clip), clip.label) for part in self.parts.values() for clip in part}:
+        listed = {(self.path(clip), label) for part in self.parts.values() for clip in part for label in clip.labels}
+        for path, label in listed:
             clips[label] += 1
             audible[label] += self.records[path].has_audio
         return {
@@ -124,16 +125,18 @@ def pack_inventory(
     listed, root = inventory.listed, inventory.root
     folded = any(part.startswith("fold ") for part in inventory.parts)
     # A clip may be in several lists, and have another label in each.
-    rows: dict[tuple[str, int], Row] = {}
+    rows: dict[tuple[Any, ...], Row] = {}
     # The manifest is of all classes, the copy of those alone that `only` keeps.
     for part, clips in (folds(root, listed.classes) if folded else inventory.parts).items():
         _, fold, name = part.split() if folded else ("", "0", part)
         for clip in clips:
             path = inventory.path(clip)
-            row = rows.setdefault((path, clip.label), Row(path, clip.label, clip.group, {}))
+            audio = None if clip.audio is None else os.path.relpath(clip.audio, root)
+            new = Row(path, clip.label, clip.group, {}, clip.start, clip.end, audio)
+            row = rows.setdefault((path, clip.between, clip.labels, audio or ""), new)
             row.parts.setdefault(fold, []).append(name)
     chosen = [rows[key] for key in sorted(rows)]
-    problems = pack(chosen, listed.classes, root, target, spec, processes or cores(), progress)
-    before = sum((root / row.name).stat().st_size for row in chosen)
+    packed, problems = pack(chosen, listed.classes, root, target, spec, processes or cores(), progress)
+    before = sum((root / name).stat().st_size for name in {row.name for row in chosen})
     after = sum(file.stat().st_size for file in target.iterdir())
-    return len(chosen) - len(problems), before, after, problems
+    return packed, before, after, problems

@@ -10,13 +10,15 @@ from avmae.errors import InputError
 
 PATHS = ("root", "train", "val", "test")
 """Settings of data that name a file or a folder."""
+OR_PATHS = (*PATHS, "classes")
+"""And one that may name a file, as text, or say something else, as a number or a list."""
 
 
 def absolute(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of data, their paths as they are from any folder; addresses stay."""
     return {
         key: os.path.abspath(os.path.expanduser(value))
-        if key in PATHS and isinstance(value, str) and "://" not in value
+        if key in OR_PATHS and isinstance(value, str) and "://" not in value
         else value
         for key, value in settings.items()
     }

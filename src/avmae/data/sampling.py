@@ -1,9 +1,12 @@
 """Which clips make up each batch, as a function of seed and epoch alone."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 from avmae.errors import InputError
@@ -25,14 +28,23 @@ class TrainSampler(Sampler[list[Request]]):
     A batch of all processes is cut into contiguous parts, one a process: 2 processes with b clips each see what
     1 process with 2b clips sees.
 
-    `batch_size` counts the clips of a process, `start` the batches of the first epoch that were already seen.
+    `batch_size` counts the clips of a process, `start` the batches of the first epoch that were already seen. With
+    `weights` an epoch is as many clips drawn by them instead, some of them several times, each in a window of its own.
 
     Raises:
         InputError: fewer clips than one batch of all processes.
     """
 
     def __init__(
-        self, clips: int, batch_size: int, seed: int, rank: int = 0, world: int = 1, epoch: int = 0, start: int = 0
+        self,
+        clips: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        epoch: int = 0,
+        start: int = 0,
+        weights: NDArray[np.float64] | None = None,
     ) -> None:
         if clips < batch_size * world:
             raise InputError(
@@ -40,7 +52,7 @@ class TrainSampler(Sampler[list[Request]]):
                 f"lower data.batch_size to {max(1, clips // world)}"
             )
         self.clips, self.batch_size, self.seed, self.rank, self.world = clips, batch_size, seed, rank, world
-        self.epoch, self.start = epoch, start
+        self.epoch, self.start, self.weights = epoch, start, weights
 
     @property
     def sampler(self) -> "TrainSampler":
@@ -57,10 +69,22 @@ class TrainSampler(Sampler[list[Request]]):
 
     def __iter__(self) -> Iterator[list[Request]]:
         epoch = self.epoch
-        order = np.random.default_rng((self.seed, epoch)).permutation(self.clips)
+        rng = np.random.default_rng((self.seed, epoch))
+        if self.weights is None:
+            order = rng.permutation(self.clips)
+        else:
+            order = rng.choice(self.clips, self.clips, p=self.weights / self.weights.sum())
         for batch in range(self.start, len(self)):
             first = (batch * self.world + self.rank) * self.batch_size
-            yield [Request(int(i), (self.seed, epoch, int(i))) for i in order[first : first + self.batch_size]]
+            numbers = order[first : first + self.batch_size].tolist()
+            places = [()] * len(numbers) if self.weights is None else [(first + n,) for n in range(len(numbers))]
+            yield [Request(i, (self.seed, epoch, i, *place)) for i, place in zip(numbers, places, strict=True)]
+
+
+def balancing_weights(labels: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+    """Of each clip the sum over its labels of 1 / (clips that have it + 0.01), as CAV-MAE draws them; 0 without any."""
+    counts = Counter(chain(*labels))
+    return np.array([sum(1 / (counts[label] + 0.01) for label in own) for own in labels], np.float64)
 
 
 class EvalSampler(Sampler[list[Request]]):

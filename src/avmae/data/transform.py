@@ -19,7 +19,7 @@ class Batch(TypedDict):
     video: Tensor  # (B, 3, T, H, W) float32, normalised
     audio: Tensor  # (B, 1, L, F) float32, normalised log-mel; of no meaning where `has_audio` is False
     has_audio: Tensor  # (B,) bool
-    label: Tensor  # (B,) int64
+    label: Tensor  # (B,) int64; of clips with many labels (B, classes) int64, 1 for each of theirs
     clip_id: Tensor  # (B,) int64; -1 where the view is not to be scored
     view: Tensor  # (B,) int64
     windows: int  # how many were read for it, each for one view or more
@@ -63,7 +63,7 @@ class BatchTransform(nn.Module):
             video=video,
             audio=self.spectrogram(waveform).repeat_interleave(repeats, 0),
             has_audio=has_audio.repeat_interleave(repeats),
-            label=sample["label"].repeat_interleave(repeats),
+            label=sample["label"].repeat_interleave(repeats, 0),
             clip_id=sample["clip_id"].repeat_interleave(repeats),
             view=view.flatten(),
             windows=len(view),

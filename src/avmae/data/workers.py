@@ -91,7 +91,7 @@ class Readings:
         """What one of the processes is reading, and for how long."""
         pid, clip, since = self.table[number].tolist()
         seconds = (time.monotonic_ns() - since) / 1e9
-        what = f"reading {self.entries[clip].path} for {seconds:.1f} s" if clip >= 0 else "between two clips"
+        what = f"reading {self.entries[clip]} for {seconds:.1f} s" if clip >= 0 else "between two clips"
         return f"reading process {number} of {len(self.table)} (pid {pid}), {what}"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from avmae.clip import ClipSpec
 from avmae.data.build import EMBEDDED, SOURCES, build_data, by_source, keys_of
 from avmae.data.datamodule import ClipDataModule
-from avmae.data.paths import PATHS
+from avmae.data.paths import OR_PATHS, PATHS
 from avmae.errors import InputError
 from avmae.runs.environment import started_in
 
@@ -67,7 +67,7 @@ def evaluation_data(
         # It is where training ran; all that is lost is which clips of train and val cannot be read.
         data["manifest"] = None
     # The embedded data sets are written where they are missing.
-    for key in PATHS if source not in EMBEDDED else ():
+    for key in OR_PATHS if source not in EMBEDDED else ():
         refuse_lost(key, inherited.get(key), ckpt)
     return build_data(data, ClipSpec(**settings["clip"]), "audio" in modalities, seed=settings["seed"])
 

@@ -11,7 +11,7 @@ from avmae.data.datamodule import Batch, ClipDataModule
 from avmae.data.degrade import OF_OTHERS, SEVERITIES, Degradation
 from avmae.evaluation.batches import Inference
 from avmae.evaluation.embedding import Embedder
-from avmae.evaluation.scores import ClipMeans, ClipScores
+from avmae.evaluation.scores import ClipMeans, scores_of
 from avmae.models.autoencoder import MaskedAutoencoder, normalize_patches
 from avmae.models.classifier import Classifier
 from avmae.models.masking import Mask
@@ -84,7 +84,7 @@ def measure(
     model.to(inference.device)
     clips, alone = len(datamodule.splits.test), dict[str, set[int]]()
     scores: list[Any] = [
-        ClipScores(clips, model.classes).to(inference.device) if isinstance(model, Classifier) else ClipMeans()
+        scores_of(model, clips).to(inference.device) if isinstance(model, Classifier) else ClipMeans()
         for _ in conditions
     ]
     partners = list(dict.fromkeys(c.kind for c in conditions if c and c.kind in OF_OTHERS))
@@ -113,14 +113,14 @@ def measure(
 
 
 def degraded_rows(conditions: Sequence[Degradation | None], found: Sequence[dict[str, Any]]) -> list[Row]:
-    """`top1` and `top5`, or the means of `masked_errors`, by condition and subset, from `measure`."""
+    """`top1` and `top5`, or `mAP`, or the means of `masked_errors`, by condition and subset, from `measure`."""
     rows = []
     for condition, figures in zip(conditions, found, strict=True):
         kind, severity = ("clean", 0.0) if condition is None else (condition.kind, condition.severity)
         severity = severity if SEVERITIES.get(kind) or kind == "clean" else 1.0
         for name, value in figures.items():
             subset, _, metric = name.rpartition("/")
-            if metric in ("top1", "top5") or metric.endswith("_mse"):
+            if metric in ("top1", "top5", "mAP") or metric.endswith("_mse"):
                 row = {"degradation": kind, "severity": severity, "subset": subset or "all"}
                 rows.append({**row, "metric": metric, "value": float(value)})
     return rows

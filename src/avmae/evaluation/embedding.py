@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from avmae.data.datamodule import Batch, ClipDataModule
+from avmae.errors import InputError
 from avmae.evaluation.batches import Inference
 from avmae.evaluation.probes import knn_votes, linear_hits
 from avmae.models.autoencoder import MaskedAutoencoder
@@ -80,9 +81,9 @@ class Features:
     """Embeddings of the parts of a data set, without the clips that cannot be read.
 
     Args:
-        tensors: `PART/features` (N, D) float32, see `Embeddings.fused`, and `PART/labels` (N,) int64, for those of the
-            parts train, val and test that have clips.
-        clips: paths by part.
+        tensors: `PART/features` (N, D) float32, see `Embeddings.fused`, and `PART/labels` (N,) int64, or with
+            many labels (N, classes), for those of the parts train, val and test that have clips.
+        clips: by part, their files, as `ClipEntry` names them.
         classes: names.
     """
 
@@ -96,8 +97,8 @@ class Features:
         write_safetensors(self.tensors, file, metadata)
 
     def knn_top1(self, neighbours: int = 20, temperature: float = 0.07) -> float | None:
-        """Share of test clips whose class their nearest training clips vote for; None where a part has no clips."""
-        if not (self.clips.get("train") and self.clips.get("test")):
+        """Share of test clips whose class their nearest training clips vote for; None if that cannot be said."""
+        if not (self.clips.get("train") and self.clips.get("test")) or self.tensors["train/labels"].ndim > 1:
             return None
         bank, labels = F.normalize(self.tensors["train/features"], dim=1), self.tensors["train/labels"]
         votes = knn_votes(self.tensors["test/features"], bank, labels, len(self.classes), neighbours, temperature)
@@ -114,15 +115,17 @@ def frozen_probes(
     or `silent/`.
 
     Raises:
-        InputError: there are no training or no test clips, or too many cannot be read.
+        InputError: there are no training or no test clips, or too many cannot be read, or clips have many labels.
     """
     datamodule.require_test()
+    if datamodule.splits.many_labels:
+        raise InputError("probe=true tells which class a clip is of, and the clips of this data set have many labels")
     features, labels, audible = {}, {}, {}
     for part in ("train", "test"):
-        found, entries = embed(model, datamodule, part, inference), getattr(datamodule.splits, part)
+        found = embed(model, datamodule, part, inference)
         kept = found.scored
         features[part] = {name: x[kept] for name, x in {**found.apart, "both": found.fused}.items()}
-        labels[part] = torch.tensor([entry.label for entry in entries])[kept]
+        labels[part] = datamodule.splits.targets(part)[kept]
         audible[part] = found.has_audio[kept]
     accuracies = {}
     subsets = {"": torch.ones_like(audible["test"]), "sound/": audible["test"], "silent/": ~audible["test"]}
@@ -145,6 +148,6 @@ def embed_parts(model: MaskedAutoencoder | Classifier, datamodule: ClipDataModul
         if entries := getattr(datamodule.splits, part):
             found = embed(model, datamodule, part, inference)
             tensors[f"{part}/features"] = found.fused[found.scored]
-            tensors[f"{part}/labels"] = torch.tensor([entry.label for entry in entries])[found.scored]
-            clips[part] = [str(e.path) for e, kept in zip(entries, found.scored.tolist(), strict=True) if kept]
+            tensors[f"{part}/labels"] = datamodule.splits.targets(part)[found.scored]
+            clips[part] = [str(e) for e, kept in zip(entries, found.scored.tolist(), strict=True) if kept]
     return Features(tensors, clips, list(datamodule.classes))

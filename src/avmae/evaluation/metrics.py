@@ -7,8 +7,8 @@ from statistics import mean, stdev
 
 
 def is_share(name: str) -> bool:
-    """Whether a metric is a share of 1, by its name: accuracies, recalls, and waiting for data."""
-    return re.search(r"(^|[/_])(top\d+|r\d+|accuracy|data_wait)$", name) is not None
+    """Whether a metric is a share of 1, by its name: accuracies, recalls, average precision, and waiting for data."""
+    return re.search(r"(^|[/_])(top\d+|r\d+|accuracy|data_wait|mAP|AP)$", name) is not None
 
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:

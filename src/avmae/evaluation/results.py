@@ -15,7 +15,7 @@ from avmae.evaluation.batches import Inference
 from avmae.evaluation.degraded import condition_name, degraded_rows, measure
 from avmae.evaluation.embedding import Embedder, Embeddings, frozen_probes
 from avmae.evaluation.metrics import metric_text
-from avmae.evaluation.scores import confusion, per_class
+from avmae.evaluation.scores import FIGURES, confusion, per_class, per_tag
 from avmae.models.autoencoder import MaskedAutoencoder
 from avmae.models.classifier import Classifier
 from avmae.models.contrast import recall
@@ -58,6 +58,8 @@ def score_model(
             f"the data set has {len(datamodule.classes)} classes, the classifier {model.classes}; "
             "fine-tune on this data set first, or evaluate on the one it was trained on"
         )
+    if isinstance(model, Classifier) and datamodule.splits.many_labels and not model.many_labels:
+        raise InputError("the classifier knows one class a clip, and test clips have many labels; train with task=tag")
     if not conditions and embedder is None and not probe:
         raise InputError(
             "a pretraining checkpoint of video alone knows no classes; fine-tune it first, or give degrade= or "
@@ -72,10 +74,14 @@ def score_model(
 def classification(found: Results, datamodule: ClipDataModule) -> Results:
     """Accuracies as shares of 1, over all clips, over those with and without audio, and by class, from `ClipScores`.
 
-    And each test clip's class as predicted, -1 where it has no score, and as labelled.
+    And each test clip's class as predicted, -1 where it has no score, and as labelled. Of clips with many labels what
+    `TagScores` finds instead, over all and by class.
     """
-    figures = {k: float(v) if "top" in k else int(v) for k, v in found.items() if k not in ("predictions", "has_audio")}
-    labels, classes = [entry.label for entry in datamodule.splits.test], datamodule.classes
+    figures: Results = {k: float(v) for k, v in found.items() if k.rpartition("/")[2] in FIGURES}
+    figures |= {k: found[k] for k in ("clips", "unscored")}
+    if "by_class" in found:
+        return {**figures, "per_class": per_tag(found["by_class"], datamodule.classes), "classes": datamodule.classes}
+    labels, classes = datamodule.splits.targets("test").tolist(), datamodule.classes
     counts = confusion(found["predictions"], labels, len(classes))
     clips, hits = counts.sum(1), counts.diagonal()
     # Whole classes, of UCF101 the 51 with audio and the 50 without: a few silent clips do not leave their class.
@@ -138,8 +144,12 @@ def result_tables(results: Sequence[Results], last: bool = True) -> Iterator[Tab
     """Of the newest results by class, the figures, and by degradation; of several, if those are all, the means."""
     result = results[-1]
     if by_class := result.get("per_class"):
-        rows = [[name, metric_text("top1", found["top1"]), str(found["clips"])] for name, found in by_class.items()]
-        yield "", ["class", "top1", "clips"], rows
+        columns = list(dict.fromkeys(key for found in by_class.values() for key in found))
+        rows = [
+            [name, *(metric_text(c, found[c]) if c in found else "" for c in columns)]
+            for name, found in by_class.items()
+        ]
+        yield "", ["class", *columns], rows
     if figures := {name: value for name, value in result.items() if isinstance(value, float | int)}:
         among = f"retrieval among {result.get('clips', 0)} test clips with audio"
         title = "" if by_class else f"{among}; meant for models trained with task.contrast"

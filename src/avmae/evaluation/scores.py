@@ -8,8 +8,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
 from avmae.data.datamodule import Batch
+from avmae.models.classifier import Classifier
+
+FIGURES = ("top1", "top5", "mAP", "AUC", "d_prime")
+"""Scores of all clips and of those with and without audio, from `ClipScores` and `TagScores`."""
+
+
+def scores_of(network: Classifier, clips: int) -> "ClipScores":
+    """What adds up a network's scores of so many clips."""
+    return (TagScores if network.many_labels else ClipScores)(clips, network.classes)
 
 
 class ClipScores(Metric):
@@ -33,11 +43,25 @@ class ClipScores(Metric):
         """Take (B, classes) logits; views with ``clip_id`` -1 are left out."""
         scored = batch["clip_id"] >= 0
         clip_id = batch["clip_id"].clamp(min=0)
-        self.scores.index_add_(0, clip_id, logits.float().softmax(-1) * scored[:, None])
+        self.scores.index_add_(0, clip_id, self.probabilities(logits.float()) * scored[:, None])
         self.views.index_add_(0, clip_id, scored.long())
         # A clip has audio if any of its windows does; unscored views must not overwrite clip 0.
-        self.labels.scatter_reduce_(0, clip_id, torch.where(scored, batch["label"], -1), "amax")
+        self.note_labels(clip_id, batch["label"], scored)
         self.has_audio.scatter_reduce_(0, clip_id, (scored & batch["has_audio"]).long(), "amax")
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Of one class among all."""
+        return logits.softmax(-1)
+
+    def note_labels(self, clip_id: Tensor, label: Tensor, scored: Tensor) -> None:
+        """Keep the label of each clip."""
+        self.labels.scatter_reduce_(0, clip_id, torch.where(scored, label, -1), "amax")
+
+    def subsets(self) -> dict[str, Tensor]:
+        """Which clips (clips,) bool have a score, all, and those with and without audio, by prefix; none is empty."""
+        seen, audible = self.views > 0, self.has_audio > 0
+        rows = {"": seen, "sound/": seen & audible, "silent/": seen & ~audible}
+        return {prefix: chosen for prefix, chosen in rows.items() if chosen.any()}
 
     def compute(self) -> dict[str, Any]:
         """Accuracies as shares of 1, for all clips and for those with and without audio, and what they are made of.
@@ -53,15 +77,71 @@ class ClipScores(Metric):
         best = scores.topk(min(5, self.classes)).indices
         hits = best == self.labels[:, None]
         result: dict[str, Any] = {"clips": int(seen.sum()), "unscored": int((~seen).sum())}
-        subsets = {"": seen, "sound/": seen & (self.has_audio > 0), "silent/": seen & (self.has_audio == 0)}
-        for prefix, rows in subsets.items():
-            if rows.any():
-                for k in (1, 5):
-                    result[f"{prefix}top{k}"] = hits[rows, :k].any(1).float().mean()
+        for prefix, rows in self.subsets().items():
+            for k in (1, 5):
+                result[f"{prefix}top{k}"] = hits[rows, :k].any(1).float().mean()
         # Arrays, for of tensors torchmetrics would take the axis away where there is one clip.
         result["predictions"] = torch.where(seen, best[:, 0], -1).cpu().numpy()
         result["has_audio"] = (self.has_audio > 0).cpu().numpy()
         return result
+
+
+class TagScores(ClipScores):
+    """As `ClipScores`, of clips with many labels: probabilities of each class by itself, ranked over clips."""
+
+    def __init__(self, clips: int, classes: int) -> None:
+        super().__init__(clips, classes)
+        self.add_state("labels", torch.zeros(clips, classes, dtype=torch.long), dist_reduce_fx="max")
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Of each class."""
+        return logits.sigmoid()
+
+    def note_labels(self, clip_id: Tensor, label: Tensor, scored: Tensor) -> None:
+        """Keep the labels of each clip: (B, classes) of 0 and 1, or (B,) where every clip has one."""
+        if label.ndim == 1:
+            label = (label[:, None] == torch.arange(self.classes, device=label.device)).long()
+        self.labels.scatter_reduce_(0, clip_id[:, None].expand_as(label), label * scored[:, None], "amax")
+
+    def compute(self) -> dict[str, Any]:
+        """What `ranking` finds, for all clips and for those with and without audio.
+
+        Returns:
+            `mAP`, `AUC` and `d_prime` (0-d float tensors; of each non-empty subset with the prefix `sound/` or
+            `silent/`), `clips` and `unscored` (counts), and as a NumPy array `by_class` (classes, 3): average
+            precision and AUC, nan where there is none, and how many clips have the class.
+        """
+        seen, scores = self.views > 0, self.scores / self.views.clamp(min=1)[:, None]
+        result: dict[str, Any] = {"clips": int(seen.sum()), "unscored": int((~seen).sum())}
+        for prefix, rows in self.subsets().items():
+            precision, auc = ranking(scores[rows], self.labels[rows])
+            mean_auc = auc.nanmean()
+            figures = {"mAP": precision.nanmean(), "AUC": mean_auc}
+            # As CAV-MAE and its predecessors have it, of the mean AUC: sqrt(2) times the normal quantile.
+            figures["d_prime"] = 2**0.5 * torch.special.ndtri(mean_auc)
+            # Of a perfect ranking it is infinite.
+            result |= {f"{prefix}{name}": value for name, value in figures.items() if value.isfinite()}
+        precision, auc = ranking(scores[seen], self.labels[seen])
+        result["by_class"] = torch.stack([precision, auc, self.labels[seen].sum(0)], 1).cpu().numpy()
+        return result
+
+
+def ranking(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Average precision and area under the ROC curve of each class, (classes,) float32, over N clips.
+
+    Both are torchmetrics'. They are nan where no clip has the class, the area also where all have it.
+
+    Args:
+        scores: (N, classes) float32.
+        labels: (N, classes) int64 of 0 and 1.
+    """
+    precision, auc = scores.new_full((2, labels.shape[1]), float("nan"))
+    for label in labels.any(0).nonzero().flatten().tolist():
+        column, truth = scores[:, label], labels[:, label]
+        precision[label] = binary_average_precision(column, truth)
+        if not truth.all():
+            auc[label] = binary_auroc(column, truth)
+    return precision, auc
 
 
 class ClipMeans:
@@ -96,6 +176,15 @@ def confusion(predictions: NDArray[np.int64], labels: Sequence[int], classes: in
     predicted, true = torch.from_numpy(predictions), torch.tensor(labels, dtype=torch.int64)
     kept = predicted >= 0
     return (true * classes + predicted)[kept].bincount(minlength=classes**2).view(classes, classes)
+
+
+def per_tag(by_class: NDArray[np.float32], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`AP`, `AUC` where not all clips have it, and `clips` of each class that any has, from `TagScores`."""
+    return {
+        name: {"AP": float(ap)} | ({} if np.isnan(auc) else {"AUC": float(auc)}) | {"clips": int(clips)}
+        for name, (ap, auc, clips) in zip(names, by_class, strict=True)
+        if clips
+    }
 
 
 def per_class(counts: Tensor, names: Sequence[str]) -> dict[str, dict[str, Any]]:

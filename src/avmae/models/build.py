@@ -224,13 +224,14 @@ def build_classifier(
     dropout: float = 0.0,
     pool: str = "mean",
     frozen: bool = False,
+    many_labels: bool = False,
 ) -> Classifier:
     """The model of fine-tuning and probing, freshly initialised from torch's global random state."""
     if pool not in ("mean", "attention"):
         raise InputError(f"task.pool={pool} is unknown; choose mean or attention")
     encoder = _encoder(clip, model, size)
     network = Classifier(encoder, classes, dropout, pool, size.heads, frozen, model.last_norm_eps)
-    network.clip = clip
+    network.clip, network.many_labels = clip, many_labels
     return network
 
 
@@ -257,7 +258,7 @@ def build_from_config(config: Mapping[str, Any]) -> MaskedAutoencoder | Classifi
         clip, model, size = ClipSpec(**config["clip"]), ModelSpec(**config["model"]), SizeSpec(**config["size"])
         if config["task"] == "pretrain":
             return build_autoencoder(clip, model, size, MaskSpec(**config["mask"]))
-        pool = config.get("pool", "mean")
-        return build_classifier(clip, model, size, config["classes"], config["dropout"], pool)
+        head = {"pool": config.get("pool", "mean"), "many_labels": config["task"] == "tag"}
+        return build_classifier(clip, model, size, config["classes"], config["dropout"], **head)
     except (KeyError, TypeError) as error:
         raise InputError(f"the config does not describe a model of this version: {error}") from error

@@ -31,6 +31,8 @@ class Classifier(nn.Module):
 
     clip: ClipSpec
     """What windows it takes, set by `avmae.models.build`."""
+    many_labels: bool = False
+    """Whether a clip may be of several classes, each with a probability of its own; set there, too."""
 
     def __init__(
         self,
@@ -77,6 +79,10 @@ class Classifier(nn.Module):
         """Logits (B, classes) of a batch with video, audio where the system takes it, and has_audio."""
         logits = [self.heads[name](self.dropout(x)) for name, x in self.features(batch).items()]
         return torch.stack(logits).sum(0)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Of the classes (B, classes) float32: of one of them, or of each by itself if there may be many."""
+        return logits.float().sigmoid() if self.many_labels else logits.float().softmax(-1)
 
     def encode(self, video: Tensor, audio: Tensor | None = None, has_audio: Tensor | None = None) -> Tensor:
         """Fused tokens of whole clips; see `avmae.models.autoencoder.encode`."""

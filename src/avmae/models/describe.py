@@ -22,7 +22,7 @@ def describe(renamed: Renamed, hf: Mapping[str, Any] | None = None) -> dict[str,
     VideoMAE's: 16 frames, 224 px, heads of 64 numbers (of 80 in huge).
 
     Returns:
-        Plain data; ``task`` is `pretrain`, `classify`, or `encoder` where the file has neither decoder nor head.
+        Plain data; ``task`` is `pretrain`, `classify`, `tag`, or `encoder` where the file has neither decoder nor head.
     """
     hf, weights = hf or {}, renamed.weights
     kernel = weights.get("encoder.modalities.video.embed.weight")
@@ -124,12 +124,13 @@ def transformers_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
         "layer_norm_eps": model.get("norm_eps", 1e-6),
         "norm_pix_loss": model["normalize_target"],
         # Without it, their encoder ends in a norm: the one before our decoder.
-        "use_mean_pooling": config["task"] == "classify",
+        "use_mean_pooling": config["task"] in ("classify", "tag"),
     }
-    if config["task"] == "classify":
+    if config["task"] in ("classify", "tag"):
         names = dict(enumerate(config["class_names"]))
         theirs |= {
             "architectures": ["VideoMAEForVideoClassification"],
+            "problem_type": "multi_label_classification" if config["task"] == "tag" else None,
             "id2label": {str(label): name for label, name in names.items()},
             "label2id": {name: label for label, name in names.items()},
         }

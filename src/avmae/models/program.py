@@ -61,7 +61,7 @@ class FromWindow(nn.Module):
             batch["has_audio"] = frames.new_zeros(frames.shape[0], dtype=torch.bool)
         else:
             batch |= {"audio": self.spectrogram(waveform), "has_audio": has_audio}
-        return self.model(batch).softmax(-1)
+        return self.model.probabilities(self.model(batch))
 
 
 def write_program(model: Classifier, spectrogram: nn.Module, folder: Path, format: str) -> str:

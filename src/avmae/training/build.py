@@ -76,9 +76,13 @@ def build_task(config: Mapping[str, Any], data: ClipDataModule) -> Task:
             f"task={name} tells classes apart, and the data set has the one class {data.classes[0]}; put videos into a "
             "folder per class (data=folder) or list their labels (data=csv); task=pretrain needs none"
         )
+    elif data.splits.many_labels and name != "tag":
+        raise InputError(
+            f"task={name} gives each clip one class, and clips of this data set have many, or none: task=tag"
+        )
     else:
-        head = [settings[key] for key in ("dropout", "pool", "frozen")]
-        classifier = build_classifier(specs.clip, specs.model, specs.size, len(data.classes), *head)
+        head = {key: settings[key] for key in ("dropout", "pool", "frozen")} | {"many_labels": name == "tag"}
+        classifier = build_classifier(specs.clip, specs.model, specs.size, len(data.classes), **head)
         chosen = {key: settings[key] for key in ("label_smoothing", "drop_audio", "swap_audio")}
         task = Classification(classifier, *how, mixing=spec(MixSpec, "task.mix", settings["mix"]), **chosen)
     if config["resume"]:
@@ -96,7 +100,7 @@ def _kept(config: Mapping[str, Any], data: ClipDataModule) -> dict[str, Any]:
     if config["task"]["name"] == "pretrain":
         return kept | {"task": "pretrain", "mask": config["mask"]}
     how = {key: config["task"][key] for key in ("dropout", "pool")}
-    return kept | {"task": "classify", "classes": len(data.classes), "class_names": data.classes, **how}
+    return kept | {"task": config["task"]["name"], "classes": len(data.classes), "class_names": data.classes, **how}
 
 
 def build_trainer(

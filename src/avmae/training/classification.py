@@ -11,7 +11,7 @@ from torch import Tensor
 from avmae.data.datamodule import Batch
 from avmae.data.degrade import next_audible
 from avmae.errors import InputError
-from avmae.evaluation.scores import ClipScores
+from avmae.evaluation.scores import FIGURES, ClipScores, scores_of
 from avmae.models.classifier import Classifier
 from avmae.training.mixing import MixSpec, mix
 from avmae.training.optim import OptimSpec
@@ -19,7 +19,7 @@ from avmae.training.task import Stream, Task
 
 
 class Classification(Task):
-    """Trains a `Classifier` and scores it by clip.
+    """Trains a `Classifier`, of clips with one class each or with many labels, and scores it by clip.
 
     Args:
         network, optim, config, seed, compile: see `Task`.
@@ -34,7 +34,6 @@ class Classification(Task):
     """
 
     network: Classifier
-    watched = ("val/top1", "max")
 
     def __init__(
         self,
@@ -57,6 +56,7 @@ class Classification(Task):
         if drop_audio + swap_audio and ("audio" not in modalities or modalities["audio"].absent is None):
             raise InputError("task.drop_audio and task.swap_audio need audio: model=avmae or model=avmae_concat")
         self.drop_audio, self.swap_audio = drop_audio, swap_audio
+        self.watched = ("val/mAP" if self.network.many_labels else "val/top1", "max")
         self.label_smoothing, self.mixing = label_smoothing, mixing or MixSpec()
         self.results: dict[str, Any] = {}
         """What the last test found, as `ClipScores.compute`."""
@@ -68,11 +68,11 @@ class Classification(Task):
                 f"the data set has {len(splits.classes)} classes, the classifier {self.network.classes}; "
                 "fine-tune on this data set first, or evaluate on the one it was trained on"
             )
-        self.val_scores = ClipScores(len(splits.val), self.network.classes)
-        self.test_scores = ClipScores(len(splits.test), self.network.classes)
+        self.val_scores = scores_of(self.network, len(splits.val))
+        self.test_scores = scores_of(self.network, len(splits.test))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Cross-entropy of one batch, mixed where the recipe says so."""
+        """The loss of one batch, mixed where the recipe says so."""
         step = self.trainer.fit_loop.epoch_loop.total_batch_idx
         if self.drop_audio + self.swap_audio:
             generator = torch.Generator(self.device).manual_seed(self.step_seed(Stream.OTHER_AUDIO, step))
@@ -80,10 +80,20 @@ class Classification(Task):
         rng = np.random.default_rng(self.step_seed(Stream.MIXING, step, self.global_rank))
         batch, target = mix(batch, self.network.classes, self.mixing, rng, self.network.clip.mel_std)
         logits = self.network(batch)
-        loss = F.cross_entropy(logits.float(), target, label_smoothing=self.label_smoothing)
+        loss = self.loss(logits.float(), target)
         self.report.average("train/loss", loss, 1)
-        self.report.average("train/top1", (logits.argmax(-1) == target.argmax(-1)).float().sum(), len(logits))
         return loss
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy, of logits (B, classes) float32 and a distribution over classes, or with many labels shares.
+
+        With many labels it is binary, the mean over classes, and smoothing is timm's: towards 1 / classes, as without.
+        """
+        if self.network.many_labels:
+            smooth = target * (1 - self.label_smoothing) + self.label_smoothing / self.network.classes
+            return F.binary_cross_entropy_with_logits(logits, smooth)
+        self.report.average("train/top1", (logits.argmax(-1) == target.argmax(-1)).float().sum(), len(logits))
+        return F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
 
     def change_audio(self, batch: Batch, drawn: Tensor) -> Batch:
         """Drop or exchange the audio of clips whose number, (B,) drawn from [0, 1), is low."""
@@ -100,18 +110,19 @@ class Classification(Task):
         self.test_scores.update(self.network(batch), batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Log accuracies by clip."""
+        """Log scores by clip."""
         self._log_scores("val", self.val_scores)
 
     def on_test_epoch_end(self) -> None:
-        """Log accuracies by clip and keep the details."""
+        """Log scores by clip and keep the details."""
         self.results = self._log_scores("test", self.test_scores)
 
     def _log_scores(self, part: str, scores: ClipScores) -> dict[str, Any]:
         result = scores.compute()
         scores.reset()
         # Where audio is not read, nobody knows which clips have it.
-        names = [key for key in result if "top" in key and (self.trainer.datamodule.audio or "/" not in key)]
+        names = [key for key in result if key.rpartition("/")[2] in FIGURES]
+        names = [key for key in names if self.trainer.datamodule.audio or "/" not in key]
         # Already summed over processes by the metric.
         self.log_dict({f"{part}/{key}": result[key] for key in names}, rank_zero_only=False)
         return result

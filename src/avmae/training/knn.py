@@ -19,7 +19,8 @@ class OnlineKNN(Callback):
     Features of the last training clips are kept as they were when seen; a validation clip gets the class that its
     nearest neighbours vote for, weighted by exp(cosine similarity / temperature) as in DINO (Caron et al. 2021). Both
     are features under the task's masks. It is a curve to watch; `python -m avmae.features` measures without masks.
-    `val/effective_rank` of the kept features falls towards 1 when they collapse, labels or not.
+    `val/effective_rank` of the kept features falls towards 1 when they collapse, labels or not. Of clips with many
+    labels there is no vote.
 
     Args:
         bank: training clips kept on each process, and in checkpoints.
@@ -49,19 +50,22 @@ class OnlineKNN(Callback):
         features = F.normalize(outputs["features"].float(), dim=1)
         if not self._state:
             self._state = {"features": features.new_zeros(self.bank, features.shape[1])}
-            self._state["labels"] = batch["label"].new_full((self.bank,), -1)
+            self._state["labels"] = batch["clip_id"].new_full((self.bank,), -1)
         self._state = {name: value.to(features.device) for name, value in self._state.items()}
         place = (self._seen + torch.arange(len(features), device=features.device)) % self.bank
         # A step that is skipped because it is not finite has no say either.
         finite = features.isfinite().all(1)
         self._state["features"][place] = features.nan_to_num()
-        self._state["labels"][place] = batch["label"].where(finite, -1)
+        if batch["label"].ndim == 1:
+            self._state["labels"][place] = batch["label"].where(finite, -1)
         self._seen += len(features)
 
     def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         outputs, batch, *_ = args
         classes = len(trainer.datamodule.classes)
         if not self._state or not isinstance(outputs, dict) or "features" not in outputs or classes < 2:
+            return
+        if batch["label"].ndim > 1:
             return
         votes = knn_votes(outputs["features"], **self._state, classes=classes, k=self.neighbours, t=self.temperature)
         hit = (votes.argmax(1) == batch["label"]).float()

@@ -50,10 +50,12 @@ def mix(batch: Batch, classes: int, spec: MixSpec, rng: np.random.Generator, mel
         mel_std: by which the log-mel spectrogram was divided.
 
     Returns:
-        The batch with other video and audio, and the target (B, classes) float32, a distribution.
+        The batch with other video and audio, and the target (B, classes) float32: a distribution, or, of clips with
+        many labels, a share of each.
     """
+    label = batch["label"]
     # Not one_hot, which reads the labels back on a CPU.
-    target = (batch["label"][:, None] == torch.arange(classes, device=batch["label"].device)).float()
+    target = (label[:, None] == torch.arange(classes, device=label.device) if label.ndim == 1 else label).float()
     if not (spec.mixup or spec.cutmix):
         return batch, target
     cut = bool(spec.cutmix) and (not spec.mixup or rng.random() < spec.switch)

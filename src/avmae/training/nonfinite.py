@@ -85,7 +85,7 @@ class NonFiniteSteps(Callback):
         seen = trainer.strategy.all_gather(torch.cat(clips)).flatten().unique().tolist()
         if trainer.is_global_zero:
             entries = trainer.datamodule.splits.train
-            line = {"step": step, "epoch": epoch, "clips": [str(entries[index].path) for index in seen]}
+            line = {"step": step, "epoch": epoch, "clips": [str(entries[index]) for index in seen]}
             try:
                 with file.open("a") as stream:
                     stream.write(json.dumps(line) + "\n")

@@ -14,6 +14,7 @@ FIGURES = {
     "train/data_wait": ("data wait", ".0%"),
     "val/loss": ("val/loss", ".4g"),
     "val/top1": ("val/top1", ".1%"),
+    "val/mAP": ("val/mAP", ".1%"),
 }
 """The logged metrics that are worth a place, by what they are called there and their format."""
 

@@ -102,13 +102,17 @@ class Reconstructions(Callback):
         entries = data.splits.val or data.splits.train
         windows: dict[str, Window] = {}
         for place in sorted(set(np.linspace(0, len(entries) - 1, self.clips).round().astype(int).tolist())):
-            path = Path(str(entries[place].path))
+            entry = entries[place]
+            path = Path(str(entry.path))
+            name = path.stem + str(entry).removeprefix(str(path)).replace("#t=", "_")
             # Clips that cannot be read are named by the callback for them.
             try:
-                window = read_window(entries[place].path, clip, 0.5, clip.canvas, data.audio)
+                window = read_window(
+                    entry.path, clip, 0.5, clip.canvas, data.audio and (entry.audio or True), entry.between
+                )
             except MediaError:
                 continue
-            windows[path.stem if path.stem not in windows else f"{path.parent.name}_{path.stem}"] = window
+            windows[name if name not in windows else f"{path.parent.name}_{name}"] = window
         return windows
 
     def _show(self, trainer: L.Trainer, tag: str, name: str, comparison: Comparison) -> None:

@@ -29,7 +29,7 @@ from avmae.training.report import StepReport
 FIXED = re.compile(
     r"seed$|(model|size|clip)\."
     # Which clips are trained on.
-    r"|data\.(fold|val_groups|val_share|only|train_share)$"
+    r"|data\.(fold|val_groups|val_share|only|train_share|balanced)$"
     # Without them, a checkpoint's state of the optimiser means something else.
     r"|optim\.(kind|layer_decay)$"
 )

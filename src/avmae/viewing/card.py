@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from avmae.data.paths import PATHS
+from avmae.data.paths import OR_PATHS, PATHS
 from avmae.evaluation.metrics import metric_text
 from avmae.models.hub import CARD, on_hub, push
 from avmae.runs.history import flat
@@ -34,7 +34,11 @@ def publish(folder: Path, ckpt: str | Path, repository: str) -> str:
     content = json.loads(file.read_text(encoding="utf-8"))
     config = content["avmae"]
     if "data" in config:
-        config["data"] = {key: None if key in (*PATHS, "manifest") else value for key, value in config["data"].items()}
+        names_file = {
+            "manifest",
+            *(key for key in OR_PATHS if key in PATHS or isinstance(config["data"].get(key), str)),
+        }
+        config["data"] = {key: None if key in names_file else value for key, value in config["data"].items()}
     file.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     (folder / CARD).write_text(card(config, _scores(ckpt), repository), "utf-8")
     return push(folder, repository)

@@ -67,7 +67,8 @@ def predict_files(
                 window = read_window(file, model.clip, position, model.clip.canvas)
                 has_audio |= window.has_audio
                 with torch.inference_mode():
-                    probabilities.append(model(window_batch(window, model.clip, crops)).softmax(-1).mean(0))
+                    logits = model(window_batch(window, model.clip, crops))
+                    probabilities.append(model.probabilities(logits).mean(0))
         except MediaError as error:
             yield file, error
         else:

@@ -29,7 +29,7 @@ from avmae.viewing.templates import as_text, render
 OVERVIEW = (
     *("train/loss", "val/loss", "val/loss_video", "val/loss_audio", "val/knn_top1", "val/top1", "test/top1"),
     *("test/top5", "results/top1", "results/top5", "results/sound/top1", "results/silent/top1"),
-    *("results/video_to_audio/r1", "results/audio_to_video/r1"),
+    *("val/mAP", "test/mAP", "results/mAP", "results/video_to_audio/r1", "results/audio_to_video/r1"),
 )
 """Metrics that runs are compared by."""
 

@@ -19,6 +19,7 @@ TITLES = {
     "loss_audio": "Audio loss",
     "loss_contrast": "Contrastive loss",
     "top1": "Top-1 accuracy",
+    "mAP": "Mean average precision",
     "knn_top1": "k-NN accuracy",
     "effective_rank": "effective rank of the features",
     "lr": "Learning rate",
@@ -28,7 +29,7 @@ TITLES = {
     "data_wait": "Share of time spent waiting for data",
     "clips_per_second": "Clips per second",
 }
-SHOWN = list(TITLES)[:8]
+SHOWN = list(TITLES)[:9]
 """Curves shown at once, in this order; others are folded away."""
 PARTS = {"train": "training", "val": "validation", "test": "test", "results": "avmae.evaluate"}
 
@@ -100,7 +101,9 @@ class RunSection:
 
     @property
     def task(self) -> str:
-        return {"pretrain": "Pretraining", "classify": "Classification"}.get(self.run.task, self.run.task)
+        return {"pretrain": "Pretraining", "classify": "Classification", "tag": "Tagging"}.get(
+            self.run.task, self.run.task
+        )
 
     @property
     def metrics(self) -> dict[str, str]:

@@ -191,6 +191,6 @@ class Viewer:
         for has_audio in (True, False) if audible else (False,):
             with torch.inference_mode():
                 logits = self.classifier(batch | {"has_audio": torch.tensor([has_audio])})
-            top = top_classes(logits[0].softmax(-1), self.classes, TOP)
+            top = top_classes(self.classifier.probabilities(logits)[0], self.classes, TOP)
             found[has_audio] = {row["class"]: row["score"] for row in top}
         return found

@@ -37,12 +37,17 @@ def test_paths_start_from_root_or_are_absolute(folder: Path, tmp_path_factory: p
         ("a.mp4 5", 3, r"list.csv:1: label 5 is out of range \(0 to 2\)"),
         ("a.mp4 -1", None, "list.csv:1: label -1"),
         ("a.mp4 0\nmissing.mp4 1", None, "list.csv:2: .*missing.mp4 does not exist"),
-        ("a.mp4 cat", None, "list.csv:1: expected 'path label'"),
-        ("a.mp4", None, "list.csv:1: expected 'path label'"),
+        ("b.mp4 cat", None, "list.csv:1: expected 'path label', but 'b.mp4 cat' starts with no file's path"),
+        ("a.mp4 0\na.mp4", None, "list.csv:2: has no label"),
+        ("a.mp4 0\nwith space.mp4 cat", None, "list.csv:2: the label 'cat' is not of the kind of .*list.csv:1"),
+        ("a.mp4 cat\nwith space.mp4 dog", 3, "data.classes=3, and the lists name 2 classes: cat, dog"),
+        ("a.mp4 cat\nwith space.mp4 dog", ["cat", "cow"], "list.csv:2: 'dog' is none of the 2 classes"),
+        ("a.mp4,0,1.5,2", None, "list.csv:1: .*does not exist"),
+        ("a.mp4,0,1.5,2.5", None, "list.csv:1: '0,1.5,2.5' is more than a label; name the columns"),
         ("\n", None, "is empty"),
     ],
 )
-def test_what_is_wrong_is_named(folder: Path, text: str, classes: int | None, named: str) -> None:
+def test_what_is_wrong_is_named(folder: Path, text: str, classes: int | list[str] | None, named: str) -> None:
     (folder / "list.csv").write_text(text)
     with pytest.raises(InputError, match=named):
         read_csv(train=folder / "list.csv", classes=classes)

@@ -1,7 +1,8 @@
 """The audio of a file's window, mono, in time with its frames."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -9,8 +10,9 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from avmae.data.decode.container import DAMAGE, open_unchecked, packets_of, seek
+from avmae.data.decode.container import DAMAGE, Source, decode, open_unchecked, opened, packets_of, seek
 from avmae.data.decode.frames import VideoTrack
+from avmae.errors import MediaError
 
 PREROLL = 0.2
 """Audio decoded before a window, in seconds: MP3 and Opus decoders need some to settle after a seek."""
@@ -32,14 +34,43 @@ def audio_stream(container: Any) -> Any:
     return next((stream for stream in container.streams.audio if stream.codec_context is not None), None)
 
 
-def read_audio(video: VideoTrack, stream: Any, start: float, samples: int, sample_rate: int) -> Waveform | None:
+@dataclass(frozen=True)
+class AudioFile:
+    """An open file of audio alone, whose first sample belongs to the video's first frame; see `VideoTrack`."""
+
+    container: Any
+    path: Source
+    origin: float
+
+
+@contextmanager
+def opened_audio(video: VideoTrack, source: bool | Source) -> Iterator[tuple[VideoTrack | AudioFile, Any]]:
+    """The file that a video's audio is in, True for its own, and the audio track, None if that has none.
+
+    Raises:
+        MediaError: a file of its own is missing, or has no audio that can be decoded.
+    """
+    if isinstance(source, bool):
+        yield video, audio_stream(video.container) if source else None
+        return
+    with opened(source) as container:
+        stream = audio_stream(container)
+        first = None if stream is None else next(decode(container, stream), None)
+        if first is None:
+            raise MediaError(f"{source}: has no audio that can be decoded; replace the file or leave it out")
+        yield AudioFile(container, source, first.time or 0.0), stream
+
+
+def read_audio(
+    video: VideoTrack | AudioFile, stream: Any, start: float, samples: int, sample_rate: int
+) -> Waveform | None:
     """Mono audio from `start` on, silent where the track is; None if it has nothing to give there."""
     waveform, found = read_track(video, stream, start, samples, sample_rate)
     return waveform if found else None
 
 
 def read_track(
-    video: VideoTrack, stream: Any, start: float, samples: int, sample_rate: int
+    video: VideoTrack | AudioFile, stream: Any, start: float, samples: int, sample_rate: int
 ) -> tuple[Waveform, tuple[int, int] | None]:
     """As `read_audio`, and from which to which sample the track lasts; None where it has nothing to give."""
     waveform = np.zeros(samples, np.float32)
@@ -58,7 +89,7 @@ def read_track(
     return np.clip(np.nan_to_num(waveform), -1, 1), found
 
 
-def _audio_frames(video: VideoTrack, stream: Any, start: float, stop: float) -> Iterator[Any]:
+def _audio_frames(video: VideoTrack | AudioFile, stream: Any, start: float, stop: float) -> Iterator[Any]:
     """Decoded audio between two timestamps, and some before."""
     base = float(stream.time_base)
     target = max(start - PREROLL, (stream.start_time or 0) * base)

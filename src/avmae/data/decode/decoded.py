@@ -17,14 +17,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from avmae.clip import ClipSpec
-from avmae.data.decode.audio import Waveform, audio_stream, read_track
+from avmae.data.decode.audio import Waveform, opened_audio, read_track
 from avmae.data.decode.container import EPSILON, Source, opened
 from avmae.data.decode.frames import Frames, VideoTrack
-from avmae.data.decode.window import Window, frame_size, read_frames
+from avmae.data.decode.window import WHOLE, Span, Window, frame_size, read_frames
 from avmae.errors import InputError, MediaError
 
 
-def read_decoded(folder: Path, path: Source, clip: ClipSpec, position: float, audio: bool = True) -> Window:
+def read_decoded(
+    folder: Path, path: Source, clip: ClipSpec, position: float, audio: bool | Source = True, between: Span = WHOLE
+) -> Window:
     """As `read_window` with the canvas of `clip`, by way of the clip's decoded copy in the folder, made at first use.
 
     Copies are told apart by the file's path, length and time of change, and by size and rate of what they hold.
@@ -33,13 +35,14 @@ def read_decoded(folder: Path, path: Source, clip: ClipSpec, position: float, au
         InputError: the folder cannot be written to.
         MediaError: the file is missing or no video that can be read.
     """
-    copy = folder / f"{_name(path, clip)}.safetensors"
+    sound = True if isinstance(audio, bool) else audio
+    copy = folder / f"{_name(path, clip, sound)}.safetensors"
     if not copy.is_file():
-        _decode(path, clip, copy)
+        _decode(path, clip, copy, sound)
     try:
         with safe_open(copy, "np") as stored:
             track = DecodedTrack(stored)
-            stretch = read_frames(track, path, clip, position, clip.canvas)
+            stretch = read_frames(track, path, clip, position, clip.canvas, between)
             waveform = track.read_audio(stretch.start, stretch.samples, clip.sample_rate) if audio else None
     except (OSError, SafetensorError) as error:
         raise MediaError(f"{copy}: the decoded copy of {path} is damaged ({error}); delete it") from error
@@ -60,13 +63,13 @@ class DecodedTrack:
     def stated_duration(self) -> float:
         return self.stated
 
-    def read(self, times: NDArray[np.float64], size: tuple[int, int], to_end: bool) -> tuple[Frames, float | None]:
+    def read(self, times: NDArray[np.float64], size: tuple[int, int], until: float) -> tuple[Frames, float | None]:
         """The frames (len(times), *size, 3) on display at ascending times, and the end, if reading got there."""
         assert size == self.size
         shown = np.searchsorted(self.times, times + EPSILON, side="right") - 1
         first = int(shown[0])
         frames = self.frames[first : int(shown[-1]) + 1][shown - first]
-        return frames, self.end if to_end or shown[-1] == len(self.times) - 1 else None
+        return frames, self.end if until > self.times[-1] + EPSILON or shown[-1] == len(self.times) - 1 else None
 
     def read_audio(self, start: float, samples: int, sample_rate: int) -> Waveform | None:
         """As `avmae.data.decode.audio.read_audio`."""
@@ -77,16 +80,18 @@ class DecodedTrack:
         return np.pad(part, (0, samples - len(part)))
 
 
-def _name(path: Source, clip: ClipSpec) -> str:
-    about = [path if not isinstance(path, str | Path) else os.path.abspath(path), clip.canvas, clip.sample_rate]
-    if isinstance(path, str | Path) and os.path.isfile(path):
-        status = os.stat(path)
-        about += [status.st_size, status.st_mtime_ns]
+def _name(path: Source, clip: ClipSpec, sound: bool | Source) -> str:
+    about: list[Any] = [clip.canvas, clip.sample_rate]
+    for number, file in enumerate([path] if isinstance(sound, bool) else [path, sound]):
+        about.insert(2 * number, os.path.abspath(file) if isinstance(file, str | Path) else file)
+        if isinstance(file, str | Path) and os.path.isfile(file):
+            status = os.stat(file)
+            about += [status.st_size, status.st_mtime_ns]
     return blake2b("|".join(map(str, about)).encode(), digest_size=16).hexdigest()
 
 
-def _decode(path: Source, clip: ClipSpec, copy: Path) -> None:
-    """Decode a whole file."""
+def _decode(path: Source, clip: ClipSpec, copy: Path, sound: bool | Source) -> None:
+    """Decode a whole file, and its audio as `opened_audio` finds it."""
     with opened(path) as container:
         video = VideoTrack(container, path)
         stated, size = video.stated_duration(), frame_size(video.aspect, clip.canvas)
@@ -100,9 +105,10 @@ def _decode(path: Source, clip: ClipSpec, copy: Path) -> None:
         if not frames:
             raise MediaError(f"{path}: its frames cannot be decoded twice; re-encode or leave it out")
         waveform, audible = np.zeros(0, np.float32), None
-        if (stream := audio_stream(container)) is not None:
-            samples = max(1, round(max(end, stated) * clip.sample_rate))
-            waveform, audible = read_track(video, stream, 0.0, samples, clip.sample_rate)
+        with opened_audio(video, sound) as (track, stream):
+            if stream is not None:
+                samples = max(1, round(max(end, stated) * clip.sample_rate))
+                waveform, audible = read_track(track, stream, 0.0, samples, clip.sample_rate)
     about = np.array([video.aspect, video.step, stated, end, *(audible or (0, 0))])
     content = {"frames": np.stack(frames), "times": np.array(times), "waveform": waveform, "about": about}
     unfinished = copy.with_name(f".{copy.name}.{uuid4().hex}")

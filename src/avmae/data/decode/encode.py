@@ -10,7 +10,7 @@ from typing import Any
 import av
 import numpy as np
 
-from avmae.data.decode.audio import Waveform, audio_stream, read_audio
+from avmae.data.decode.audio import Waveform, opened_audio, read_audio
 from avmae.data.decode.container import EPSILON, opened
 from avmae.data.decode.frames import Frames, VideoTrack
 from avmae.errors import MediaError
@@ -51,22 +51,24 @@ def write_video(path: str | Path, frames: Frames, fps: float, waveform: Waveform
             encode_audio(container, audio, waveform.astype(np.float32), sample_rate)
 
 
-def pack_video(source: str | Path, short_side: int, quality: int, sample_rate: int) -> bytes:
+def pack_video(
+    source: str | Path, short_side: int, quality: int, sample_rate: int, audio_file: Path | None = None
+) -> bytes:
     """A copy that is made for random windows: each frame a JPEG, the audio as it is trained on, as a QuickTime file.
 
     Frames keep their times, to the millisecond; they are scaled down to the short side if they are larger, never up,
     and pixels become square. The audio becomes mono, 16 bits, and lasts as long as the video. All of this loses what
     cannot be had back.
 
-    `short_side` is in pixels, `quality` on FFmpeg's scale of quantisers: 2 is the best, 31 the worst.
+    `short_side` is in pixels, `quality` on FFmpeg's scale of quantisers: 2 is the best, 31 the worst. `audio_file` is
+    where the audio is if it has a file of its own.
 
     Raises:
         MediaError: the source is missing or no video that can be read.
     """
     target = io.BytesIO()
-    with opened(source) as container:
-        track = VideoTrack(container, source)
-        stream = audio_stream(container)
+    with opened(source) as container, opened_audio(track := VideoTrack(container, source), audio_file or True) as sound:
+        where, stream = sound
         height, width = track.size[0], track.size[0] * track.aspect
         scale = min(1.0, short_side / min(height, width))
         canvas = (max(2, round(height * scale / 2) * 2), max(2, round(width * scale / 2) * 2))
@@ -77,7 +79,7 @@ def pack_video(source: str | Path, short_side: int, quality: int, sample_rate: i
             end = _pack_frames(track, packed, video, np.empty((*canvas, 3), np.uint8))
             waveform = None
             if stream is not None:
-                waveform = read_audio(track, stream, 0.0, max(1, round(end * sample_rate)), sample_rate)
+                waveform = read_audio(where, stream, 0.0, max(1, round(end * sample_rate)), sample_rate)
             if waveform is not None:
                 encode_audio(packed, audio, (waveform * 32767).round().astype(np.int16), sample_rate, "s16")
     return target.getvalue()

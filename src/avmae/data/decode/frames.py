@@ -79,8 +79,8 @@ class VideoTrack:
                     return max(self.step, float(end * self.stream.time_base) - self.origin)
         return self.step
 
-    def read(self, times: NDArray[np.float64], size: tuple[int, int], to_end: bool) -> tuple[Frames, float | None]:
-        """Decode the frames, of a size, on display at some ascending times; `to_end` reads on to the end of the file.
+    def read(self, times: NDArray[np.float64], size: tuple[int, int], until: float) -> tuple[Frames, float | None]:
+        """Decode the frames, of a size, on display at some ascending times; reads on `until` a time, or the file's end.
 
         Returns:
             The frames (len(times), height, width, 3), and when the file's last frame ends if reading got there.
@@ -91,11 +91,11 @@ class VideoTrack:
         if self.stream.codec_context.codec.intra_only and not self.lookahead:
             # If anything is out of order, decoding all of it decides.
             with suppress(*DAMAGE, ValueError):
-                return self._select(self._packets_from(times[0]), times, size, to_end)
-        return self._select(self.frames_from(times[0]), times, size, to_end)
+                return self._select(self._packets_from(times[0]), times, size, until)
+        return self._select(self.frames_from(times[0]), times, size, until)
 
     def _select(
-        self, timed: Generator[tuple[float, Any]], times: NDArray[np.float64], size: tuple[int, int], to_end: bool
+        self, timed: Generator[tuple[float, Any]], times: NDArray[np.float64], size: tuple[int, int], until: float
     ) -> tuple[Frames, float | None]:
         """As `read`, of frames or packets with their times."""
         wanted, frames, filled = times.tolist(), np.empty((len(times), *size, 3), np.uint8), 0
@@ -111,7 +111,7 @@ class VideoTrack:
                     filled = stop
                 if frame is None:
                     break
-                if filled == len(wanted) and not to_end:
+                if filled == len(wanted) and time > until - EPSILON:
                     return frames, None
                 shown, since = frame, time
         assert shown is not None

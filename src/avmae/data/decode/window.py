@@ -1,5 +1,6 @@
 """Files to windows: frames and the audio of the same seconds, by presentation timestamps."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avmae.clip import ClipSpec
-from avmae.data.decode.audio import Waveform, audio_stream, read_audio
+from avmae.data.decode.audio import Waveform, audio_stream, opened_audio, read_audio
 from avmae.data.decode.container import EPSILON, Source, open_unchecked, opened, packets_of
 from avmae.data.decode.frames import Frames, VideoTrack
 from avmae.errors import InputError, MediaError
+
+Span = tuple[float, float]
+"""From when to when a clip lasts, in seconds from the first frame of its file."""
+WHOLE: Span = (0.0, math.inf)
 
 
 @dataclass(frozen=True)
@@ -60,31 +65,39 @@ def probe(path: str | Path) -> MediaInfo:
 
 
 def read_window(
-    path: Source, clip: ClipSpec, position: float, canvas: tuple[int, ...] | None = None, audio: bool = True
+    path: Source,
+    clip: ClipSpec,
+    position: float,
+    canvas: tuple[int, ...] | None = None,
+    audio: bool | Source = True,
+    between: Span = WHOLE,
 ) -> Window:
     """Read the frames and the audio of one window.
 
-    Frame i is the one on display ``i * stride / fps`` seconds after the start. A file shorter than the window is
-    repeated, frames and audio with the same period. Audio that is missing, or that cannot be decoded, is silence: a
-    broken audio track costs no frames.
+    Frame i is the one on display ``i * stride / fps`` seconds after the start. A file shorter than the window, or a
+    part of one, is repeated, frames and audio with the same period. Audio that is missing, or that cannot be decoded,
+    is silence: a broken audio track costs no frames.
 
     Args:
         path: of any video file, or what stores one; it is named by messages.
         clip: length of the window, number of its frames, sample rate of its audio.
         position: of the window, from 0 for the first to 1 for the last that fits.
         canvas: see `ClipSpec`; None for the size as displayed.
-        audio: read the audio, too.
+        audio: read the audio, too; or a file of its own that it is in, and that starts with the first frame.
+        between: from when to when the clip lasts; what the file has before and after it is not read.
 
     Raises:
         InputError: the position is not in [0, 1].
-        MediaError: the file is missing or no video that can be read.
+        MediaError: the file is missing or no video that can be read, or it ends before the clip starts; or there is no
+            audio in a file of its own.
     """
     with opened(path) as container:
         video = VideoTrack(container, path)
-        stretch = read_frames(video, path, clip, position, canvas)
+        stretch = read_frames(video, path, clip, position, canvas, between)
         waveform = None
-        if audio and (stream := audio_stream(container)) is not None:
-            waveform = read_audio(video, stream, stretch.start, stretch.samples, clip.sample_rate)
+        with opened_audio(video, audio) as (track, stream):
+            if stream is not None:
+                waveform = read_audio(track, stream, stretch.start, stretch.samples, clip.sample_rate)
         return stretch.window(waveform, clip.samples, video.aspect)
 
 
@@ -96,7 +109,7 @@ class Track(Protocol):
     aspect: float
 
     def stated_duration(self) -> float: ...
-    def read(self, times: NDArray[np.float64], size: tuple[int, int], to_end: bool) -> tuple[Frames, float | None]: ...
+    def read(self, times: NDArray[np.float64], size: tuple[int, int], until: float) -> tuple[Frames, float | None]: ...
 
 
 @dataclass(frozen=True)
@@ -113,13 +126,17 @@ class Stretch:
         return Window(self.frames, full, waveform is not None, self.start, aspect)
 
 
-def read_frames(video: Track, path: Source, clip: ClipSpec, position: float, canvas: tuple[int, ...] | None) -> Stretch:
+def read_frames(
+    video: Track, path: Source, clip: ClipSpec, position: float, canvas: tuple[int, ...] | None, between: Span = WHOLE
+) -> Stretch:
     """The frames of a window; see `read_window`."""
     if not 0 <= position <= 1:
         raise InputError(f"position must be from 0 to 1, not {position}")
-    duration = video.stated_duration()
+    first, last = between
+    stop = min(video.stated_duration(), last)
     # What a header states may be wrong; decoding tells where the frames end.
     for _ in range(3):
+        duration = stop - first if stop > first else video.step
         looping = duration + EPSILON < clip.seconds
         start = position * max(0.0, duration - clip.seconds)
         times = start + np.arange(clip.frames) * clip.stride / clip.fps
@@ -128,12 +145,18 @@ def read_frames(video: Track, path: Source, clip: ClipSpec, position: float, can
             times[duration - times < EPSILON] = 0
         distinct, order = np.unique(times, return_inverse=True)
         size = frame_size(video.aspect, canvas) if canvas else video.size
-        frames, end = video.read(distinct, size, to_end=looping)
-        reached = end is not None and not looping and start + clip.seconds < end + video.step
-        if end is None or abs(end - duration) < EPSILON or reached:
+        frames, end = video.read(first + distinct, size, until=last if looping else 0.0)
+        # A file that goes on ends the clip where it is to end, if reading went so far.
+        found = min(end, last) if end is not None else last if looping else stop
+        if found < first + EPSILON:
+            raise MediaError(
+                f"{path}: ends at {found:.3f} s, before the clip that starts at {first:g} s; mend the list"
+            )
+        reached = end is not None and not looping and first + start + clip.seconds < found + video.step
+        if abs(found - stop) < EPSILON or reached:
             samples = round(duration * clip.sample_rate) if looping else clip.samples
-            return Stretch(frames[order] if looping else frames, start, max(1, samples))
-        duration = end
+            return Stretch(frames[order] if looping else frames, first + start, max(1, samples))
+        stop = found
     raise MediaError(f"{path}: its timestamps contradict each other; re-encode it or leave it out")
 
 

@@ -63,9 +63,12 @@ class Row:
     """One clip in the table of a packed data set."""
 
     name: str  # its path in the data set it was packed from
-    label: int
+    label: int | tuple[int, ...]
     group: str  # see `ClipEntry`
     parts: dict[str, list[str]]  # lists of train, val and test, by fold; the fold is 0 where there is one division
+    start: float | None = None  # see `ClipEntry`
+    end: float | None = None
+    audio: str | None = None  # from the root, the file that its audio was taken from
 
 
 def pack(
@@ -76,10 +79,13 @@ def pack(
     spec: PackSpec,
     workers: int,
     progress: Callable[[Iterable[Any], int], Iterable[Any]],
-) -> list[str]:
-    """Recode clips and write them in chunks with a table beside them; returns what could not be packed, and why.
+) -> tuple[int, list[str]]:
+    """Recode files, each once, and write them in chunks with a table of their clips beside them.
 
-    Rows are named from the root; `progress` wraps the clips as they are done, of so many.
+    Rows are named from the root; `progress` wraps the files as they are done, of so many.
+
+    Returns:
+        How many clips were packed, and which files could not be, and why.
 
     Raises:
         InputError: the target is not empty, or cannot be written.
@@ -90,33 +96,37 @@ def pack(
     from litdata.streaming.writer import BinaryWriter
 
     problems: list[str] = []
-    kept: list[Row] = []
+    files = list(dict.fromkeys((row.name, row.audio) for row in rows))
+    items: dict[tuple[str, str | None], int] = {}
     try:
         target.mkdir(parents=True, exist_ok=True)
         writer = BinaryWriter(str(target), chunk_bytes=CHUNK_BYTES)
         with worker_pool(workers) as pool:
-            packed = pool.map(functools.partial(_pack_one, root, spec), [row.name for row in rows])
-            for row, content in zip(rows, progress(packed, len(rows)), strict=True):
+            packed = pool.map(functools.partial(_pack_one, root, spec), files)
+            for file, content in zip(files, progress(packed, len(files)), strict=True):
                 if isinstance(content, bytes):
-                    writer.add_item(len(kept), {"video": content})
-                    kept.append(row)
+                    writer.add_item(len(items), {"video": content})
+                    items[file] = len(items)
                 else:
                     problems.append(content)
-        if kept:
+        if items:
             writer.done()
             writer.merge(1)
-        table = {"classes": classes, "clips": [asdict(row) for row in kept], "pack": asdict(spec)}
+        kept = [asdict(row) | {"item": items[file]} for row in rows if (file := (row.name, row.audio)) in items]
+        table = {"classes": classes, "clips": kept, "pack": asdict(spec)}
         # Written last: a folder without it is not whole.
         (target / TABLE).write_text(json.dumps(table) + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(f"pack={target} cannot be written: {error.strerror}; choose another folder") from error
-    assert len(litdata.StreamingDataset(str(target))) == len(kept)
-    return problems
+    assert len(litdata.StreamingDataset(str(target))) == len(items)
+    return len(kept), problems
 
 
-def _pack_one(root: Path, spec: PackSpec, name: str) -> bytes | str:
+def _pack_one(root: Path, spec: PackSpec, file: tuple[str, str | None]) -> bytes | str:
+    name, audio = file
     try:
-        return pack_video(root / name, spec.short_side, spec.quality, spec.sample_rate)
+        sound = None if audio is None else root / audio
+        return pack_video(root / name, spec.short_side, spec.quality, spec.sample_rate, sound)
     except MediaError as error:
         return str(error)
 
@@ -141,7 +151,10 @@ def read_packed(root: str, fold: int = 1, val_groups: int = 2) -> Splits:
             raise InputError(f"data.fold={fold}: {root} has the folds {', '.join(row['parts'])}")
         # Older copies name one part instead of a list.
         for part in [listed] if isinstance(listed, str) else listed:
-            parts[part].append(ClipEntry(PackedClip(root, index, row["name"]), row["label"], row["group"]))
+            # In older copies every clip has a file of its own.
+            file = PackedClip(root, row.get("item", index), row["name"])
+            label = row["label"] if isinstance(row["label"], int) else tuple(row["label"])
+            parts[part].append(ClipEntry(file, label, row["group"], row.get("start"), row.get("end")))
     train, val, test = parts.values()
     if folded:
         train, val = hold_out(train, val_groups, fold)
