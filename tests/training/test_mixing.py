@@ -90,7 +90,7 @@ def test_each_process_draws_its_own_share(monkeypatch: pytest.MonkeyPatch) -> No
     def share(rank: int, step: int) -> float:
         network = nn.Module()
         network.forward = lambda batch: torch.zeros(2, CLASSES, requires_grad=True)
-        network.encoder, network.classes = SimpleNamespace(modalities={}), CLASSES
+        network.encoder, network.classes, network.many_labels = SimpleNamespace(modalities={}), CLASSES, False
         network.clip = SimpleNamespace(mel_std=MEL_STD)
         task, targets = Classification(network, OptimSpec(base_lr=1.0), {}, mixing=MixSpec(mixup=0.8)), []
         loop = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=step))

@@ -130,10 +130,11 @@ def transformers_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
         names = dict(enumerate(config["class_names"]))
         theirs |= {
             "architectures": ["VideoMAEForVideoClassification"],
-            "problem_type": "multi_label_classification" if config["task"] == "tag" else None,
             "id2label": {str(label): name for label, name in names.items()},
             "label2id": {name: label for label, name in names.items()},
         }
+        if config["task"] == "tag":
+            theirs["problem_type"] = "multi_label_classification"
     return theirs
 
 
