@@ -85,7 +85,7 @@ def test_an_end_beyond_the_files_is_the_files(cached: bool, share: float, tmp_pa
     for until in (8.0, 100.0, float("inf")):
         assert read(1.0, 1.0, until).start == pytest.approx(end.start, abs=0.04)
         np.testing.assert_array_equal(read_numbers(read(1.0, 1.0, until).frames), read_numbers(end.frames))
-    with pytest.raises(MediaError, match=r"a\.mp4: ends at .* s, before its clip that starts at 9 s"):
+    with pytest.raises(MediaError, match=r"a\.mp4: ends at .* s, before the clip that starts at 9 s"):
         read(0.0, 9.0, 11.0)
 
 
