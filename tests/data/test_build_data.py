@@ -14,6 +14,7 @@ from avmae.data.build import EMBEDDED, FORMER_NAMES, SOURCES, build_data, keys_o
 from avmae.data.datamodule import Loading
 from avmae.errors import InputError
 
+CLIP = ClipSpec(frames=4, size=32, mel_bins=32)
 KINDS = sorted(path.stem for path in Path(CONF, "data").glob("*.yaml") if path.stem != "checkpoint")
 
 
@@ -74,3 +75,13 @@ def test_older_names_mean_the_same(miniature: Path) -> None:
     root = {"root": str(miniature), "val_groups": 1}
     older = build_data({"_target_": "avmae.data.datamodule.UCF101DataModule"} | root, ClipSpec())
     assert older.listed == build_data({"source": "ucf101"} | root, ClipSpec()).listed
+
+
+def test_each_reading_process_is_given_so_many_batches_ahead(miniature: Path) -> None:
+    settings = {"source": "ucf101", "root": str(miniature), "workers": 1, "batch_size": 1}
+    for prefetch in (1, 3):
+        loader = build_data(settings | {"prefetch": prefetch}, CLIP).part_loader("test")
+        batches = iter(loader)
+        # Nothing was handed out yet: what the process was asked for is what it is ahead by.
+        assert batches._tasks_outstanding == prefetch
+        del batches

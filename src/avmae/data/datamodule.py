@@ -36,6 +36,7 @@ class Loading:
     balanced: bool = False  # draw training clips so that all classes come equally often, rare ones again and again
     batch_size: int = 8  # windows per process and step
     workers: int = 2  # reading processes for each training process
+    prefetch: int = 2  # batches that each of them reads ahead: more even out slow files and take memory
     timeout: float = 180  # seconds to wait for a batch before the run ends, in case a worker hangs; 0 waits forever
     segments: int = 5  # windows of each clip at test time
     crops: int = 3  # boxes of each test window
@@ -44,8 +45,8 @@ class Loading:
     def __post_init__(self) -> None:
         if not 0 < self.train_share <= 1:
             raise InputError(f"data.train_share={self.train_share} must be above 0 and at most 1")
-        if min(self.batch_size, self.segments, self.crops) < 1 or min(self.workers, self.timeout) < 0:
-            raise InputError("data: batch_size, segments and crops are at least 1, workers and timeout at least 0")
+        if min(self.batch_size, self.segments, self.crops, self.prefetch) < 1 or min(self.workers, self.timeout) < 0:
+            raise InputError("data: batch_size, segments, crops, prefetch are at least 1, workers, timeout at least 0")
 
     def choose(self, splits: Splits) -> Splits:
         """The clips of the chosen classes."""
@@ -108,6 +109,7 @@ class ClipDataModule(L.LightningDataModule):
             worker_init_fn=prepare_worker,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=number > 0,
+            prefetch_factor=self.loading.prefetch if number else None,
             timeout=self.loading.timeout if number else 0,
             multiprocessing_context=CONTEXT if number else None,
         )

@@ -12,7 +12,7 @@ from avmae.data.paths import OR_PATHS, PATHS
 from avmae.errors import InputError
 from avmae.runs.environment import started_in
 
-SHARED = ("fold", "val_groups", "batch_size", "workers", "segments", "crops", "timeout")
+SHARED = ("fold", "val_groups", "batch_size", "workers", "prefetch", "segments", "crops", "timeout")
 """Settings that mean the same for any kind of data that has them."""
 SAME_KIND = ("val_share", "only", "train_share")
 
