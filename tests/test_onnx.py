@@ -60,9 +60,10 @@ def test_the_example_predicts_from_a_file_what_avmae_predicts_from_its_middle(ex
     command = [sys.executable, str(EXAMPLE), str(exported / "out"), str(video)]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = {name: float(share) / 100 for share, name in re.findall(r"([\d.]+)%  (.+)", printed)}
+    # Frames are scaled in one step instead of two.
     ((_, expected),) = predict_files(exported / "last.ckpt", [video], segments=1, crops=1)
     assert isinstance(expected, Prediction)
-    assert found == pytest.approx({one["class"]: one["score"] for one in expected.classes}, abs=0.02)
+    assert found == pytest.approx({one["class"]: one["score"] for one in expected.classes}, abs=0.05)
 
 
 def test_another_format_is_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -80,17 +80,18 @@ def write_program(model: Classifier, spectrogram: nn.Module, folder: Path, forma
     if format == "torch":
         torch.export.save(to_program(model), file)
         return file.name
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise InputError("format=onnx needs more packages: pip install 'avmae[onnx]'") from error
     windows = {"frames": torch.zeros(2, clip.frames, clip.size, clip.size, 3, dtype=torch.uint8)}
     if "audio" in model.encoder.modalities:
         windows |= {"waveform": torch.zeros(2, clip.samples), "has_audio": torch.ones(2, dtype=torch.bool)}
     shapes = {name: {0: Dim("windows", min=1)} for name in windows}
     program = export(FromWindow(model, clip, spectrogram).eval(), (), windows, dynamic_shapes=shapes)
-    try:
-        written = torch.onnx.export(
-            program, input_names=list(windows), output_names=["probabilities"], dynamo=True, verbose=False
-        )
-    except ImportError as error:
-        raise InputError("format=onnx needs more packages: pip install 'avmae[onnx]'") from error
+    written = torch.onnx.export(
+        program, input_names=list(windows), output_names=["probabilities"], dynamo=True, verbose=False
+    )
     assert written is not None
     written.save(file)
     return file.name

@@ -50,7 +50,7 @@ class OnlineKNN(Callback):
         features = F.normalize(outputs["features"].float(), dim=1)
         if not self._state:
             self._state = {"features": features.new_zeros(self.bank, features.shape[1])}
-            self._state["labels"] = batch["clip_id"].new_full((self.bank,), -1)
+            self._state["labels"] = features.new_full((self.bank,), -1, dtype=torch.int64)
         self._state = {name: value.to(features.device) for name, value in self._state.items()}
         place = (self._seen + torch.arange(len(features), device=features.device)) % self.bank
         # A step that is skipped because it is not finite has no say either.
