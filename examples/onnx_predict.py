@@ -30,11 +30,10 @@ def read_window(video: str, clip: dict) -> tuple[np.ndarray, np.ndarray, bool]:
     with av.open(video) as container:
         has_audio = bool(container.streams.audio)
         for frame in container.decode(audio=0) if has_audio else ():
-            at = round((frame.time - float(decoded[0].time)) * rate)
             for part in resampler.resample(frame):
+                at = round((part.time - decoded[0].time) * rate)
                 piece = part.to_ndarray()[0][max(0, -at) :][: max(0, len(heard) - at)]
                 heard[max(0, at) : max(0, at) + len(piece)] = piece
-                at += part.samples
     first = round(start * rate)
     return frames, np.resize(heard[first : first + samples], samples), has_audio
 

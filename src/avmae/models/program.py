@@ -1,5 +1,6 @@
 """A classifier as a program that needs torch alone, or ONNX Runtime alone."""
 
+import logging
 from pathlib import Path
 
 import torch
@@ -84,6 +85,8 @@ def write_program(model: Classifier, spectrogram: nn.Module, folder: Path, forma
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise InputError("format=onnx needs more packages: pip install 'avmae[onnx]'") from error
+    # It tells of each constant that it finds twice.
+    logging.getLogger("onnx_ir").setLevel(logging.WARNING)
     windows = {"frames": torch.zeros(2, clip.frames, clip.size, clip.size, 3, dtype=torch.uint8)}
     if "audio" in model.encoder.modalities:
         windows |= {"waveform": torch.zeros(2, clip.samples), "has_audio": torch.ones(2, dtype=torch.bool)}
