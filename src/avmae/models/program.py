@@ -85,8 +85,9 @@ def write_program(model: Classifier, spectrogram: nn.Module, folder: Path, forma
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise InputError("format=onnx needs more packages: pip install 'avmae[onnx]'") from error
-    # It tells of each constant that it finds twice.
-    logging.getLogger("onnx_ir").setLevel(logging.WARNING)
+    # They tell of each constant that they fold, or do not.
+    for name in ("onnx_ir", "onnxscript"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     windows = {"frames": torch.zeros(2, clip.frames, clip.size, clip.size, 3, dtype=torch.uint8)}
     if "audio" in model.encoder.modalities:
         windows |= {"waveform": torch.zeros(2, clip.samples), "has_audio": torch.ones(2, dtype=torch.bool)}
